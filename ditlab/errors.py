@@ -1,0 +1,26 @@
+"""The one exception that reaches a person as one line and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """An error a person can cause and mend.
+
+    The message is one line: what was wrong, with the value, and what would be right.
+    The command line prints it and exits with code 2; the Python API raises it.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known word, then the known ones: ``did you mean 'ddim'? (ddim, ddpm)``.
+
+    Up to 12 known words are listed. Never fails: with nothing close it only lists.
+    """
+    words = [str(item) for item in known]
+    lowered = {item.lower(): item for item in words}
+    close = difflib.get_close_matches(str(word).lower(), list(lowered), n=1, cutoff=0.5)
+    shown = ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+    return f"did you mean {lowered[close[0]]!r}? (known: {shown})" if close else f"known: {shown}"
