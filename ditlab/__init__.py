@@ -1,3 +1,23 @@
 """Train, sample, measure and study diffusion transformers."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ditlab.sample import Model
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path) -> Model:
+    """A trained model from a run folder or a ``model.safetensors``; ``load(path).sample()`` makes images.
+
+    Raises:
+        UserError: nothing readable there.
+    """
+    from ditlab.sample import Model  # noqa: PLC0415  (PyTorch takes seconds: not for `ditlab --help`)
+
+    return Model.load(path)

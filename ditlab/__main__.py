@@ -1,0 +1,5 @@
+"""``python -m ditlab`` is ``ditlab``."""
+
+from ditlab.cli import main
+
+main()

@@ -1,0 +1,278 @@
+"""The command line: ``ditlab COMMAND ...``. Errors a person can cause are one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ditlab import __version__
+from ditlab.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal."""
+    print(line, flush=True)
+
+
+def _flags(kind: type, prefix: str = "") -> list[str]:
+    """Every flag of a dataclass of options."""
+    found = []
+    types = typing.get_type_hints(kind, include_extras=True)
+    for item in dataclasses.fields(kind):
+        hint = types[item.name]
+        metadata = getattr(hint, "__metadata__", ())
+        inner = typing.get_args(hint)[0] if metadata else hint
+        name = f"{prefix}{item.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(inner):
+            found += _flags(inner, prefix if metadata else f"{name}.")  # type: ignore[arg-type]
+        elif tyro.conf.Positional not in metadata:
+            found.append(f"--{name}")
+            if inner is bool:
+                head, _, tail = name.rpartition(".")
+                found.append(f"--{head}{'.' if head else ''}no-{tail}")
+    return found
+
+
+def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
+    """A dataclass of options from the command line.
+
+    Raises:
+        UserError: an unknown flag, with the nearest one, or a value that does not fit.
+    """
+    known = _flags(kind)
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in (*known, "--help"):
+            raise UserError(
+                f"unknown flag {argument.split('=')[0]}; {nearest(flag, known)}; see `ditlab {command} --help`"
+            )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            kwargs: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", **kwargs)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in complaint.getvalue().splitlines()]
+        message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        raise UserError(re.sub(r"\s+", " ", message).removeprefix("Parsing error").strip()) from None
+
+
+def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:
+    """The recipe, flags applied and settled for this machine, and the place it runs in."""
+    from ditlab.recipes import NAMES, Place, Recipe, default_device, find_recipe, settle  # noqa: PLC0415
+
+    if not arguments or arguments[0].startswith("-"):
+        say(
+            f"usage: ditlab {command} RECIPE [--out DIR] [--FIELD VALUE ...]\n\nRECIPE is one of {', '.join(NAMES)}, a .py"
+        )
+        say(
+            f"file, a recipe.json or a run folder. `ditlab {command} RECIPE --help` lists its fields with their values."
+        )
+        raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+    recipe, out = find_recipe(arguments[0])
+    where = Annotated[str, tyro.conf.arg(help="Run folder.")]
+    options = dataclasses.make_dataclass(
+        "Options", [("recipe", Annotated[Recipe, tyro.conf.arg(name="")]), ("out", where)]
+    )
+    given = parse(options, arguments[1:], f"{command} {arguments[0]}", options(recipe, str(out)))
+    device = default_device()
+    return settle(given.recipe, device, say), Place(Path(given.out), device, say)
+
+
+def train(arguments: list[str]) -> None:
+    """Train a recipe to its end; the same command goes on where it stopped."""
+    from ditlab.recipes import train_recipe  # noqa: PLC0415
+
+    recipe, place = _recipe_command(arguments, "train")
+    train_recipe(recipe, place)
+
+
+def autoencoder(arguments: list[str]) -> None:
+    """Train a recipe's autoencoder."""
+    from ditlab.recipes import train_autoencoder  # noqa: PLC0415
+
+    recipe, place = _recipe_command(arguments, "autoencoder")
+    train_autoencoder(recipe, place)
+
+
+def encode(arguments: list[str]) -> None:
+    """Make a recipe's latent cache ahead of training."""
+    from ditlab.recipes import encode_latents  # noqa: PLC0415
+
+    recipe, place = _recipe_command(arguments, "encode")
+    say(f"latents: {encode_latents(recipe, place)}")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Make images with a trained model."""
+
+    run: tyro.conf.Positional[str]
+    """A run folder or a model.safetensors."""
+    labels: str = ""
+    """Classes by name or number, between commas, given out in turn; all where empty."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 is off."""
+    guidance_low: float = 0.0
+    """Guide only at times of at least this (1 is noise)."""
+    guidance_high: float = 1.0
+    """Guide only at times of at most this."""
+    guidance_channels: int = 0
+    """Guide only the first so many latent channels; 0 is all, 3 what DiT's published numbers did."""
+    steps: int | None = None
+    """Sampling steps."""
+    sampler: str | None = None
+    """ddpm, ddim, euler, heun or dpm-solver."""
+    seed: int = 0
+    """Image k of a seed is the same whatever the count and the batch."""
+    count: int = 64
+    """How many images."""
+    batch: int = 64
+    """How many at a time."""
+    out: str = "samples.png"
+    """A .png is a grid, an .npz an archive in ADM's layout, a folder one PNG an image."""
+    filmstrip: str = ""
+    """Write the denoising of the first images, from noise to image, to this .png too."""
+
+
+def sample(arguments: list[str]) -> None:
+    """Make images with a trained model."""
+    options = parse(SampleOptions, arguments, "sample")
+    import numpy as np  # noqa: PLC0415
+
+    from ditlab.diffusion import GuidanceConfig  # noqa: PLC0415
+    from ditlab.recipes import default_device  # noqa: PLC0415
+    from ditlab.sample import Model, SampleConfig, filmstrip, generate, label_indices, write, write_png  # noqa: PLC0415
+    from ditlab.train import progress_bar  # noqa: PLC0415
+
+    model = Model.load(options.run).to(default_device())
+    default = model.defaults
+    scale = default.guidance.scale if options.guidance is None else options.guidance
+    guidance = GuidanceConfig(scale, options.guidance_low, options.guidance_high, options.guidance_channels)
+    steps = default.steps if options.steps is None else options.steps
+    config = SampleConfig(options.sampler or default.sampler, steps, guidance)
+    labels = [label.strip() for label in options.labels.split(",") if label.strip()]
+    indices = label_indices(model, labels, options.count)
+    images = []
+    with progress_bar() as bar:
+        task = bar.add_task("sampling", total=options.count, rate="")
+        for made in generate(model, labels, options.seed, options.count, config, options.batch):
+            images.append(made)
+            bar.update(task, advance=len(made))
+    settings = {"model": options.run, "labels": labels, "seed": options.seed, **dataclasses.asdict(config)}
+    write(np.concatenate(images), indices.numpy(), model.names, Path(options.out), settings)
+    say(f"{options.count} images: {options.out}")
+    if options.filmstrip:
+        strip = filmstrip(model, labels, options.seed, min(options.count, 4), config)
+        write_png(strip, Path(options.filmstrip), settings)
+        say(f"filmstrip: {options.filmstrip}")
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What a model is made of and what it costs."""
+
+    model: tyro.conf.Positional[str]
+    """A model of the paper, as DiT-XL/2; a recipe; or a run folder."""
+    image: int = 256
+    """Side of the image in pixels, of which the latent is an eighth (models of the paper)."""
+    block: str = "adaln-zero"
+    """Block design (models of the paper)."""
+    json: bool = False
+    """Print JSON."""
+
+
+def inspect(arguments: list[str]) -> None:
+    """Parts, parameters, GMACs and memory of a model."""
+    options = parse(InspectOptions, arguments, "inspect")
+    from ditlab.recipes import inspect_model  # noqa: PLC0415
+
+    inspect_model(options.model, options.image, options.block, options.json)
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """A checkpoint in the public DiT layout becomes a ditlab model."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A .pt (read without running code) or .safetensors file."""
+    out: tyro.conf.Positional[str]
+    """Folder of the new model."""
+    vae: str = "stabilityai/sd-vae-ft-ema"
+    """The VAE its latents belong to: a folder or a hub id; 'none' shows latents as they are."""
+    force: bool = False
+    """Replace a model that is there already."""
+
+
+def import_(arguments: list[str]) -> None:
+    """Turn a public DiT checkpoint into a ditlab model."""
+    options = parse(ImportOptions, arguments, "import")
+    from ditlab.interop import official  # noqa: PLC0415
+
+    folder = official.import_checkpoint(Path(options.checkpoint), Path(options.out), options.vae, options.force)
+    say(f"model: {folder}")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Train on digits, measure, and show."""
+
+    out: str = "runs/demo"
+    """Run folder."""
+
+
+def demo(arguments: list[str]) -> None:
+    """Train on digits for about three minutes, measure the samples, and draw them."""
+    options = parse(DemoOptions, arguments, "demo")
+    from ditlab.demo import run_demo  # noqa: PLC0415
+
+    run_demo(Path(options.out), say)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "autoencoder": autoencoder,
+    "encode": encode,
+    "sample": sample,
+    "inspect": inspect,
+    "import": import_,
+    "demo": demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 0, or with 2 after one line that says what was wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in ("--version", "-V"):
+        say(f"ditlab {__version__}")
+        return
+    if not words or words[0] in ("-h", "--help"):
+        say("ditlab: train, sample and study diffusion transformers\n")
+        for name, function in COMMANDS.items():
+            say(f"  ditlab {name:12s} {(function.__doc__ or '').splitlines()[0]}")
+        say("\n`ditlab COMMAND --help` says more.")
+        raise SystemExit(0 if words else 2)
+    try:
+        if words[0] not in COMMANDS:
+            raise UserError(f"unknown command {words[0]!r}; {nearest(words[0], COMMANDS)}")
+        COMMANDS[words[0]](words[1:])
+    except UserError as error:
+        print(f"ditlab: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("ditlab: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

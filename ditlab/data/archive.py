@@ -1,0 +1,171 @@
+"""A .tar (plain or compressed) or .zip of image files, read in place: nothing is ever unpacked to disk."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import posixpath
+import tarfile
+import threading
+import zipfile
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+from ditlab.data.decode import Unreadable
+from ditlab.data.layout import arrange, image_name
+from ditlab.data.source import MEMORY_LIMIT, EncodedSource, printable
+from ditlab.errors import UserError
+
+ARCHIVE_SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip",
+)  # fmt: skip
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_CHUNK = 4 * 2**20
+
+
+def open_archive(path: Path, split: str) -> EncodedSource:
+    """The images of an archive, classes and splits as in a folder; its first bytes, not its name, tell the format.
+
+    Raises:
+        UserError: not an archive, truncated or corrupt, too large to be held in memory, or see ``layout.arrange``.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(6)
+        if magic.startswith(b"PK"):
+            return ZipSource(path, split)
+        return TarSource(path, split, None if _is_plain(magic) else _decompressed(path, magic))
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({reason}); give a whole .tar, .tar.gz, .tar.zst or .zip file"
+        ) from error
+
+
+class TarSource(EncodedSource):
+    """A tar archive, its members found once and read by position, from any number of threads.
+
+    Args:
+        path: the archive.
+        split: ``train`` or ``test``.
+        content: the whole archive when it was compressed; None reads members from the file.
+    """
+
+    def __init__(self, path: Path, split: str, content: BytesIO | None) -> None:
+        self._content = content
+        self._file = path.open("rb") if content is None else content
+        places = _tar_members(self._file)
+        layout = arrange(places, split, str(path))
+        self._places = [places[layout.prefix + file] for file in layout.files]
+        super().__init__(str(path), layout.files, [size for _, size in self._places], layout.labels, layout.names)
+
+    def encoded(self, index: int) -> bytes:
+        """The member's bytes."""
+        start, size = self._places[index]
+        if self._content is not None:
+            return bytes(self._content.getbuffer()[start : start + size])
+        # pread leaves the file's position alone, so threads and forked processes may share the file.
+        return os.pread(self._file.fileno(), size, start)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class ZipSource(EncodedSource):
+    """A zip archive, its members read one at a time under a lock and decoded outside it.
+
+    Args:
+        path: the archive.
+        split: ``train`` or ``test``.
+    """
+
+    def __init__(self, path: Path, split: str) -> None:
+        self._zip = zipfile.ZipFile(path)
+        self._lock = threading.Lock()
+        found = {image_name(info.filename.replace("\\", "/")): info for info in self._zip.infolist()}
+        members = {name: info for name, info in found.items() if name is not None}
+        locked = [printable(name) for name, info in members.items() if info.flag_bits & 1]
+        if locked:
+            raise UserError(f"{path} is encrypted (first: {locked[0]}); give an archive without a password")
+        layout = arrange(members, split, str(path))
+        self._members = [members[layout.prefix + file] for file in layout.files]
+        sizes = [info.file_size for info in self._members]
+        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names)
+
+    def encoded(self, index: int) -> bytes:
+        """The member's bytes, checked against its checksum."""
+        try:
+            with self._lock:
+                return self._zip.read(self._members[index])
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
+            raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "_zip"):
+            self._zip.close()
+
+
+def _is_plain(magic: bytes) -> bool:
+    return not magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", _ZSTD_MAGIC))
+
+
+def _tar_members(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Start and bytes of each image member by cleaned name; links inside are followed, the last of a name counts."""
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            name = image_name(member.name)
+            if name is None:
+                continue
+            if member.isreg() and not member.issparse():
+                places[name] = (member.offset_data, member.size)
+            elif member.islnk():
+                links[name] = posixpath.normpath(member.linkname).lstrip("/")
+            elif member.issym():
+                links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+        end = tar.offset
+    # tarfile stops in silence at a damaged header; only a block of zeros is the true end.
+    file.seek(end)
+    if file.read(512) != bytes(512):
+        raise tarfile.ReadError(f"damaged or cut off at byte {end:,}")
+    return places | {name: places[target] for name, target in links.items() if target in places}
+
+
+def _decompressed(path: Path, magic: bytes) -> BytesIO:
+    """The whole archive in memory: compressed tars have no random access."""
+    content = BytesIO()
+    with path.open("rb") as raw, _decompressor(path, raw, magic) as stream:
+        try:
+            while chunk := stream.read(_CHUNK):
+                content.write(chunk)
+                if content.tell() > MEMORY_LIMIT:
+                    limit = MEMORY_LIMIT / 2**30
+                    raise UserError(f"{path} is more than {limit:g} GiB when unpacked; unpack it and give the folder")
+        except (UserError, OSError, EOFError, lzma.LZMAError, zlib.error):
+            raise
+        except Exception as error:
+            # zstandard's own error type cannot be named without importing it for every other format.
+            raise tarfile.ReadError(str(error)) from error
+    content.seek(0)
+    return content
+
+
+def _decompressor(path: Path, raw: IO[bytes], magic: bytes) -> Any:
+    """A readable stream, usable as a context, of the decompressed bytes."""
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.open(raw)
+    if magic.startswith(b"BZh"):
+        return bz2.open(raw)
+    if magic.startswith(b"\xfd7zXZ\0"):
+        return lzma.open(raw)
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"{path} needs the package zstandard; pip install 'ditlab[formats]'") from error
+    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)

@@ -1,0 +1,155 @@
+"""MNIST's IDX files, and where fashion and mnist are found: a folder, the system, the user's cache, the hub."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ditlab.data.arrays import ArraySource
+from ditlab.data.parquet import ParquetSource
+from ditlab.data.source import Source
+from ditlab.errors import UserError
+
+_UNSIGNED_BYTE = 8
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A published data set.
+
+    Attributes:
+        names: label names in label order.
+        system: where Debian's package puts the IDX files, empty if there is none.
+        repository: on the Hugging Face hub; its ``folder`` has one parquet file a split.
+        advice: how to get the files without the hub.
+    """
+
+    names: tuple[str, ...]
+    system: str
+    repository: str
+    folder: str
+    advice: str
+
+
+_FOUR_FILES = "put its four IDX files (train-images-idx3-ubyte.gz, ...) in a folder and give --data.path"
+KNOWN = {
+    "fashion": KnownSet(
+        names=("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        system="/usr/share/datasets/fashion-mnist",
+        repository="zalando-datasets/fashion_mnist",
+        folder="fashion_mnist",
+        advice=f"apt install dataset-fashion-mnist, or {_FOUR_FILES}",
+    ),
+    "mnist": KnownSet(
+        names=tuple(str(digit) for digit in range(10)),
+        system="",
+        repository="ylecun/mnist",
+        folder="mnist",
+        advice=_FOUR_FILES,
+    ),
+}
+
+
+def open_known(name: str, path: str, split: str) -> Source:
+    """Fashion-MNIST or MNIST from ``path`` alone where given, else from the first place that has it.
+
+    Args:
+        name: ``fashion`` or ``mnist``.
+        path: the folder of the IDX files, or ``""``.
+        split: ``train`` or ``test``.
+
+    Raises:
+        UserError: the files are nowhere and cannot be fetched, or are damaged.
+    """
+    known = KNOWN[name]
+    if path:
+        images, labels = _pair(Path(path), split) or (None, None)
+        if images is None or labels is None:
+            wanted = ", ".join(_file_names(split))
+            raise UserError(f"{path} does not hold the {split} files of {name}; expected {wanted}, plain or .gz")
+        return _open_pair(name, known, images, labels)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab" / name
+    for folder in [Path(known.system)] * bool(known.system) + [cache]:
+        pair = _pair(folder, split)
+        if pair:
+            return _open_pair(name, known, *pair)
+    return ParquetSource(name, [_fetch(name, known, split)], known.names)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of an IDX file, plain or gzip, as uint8 of any rank.
+
+    Raises:
+        UserError: not an IDX file, not of unsigned bytes, truncated, or with bytes to spare.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); get the file again") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or len(content) < 4 + 4 * content[3]:
+        raise UserError(
+            f"{path} is not an IDX file (it begins with {content[:4].hex() or 'nothing'}); expected 000008 and a rank"
+        )
+    if content[2] != _UNSIGNED_BYTE:
+        raise UserError(f"{path} holds IDX values of type 0x{content[2]:02x}; expected unsigned bytes, 0x08")
+    rank = content[3]
+    shape = tuple(int(side) for side in np.frombuffer(content, ">u4", rank, 4))
+    expected, present = math.prod(shape), len(content) - 4 - 4 * rank
+    if present != expected:
+        shown = " x ".join(str(side) for side in shape)
+        raise UserError(f"{path} holds {present:,} values where {shown} need {expected:,}; get the file again")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _file_names(split: str) -> tuple[str, str]:
+    stem = "train" if split == "train" else "t10k"
+    return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
+
+
+def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
+    """The image file and the label file of a split in a folder, None unless both are there."""
+    found = [
+        next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+        for name in _file_names(split)
+    ]
+    return (found[0], found[1]) if found[0] and found[1] else None
+
+
+def _open_pair(name: str, known: KnownSet, images: Path, labels: Path) -> ArraySource:
+    pixels, classes = read_idx(images), read_idx(labels)
+    if pixels.ndim not in (3, 4) or 0 in pixels.shape:
+        raise UserError(f"{images} has shape {pixels.shape}; expected images, height, width and perhaps channels")
+    if classes.shape != pixels.shape[:1]:
+        raise UserError(f"{labels} has labels of shape {classes.shape}; {images.name} has {len(pixels)} images")
+    if classes.max() >= len(known.names):
+        raise UserError(f"{labels} holds label {classes.max()}; {name} has labels 0 to {len(known.names) - 1}")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    return ArraySource(name, pixels, classes.astype(np.int64), known.names)
+
+
+def _fetch(name: str, known: KnownSet, split: str) -> Path:
+    """The split's parquet file from the Hugging Face hub, kept in the hub's own cache."""
+    file = f"{known.folder}/{split}-00000-of-00001.parquet"
+    try:
+        import huggingface_hub
+
+        return Path(huggingface_hub.hf_hub_download(known.repository, file, repo_type="dataset"))
+    except ImportError as error:
+        raise UserError(
+            f"{name} is not on this machine; {known.advice}, or pip install 'ditlab[hub,formats]'"
+        ) from error
+    except Exception as error:
+        # The hub's client raises the errors of whichever HTTP library it uses; the way out is the same for all.
+        reason = type(error).__name__
+        raise UserError(
+            f"{name} is not on this machine and {known.repository} did not answer ({reason}); {known.advice}"
+        ) from error

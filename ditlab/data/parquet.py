@@ -1,0 +1,176 @@
+"""Parquet files in the layout of the Hugging Face hub: an image column of encoded bytes and a label column."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ditlab.data.decode import Unreadable
+from ditlab.data.layout import SPLIT_FOLDERS
+from ditlab.data.source import MEMORY_LIMIT, EncodedSource
+from ditlab.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+class ParquetSource(EncodedSource):
+    """The encoded images of some parquet files, held in memory.
+
+    Args:
+        title: what people call it.
+        paths: the files, in order; all of one schema.
+        names: label names that replace the ones stored in the files; None takes those.
+
+    Raises:
+        UserError: pyarrow is missing, a file is damaged or has no image column, labels are not usable, or the images
+            take more than the memory limit.
+    """
+
+    def __init__(self, title: str, paths: Sequence[Path], names: tuple[str, ...] | None = None) -> None:
+        try:
+            import pyarrow.compute
+            import pyarrow.parquet
+        except ImportError as error:
+            raise UserError(f"{title} needs the package pyarrow; pip install 'ditlab[formats]'") from error
+        try:
+            schema = pyarrow.parquet.read_schema(paths[0])
+            image, label = _image_column(schema, title), _label_column(schema)
+            _check_size(title, [pyarrow.parquet.read_metadata(path) for path in paths], image)
+            columns = [image] if label is None else [image, label]
+            tables = [pyarrow.parquet.read_table(path, columns=columns) for path in paths]
+            table = pyarrow.concat_tables(tables)
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise UserError(f"{title} cannot be read as parquet ({reason}); give whole .parquet files") from error
+        column = table.column(image)
+        files = [f"{path.name} row {row}" for path, part in zip(paths, tables, strict=True) for row in range(len(part))]
+        if pyarrow.types.is_struct(column.type):
+            if column.type.get_field_index("path") >= 0:
+                stored = _field(column, "path").to_pylist()
+                files = [f"{row} ({path})" if path else row for row, path in zip(files, stored, strict=True)]
+            column = _field(column, "bytes")
+        if not files:
+            raise UserError(f"{title} has no rows; give a parquet file with images")
+        self._encoded = column
+        sizes = [row.as_buffer().size if row.is_valid else 0 for row in column]
+        found, stored_names = np.zeros(len(files), np.int64), ()
+        if label is not None:
+            found, stored_names = _labels(
+                table.column(label).to_pylist(), names or _stored_names(schema, label), title, label
+            )
+        super().__init__(title, files, sizes, found, stored_names)
+
+    def encoded(self, index: int) -> bytes:
+        """The row's image bytes."""
+        content = self._encoded[index].as_py()
+        if content is None:
+            raise Unreadable("the row holds no image bytes")
+        return content
+
+
+def parquet_files(path: Path, split: str) -> list[Path]:
+    """The parquet files of a split: a file itself, or those under a folder whose names begin with the split's.
+
+    Files none of whose names begin with a split (``train-``, ``test-``, ``validation-``) are all taken as train.
+
+    Raises:
+        UserError: there are no such files.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    chosen = [file for prefix in SPLIT_FOLDERS[split] for file in files if _split_prefix(file) == prefix]
+    if split == "train" and not chosen and (path.is_file() or not any(_split_prefix(file) for file in files)):
+        chosen = files
+    if not chosen:
+        listed = ", ".join(file.name for file in files[:3])
+        raise UserError(f"{path} has no {split} split ({listed}); expected files named {split}-*.parquet")
+    # One kind of file only: test-*.parquet ahead of validation-*.parquet.
+    return [file for file in chosen if _split_prefix(file) == _split_prefix(chosen[0])]
+
+
+def _split_prefix(file: Path) -> str:
+    known = [folder for folders in SPLIT_FOLDERS.values() for folder in folders]
+    stem = file.name.lower()
+    return next((name for name in known if stem.startswith((f"{name}-", f"{name}.", f"{name}_"))), "")
+
+
+def _field(column: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray:
+    """One field of a struct column; where the whole struct is null, so is the field."""
+    import pyarrow.compute
+
+    return pyarrow.compute.struct_field(column, name)  # pyright: ignore[reportAttributeAccessIssue] - made at import
+
+
+def _is_bytes(kind: pyarrow.DataType) -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_bytes(kind.field(index).type)
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def _image_column(schema: pyarrow.Schema, title: str) -> str:
+    usable = [field.name for field in schema if _is_bytes(field.type)]
+    if not usable:
+        columns = ", ".join(schema.names)
+        raise UserError(
+            f"{title} has no column of encoded images (columns: {columns}); expected image with bytes in it"
+        )
+    return "image" if "image" in usable else usable[0]
+
+
+def _label_column(schema: pyarrow.Schema) -> str | None:
+    import pyarrow
+
+    integers = [field.name for field in schema if pyarrow.types.is_integer(field.type)]
+    known = [name for name in _LABEL_COLUMNS if name in schema.names]
+    return next(iter(known + integers), None)
+
+
+def _stored_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...] | None:
+    """Class names of the hub's ClassLabel feature, which lie as JSON in the schema's metadata."""
+    try:
+        features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _labels(
+    values: list[Any], names: tuple[str, ...] | None, title: str, column: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int64 (N,) and names; without names the sorted values of the column are the classes."""
+    if any(value is None or isinstance(value, list | dict) for value in values):
+        raise UserError(f"column {column} of {title} is not one label for each image; give each row one")
+    if names is None or not all(isinstance(value, int) for value in values):
+        classes = sorted(set(values))
+        label_of = {value: label for label, value in enumerate(classes)}
+        return np.array([label_of[value] for value in values], np.int64), tuple(str(value) for value in classes)
+    labels = np.array(values, np.int64)
+    if labels.min() < 0 or labels.max() >= len(names):
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(
+            f"column {column} of {title} holds label {wrong}; its {len(names)} class names allow 0 to {len(names) - 1}"
+        )
+    return labels, names
+
+
+def _check_size(title: str, files: list[pyarrow.parquet.FileMetaData], column: str) -> None:
+    total = 0
+    for metadata in files:
+        for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+            parts = (group.column(index) for index in range(group.num_columns))
+            total += sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+    if total > MEMORY_LIMIT:
+        limit = MEMORY_LIMIT / 2**30
+        raise UserError(
+            f"{title} holds {total / 2**30:.1f} GiB of images, more than {limit:g}; unpack it into a folder"
+        )

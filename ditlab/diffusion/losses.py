@@ -1,0 +1,192 @@
+"""What a network is trained to make small: the paper's hybrid loss, and flow matching.
+
+A loss first draws what chance decides for a whole global batch, on the CPU, so that a run is the same on any number of
+processes; then it computes one number a sample from the part of the batch that is here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.diffusion.corruption import TARGETS, corrupt, per_sample
+from ditlab.diffusion.schedules import SCHEDULES, LinearBeta, Schedule
+from ditlab.errors import UserError, nearest
+from ditlab.models import Condition
+
+Draws = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion process; by default the paper's."""
+
+    schedule: Literal["linear-beta", "rectified-flow"] = "linear-beta"
+    """DDPM's 1000 linear betas, or straight lines."""
+    target: Literal["epsilon", "x0", "v", "velocity"] = "epsilon"
+    """What the network predicts: noise, data, v, or rectified flow's velocity."""
+    learned_variance: bool = True
+    """Learn the variance of the reverse steps with the variational term (linear-beta only)."""
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    """How training times are drawn."""
+    label_dropout: float = 0.1
+    """Share of labels hidden in training, which makes guidance possible; 0 trains without a null class."""
+
+    def check(self) -> None:
+        """Raise UserError where the parts do not go together."""
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}")
+        if self.target not in TARGETS:
+            raise UserError(f"unknown target {self.target!r}; {nearest(self.target, TARGETS)}")
+        if self.schedule == "rectified-flow" and self.target == "epsilon":
+            raise UserError("target 'epsilon' says nothing of the data at t = 1 of rectified flow; take 'velocity'")
+        if self.learned_variance and (self.schedule != "linear-beta" or self.target != "epsilon"):
+            raise UserError("learned variance goes with schedule 'linear-beta' and target 'epsilon' only")
+        if self.times == "logit-normal" and self.schedule != "rectified-flow":
+            raise UserError("logit-normal times go with schedule 'rectified-flow' only")
+        if not 0 <= self.label_dropout < 1:
+            raise UserError(f"label dropout {self.label_dropout} is not a share from 0 to below 1")
+
+
+class Loss(nn.Module, ABC):
+    """Called as ``loss(network, x0, condition, draws)``; gives one loss a sample, (N,), and the times, (N,)."""
+
+    def __init__(self, schedule: Schedule, label_dropout: float):
+        super().__init__()
+        self.schedule, self.label_dropout = schedule, label_dropout
+
+    @abstractmethod
+    def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
+        """Times (count,) in [0, 1]."""
+
+    def draw(self, generator: torch.Generator, count: int, shape: tuple[int, ...]) -> Draws:
+        """Everything chance decides for ``count`` latents of ``shape`` (C, H, W), on the CPU."""
+        return {
+            "t": self.draw_times(generator, count),
+            "drop": torch.rand(count, generator=generator) < self.label_dropout,
+            "epsilon": torch.randn(count, *shape, generator=generator),
+        }
+
+    @abstractmethod
+    def forward(self, network: nn.Module, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """Loss of each latent of x0 (N, C, H, W), float32 (N,)."""
+
+
+class FlowMatching(Loss):
+    """Mean squared error of the target at times uniform or logit-normal (Lipman et al. 2022; Esser et al. 2024)."""
+
+    def __init__(self, schedule: Schedule, target: str, times: str, label_dropout: float):
+        super().__init__(schedule, label_dropout)
+        self.target, self.times = target, times
+
+    def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
+        """Continuous times, or the rows of a table."""
+        if self.times == "logit-normal":
+            return torch.sigmoid(torch.randn(count, generator=generator))
+        if self.schedule.steps:
+            return _rows(generator, count, self.schedule.steps)
+        return torch.rand(count, generator=generator)
+
+    def forward(self, network: nn.Module, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """Squared error, averaged over each sample."""
+        noised = corrupt(self.schedule, x0, draws["epsilon"], draws["t"])
+        output = network(noised.x_t, self.schedule.network_time(draws["t"]), condition.drop(draws["drop"]))
+        return (output.float() - noised.target(self.target)).square().flatten(1).mean(dim=1)
+
+
+class Hybrid(Loss):
+    """The paper's loss: squared error of epsilon + a term of the variational bound (Nichol and Dhariwal 2021, eq. 16).
+
+    The second term, in bits, trains only the variance: the mean in it is detached. At t = 0 it is the negative log
+    likelihood of the data under a Gaussian discretised to 256 levels in [-1, 1].
+    """
+
+    log_beta: Tensor
+    log_posterior: Tensor
+    from_x0: Tensor
+    ratio: Tensor
+
+    def __init__(self, schedule: LinearBeta, label_dropout: float):
+        super().__init__(schedule, label_dropout)
+        alpha_bar = schedule.alpha_bar
+        before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        beta = 1 - alpha_bar / before
+        posterior = beta * (1 - before) / (1 - alpha_bar)
+        posterior[0] = posterior[1]  # the true one is 0, whose log is not finite
+        tables = {
+            "log_beta": beta.log(),
+            "log_posterior": posterior.log(),
+            "from_x0": before.sqrt() * beta / (1 - alpha_bar),  # the posterior mean's weight on x0
+            "ratio": ((1 - alpha_bar) / alpha_bar).sqrt(),  # sigma / alpha: an error of epsilon, as an error of x0
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
+        """Rows of the table, uniformly."""
+        return _rows(generator, count, self.schedule.steps)
+
+    def forward(self, network: nn.Module, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """Squared error and variational term, each averaged over the sample, added."""
+        t, epsilon = draws["t"], draws["epsilon"]
+        noised = corrupt(self.schedule, x0, epsilon, t)
+        output = network(noised.x_t, self.schedule.network_time(t), condition.drop(draws["drop"])).float()
+        predicted, variance = output.chunk(2, dim=1)
+        squared = (predicted - epsilon).square().flatten(1).mean(dim=1)
+        return squared + self.variational(x0, predicted.detach() - epsilon, variance, t)
+
+    def variational(self, x0: Tensor, error: Tensor, variance: Tensor, t: Tensor) -> Tensor:
+        """The bound's term of row t in bits, averaged over each sample, (N,).
+
+        Args:
+            x0: data (N, C, H, W).
+            error: predicted minus true epsilon (N, C, H, W).
+            variance: the network's interpolation (N, C, H, W), -1 the posterior's log variance, 1 beta's.
+            t: times (N,).
+        """
+        assert isinstance(self.schedule, LinearBeta)
+        index = self.schedule.index(t)
+        log_true, log_beta = (per_sample(table[index], x0) for table in (self.log_posterior, self.log_beta))
+        log_variance = log_true + (variance + 1) / 2 * (log_beta - log_true)
+        # The means differ by the weight on x0 times the error of x0: minus sigma / alpha times the error of epsilon.
+        shift = per_sample((self.from_x0 * self.ratio)[index], x0) * error
+        gap = log_true - log_variance
+        divergence = 0.5 * (gap.exp() - 1 - gap + shift.square() * torch.exp(-log_variance))
+        likelihood = discretised_gaussian_nll(x0, x0 - shift, 0.5 * log_variance)
+        nats = torch.where(per_sample(index, x0) == 0, likelihood, divergence)
+        return nats.flatten(1).mean(dim=1) / math.log(2)
+
+
+def discretised_gaussian_nll(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Negative log likelihood, nats, of x in [-1, 1] on 256 levels under a Gaussian; the outer levels own the tails."""
+    centred, scale = x - mean, torch.exp(-log_std)
+
+    def below(distance: Tensor) -> Tensor:
+        return torch.special.ndtr(distance * scale)
+
+    # Inner levels are measured on the left tail, where a difference of two small numbers is exact.
+    inner = below(1 / 255 - centred.abs()) - below(-1 / 255 - centred.abs())
+    mass = torch.where(x < -0.999, below(centred + 1 / 255), torch.where(x > 0.999, below(1 / 255 - centred), inner))
+    return -mass.clamp(min=1e-12).log()
+
+
+def _rows(generator: torch.Generator, count: int, steps: int) -> Tensor:
+    return torch.randint(steps, (count,), generator=generator).double() / (steps - 1)
+
+
+def build_loss(config: DiffusionConfig) -> Loss:
+    """The loss of a configuration, with its schedule inside.
+
+    Raises:
+        UserError: the configuration's parts do not go together.
+    """
+    config.check()
+    schedule = SCHEDULES[config.schedule]()
+    if config.learned_variance and isinstance(schedule, LinearBeta):
+        return Hybrid(schedule, config.label_dropout)
+    return FlowMatching(schedule, config.target, config.times, config.label_dropout)

@@ -1,0 +1,126 @@
+"""Convolutional autoencoders of diffusers' make: trained here, or pretrained ones such as Stable Diffusion's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.errors import UserError
+from ditlab.latents.autoencoder import Autoencoder, AutoencoderConfig
+
+# Stable Diffusion's VAE: the original, and its decoders fine-tuned for the mean squared error and for an average of weights.
+SD_VAES = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse", "CompVis/stable-diffusion-v1-4")
+
+
+class DiffusersAutoencoder(Autoencoder):
+    """One of diffusers' VAEs: AutoencoderKL, whose moments are means and log variances, or AutoencoderTiny, noiseless."""
+
+    def __init__(self, vae: nn.Module, origin: dict[str, object] | None = None):
+        config = vae.config  # type: ignore[attr-defined]
+        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        super().__init__(config["in_channels"], config["latent_channels"], 2 ** (len(widths) - 1))
+        self.vae, self.origin = vae, origin
+        self.stochastic = "Tiny" not in type(vae).__name__
+        if origin is not None:  # a pretrained VAE's own record says how its latents are scaled
+            scale = float(config.get("scaling_factor") or 1.0)
+            shift = float(config.get("shift_factor") or 0.0)
+            channels = torch.ones(config["latent_channels"])
+            self.set_statistics(channels * shift, channels / scale)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Moments (N, 2 c, h, w): means, then log variances; or the latents (N, c, h, w) where the VAE has no noise."""
+        encoded = self.vae.encode(pixels)  # type: ignore[operator]
+        return encoded.latent_dist.parameters if self.stochastic else encoded.latents
+
+    def raw_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """Draw from the posterior."""
+        if not self.stochastic:
+            return moments
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """Pixels of raw latents."""
+        return self.vae.decode(raw).sample  # type: ignore[operator]
+
+    @property
+    def bounds(self) -> None:
+        """Learned latents have no range."""
+        return None
+
+    @property
+    def shipped(self) -> bool:
+        """Whether this one was trained here."""
+        return self.origin is None
+
+    def record(self) -> dict[str, object]:
+        """The VAE's configuration, or where a pretrained one lies."""
+        if self.origin is not None:
+            return {"kind": "pretrained", **self.origin}
+        config = self.vae.config.items()  # type: ignore[operator, union-attr]
+        return {"kind": "kl", "config": {key: value for key, value in config if not key.startswith("_")}}
+
+
+def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAutoencoder:
+    """A convolutional KL autoencoder (Rombach et al. 2022) of diffusers' make, with weights drawn from ``seed``.
+
+    Raises:
+        UserError: impossible widths, or diffusers is not installed.
+    """
+    if not config.widths or min(config.widths) < 1 or config.latent_channels < 1 or config.layers < 1:
+        raise UserError(f"autoencoder widths {config.widths}, channels and layers must be 1 or more")
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or all(w % g == 0 and w >= 4 * g for w in config.widths))
+    kwargs = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * len(config.widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(config.widths),
+        "layers_per_block": config.layers,
+        "norm_num_groups": groups,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DiffusersAutoencoder(_diffusers().AutoencoderKL(**kwargs))
+
+
+def build_kl(config: dict[str, object]) -> DiffusersAutoencoder:
+    """An AutoencoderKL of a recorded configuration, its weights still to be loaded."""
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # diffusers draws weights that are replaced; the caller's chance stays its own
+        return DiffusersAutoencoder(_diffusers().AutoencoderKL(**config))
+
+
+def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
+    """A pretrained VAE from a folder in diffusers' layout or from the hub, as ``stabilityai/sd-vae-ft-ema``.
+
+    Raises:
+        UserError: nothing readable there, or no such hub id in reach.
+    """
+    diffusers = _diffusers()
+    if not path:
+        raise UserError(f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, as {SD_VAES[0]}")
+    kwargs = {"subfolder": subfolder} if subfolder else {}
+    try:
+        config = diffusers.AutoencoderKL.load_config(path, **kwargs)
+        name = config.get("_class_name", "AutoencoderKL")
+        if name not in ("AutoencoderKL", "AutoencoderTiny"):
+            raise UserError(f"{path} holds a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
+        vae = getattr(diffusers, name).from_pretrained(path, use_safetensors=True, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load an autoencoder from {path!r} ({reason}); give a folder with config.json and "
+            "safetensors weights, or a hub id where there is a network"
+        ) from error
+    return DiffusersAutoencoder(vae.eval(), {"path": path, "subfolder": subfolder})
+
+
+def _diffusers():  # noqa: ANN202
+    try:
+        import diffusers  # noqa: PLC0415  (4 to 7 seconds: only where an autoencoder needs it)
+    except ImportError as error:
+        raise UserError("this autoencoder needs diffusers: pip install 'ditlab[vae]'") from error
+    return diffusers

@@ -1,0 +1,20 @@
+"""Recipes, and what is done with them."""
+
+from ditlab.recipes.find import NAMES, find_recipe
+from ditlab.recipes.inspect import inspect_model
+from ditlab.recipes.recipe import Recipe
+from ditlab.recipes.run import Place, default_device, encode_latents, train_autoencoder, train_recipe
+from ditlab.recipes.settle import settle
+
+__all__ = [
+    "NAMES",
+    "Place",
+    "Recipe",
+    "default_device",
+    "encode_latents",
+    "find_recipe",
+    "inspect_model",
+    "settle",
+    "train_autoencoder",
+    "train_recipe",
+]

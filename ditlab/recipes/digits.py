@@ -1,0 +1,24 @@
+"""Handwritten digits in three minutes on two cores.
+
+ditlab train digits
+"""
+
+from ditlab.data import DataConfig
+from ditlab.diffusion import DiffusionConfig
+from ditlab.models import DiTConfig
+from ditlab.recipes.recipe import Recipe
+from ditlab.sample import SampleConfig
+from ditlab.train import TrainConfig
+
+recipe = Recipe(
+    name="digits",
+    data=DataConfig(source="digits"),
+    model=DiTConfig(depth=4, width=64, heads=4, patch=2),
+    diffusion=DiffusionConfig(
+        schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"
+    ),
+    train=TrainConfig(
+        images=448_000, batch=128, rate=2e-3, cooldown=0.3, ema=0.998, log=6_400, checkpoint=64_000, samples=64_000
+    ),
+    sample=SampleConfig(sampler="heun", steps=25),
+)

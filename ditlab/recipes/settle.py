@@ -1,0 +1,31 @@
+"""What a recipe leaves open, chosen for the machine and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ditlab.recipes.recipe import Recipe
+
+
+def settle(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> Recipe:
+    """Choose image size, batch and precision where a recipe for any folder leaves them open.
+
+    A batch of 0 is open. The size is open where no folder's images can be expected to be of one: in recipe ``folder``.
+    """
+    gpu = device.type == "cuda"
+    chosen = []
+    if recipe.name == "folder" and not recipe.data.size:
+        size = 64 if gpu else 32
+        recipe = replace(recipe, data=replace(recipe.data, size=(size,)))
+        chosen.append(f"size {size} (--data.size)")
+    if recipe.train.batch == 0:
+        batch = 256 if gpu else 64
+        recipe = replace(recipe, train=replace(recipe.train, batch=batch))
+        chosen.append(f"batch {batch} (--train.batch)")
+    if chosen:
+        chosen.append(f"precision {recipe.train.precision_on(device)} (--train.precision)")
+        say(f"chosen for this machine ({device}): {', '.join(chosen)}")
+    return recipe

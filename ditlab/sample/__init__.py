@@ -1,0 +1,18 @@
+"""The model file, seeds to images, and pictures of them."""
+
+from ditlab.sample.generate import denoising, generate, label_indices, to_images
+from ditlab.sample.model import Model, SampleConfig
+from ditlab.sample.pictures import filmstrip, grid, write, write_png
+
+__all__ = [
+    "Model",
+    "SampleConfig",
+    "denoising",
+    "filmstrip",
+    "generate",
+    "grid",
+    "label_indices",
+    "to_images",
+    "write",
+    "write_png",
+]

@@ -1,0 +1,90 @@
+"""Seeds to images. Image k of a seed has a random generator of its own, whatever batch or process it is made in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditlab.diffusion import Bounded, ClassifierFree, State
+from ditlab.diffusion import sample as run_sampler
+from ditlab.diffusion.denoiser import Denoise
+from ditlab.errors import UserError
+from ditlab.models import Condition
+from ditlab.sample.model import Model, SampleConfig
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of image ``index`` of ``seed``: everything random about that image comes from it, in order.
+
+    Raises:
+        UserError: a negative seed.
+    """
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative; seeds are 0 or more")
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def label_indices(model: Model, labels: Sequence[str | int] | None, count: int) -> Tensor:
+    """Labels of images 0 .. count - 1, int64 (count,): those given, or every class, in turn.
+
+    Raises:
+        UserError: an unknown label, or labels for an unconditional model.
+    """
+    chosen = [model.label(label) for label in labels] if labels else list(range(model.classes)) or [-1]
+    return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
+
+
+def denoising(model: Model, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
+    """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step.
+
+    Yields:
+        The state after each step, latents inside.
+
+    Raises:
+        UserError: the model cannot be sampled so.
+    """
+    model.check(config)
+    device = model.device
+    generators = [image_generator(seed, first + k) for k in range(len(labels))]
+    shape = model.autoencoder.latent_shape(*model.pixels[1:])
+
+    def noise() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+    denoise: Denoise = ClassifierFree(model.denoiser, config.guidance)
+    if model.autoencoder.bounds is not None:
+        denoise = Bounded(denoise, *model.autoencoder.bounds)
+    condition = Condition(labels.to(device))
+    schedule = model.denoiser.schedule
+    with torch.inference_mode():
+        yield from run_sampler(denoise, schedule, noise(), condition, config.sampler, config.steps, noise)
+
+
+def to_images(model: Model, latents: Tensor) -> np.ndarray:
+    """Latents (N, c, h, w) as images uint8 (N, H, W, C)."""
+    with torch.inference_mode():
+        pixels = model.autoencoder.decode(latents)
+    return pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def generate(
+    model: Model, labels: Sequence[str | int] | None, seed: int, count: int, config: SampleConfig, batch: int = 64
+) -> Iterator[np.ndarray]:
+    """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C).
+
+    Raises:
+        UserError: an unknown label or sampler, or guidance the model was not trained for.
+    """
+    if count < 1 or batch < 1:
+        raise UserError(f"count {count} and batch {batch} must be 1 or more")
+    indices = label_indices(model, labels, count)
+    for first in range(0, count, batch):
+        state = None
+        for state in denoising(model, indices[first : first + batch], seed, first, config):
+            pass
+        assert state is not None
+        yield to_images(model, state.x)

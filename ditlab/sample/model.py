@@ -1,0 +1,207 @@
+"""The model file: network, schedule, autoencoder and label names together, saved, loaded, and asked for images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from ditlab import atomic
+from ditlab.diffusion import SCHEDULES, Denoiser, DiffusionConfig, GuidanceConfig
+from ditlab.errors import UserError, nearest
+from ditlab.latents import Autoencoder
+from ditlab.latents.record import load_weights, restore
+from ditlab.models import DiT, DiTConfig, NetworkInput
+
+WEIGHTS, RECORD = "model.safetensors", "model.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are made; the paper's 250 ancestral steps by default."""
+
+    sampler: str = "ddpm"
+    """ddpm, ddim, euler, heun or dpm-solver."""
+    steps: int = 250
+    """Sampling steps."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Classifier-free guidance."""
+
+
+class Model:
+    """A trained diffusion transformer, ready to make images.
+
+    Attributes:
+        denoiser: network, schedule and target.
+        autoencoder: from latents to pixels.
+        pixels: of an image, (C, H, W).
+        names: of the classes, in label order; empty where they have none.
+        defaults: how it samples unless told otherwise.
+        facts: what else is known of it, as the images it was trained on.
+    """
+
+    def __init__(
+        self,
+        network: DiT,
+        diffusion: DiffusionConfig,
+        autoencoder: Autoencoder,
+        pixels: tuple[int, int, int],
+        names: Sequence[str],
+        defaults: SampleConfig,
+        facts: dict[str, object] | None = None,
+    ):
+        schedule = SCHEDULES[diffusion.schedule]()
+        self.denoiser = Denoiser(network, schedule, diffusion.target, diffusion.learned_variance)
+        self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
+        self.pixels, self.names, self.defaults = pixels, tuple(names), defaults
+        self.facts = facts or {}
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network knows; 0 if it is unconditional."""
+        return self.network.input.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move everything to a device."""
+        self.denoiser.to(device)
+        self.autoencoder.to(device)
+        return self
+
+    def label(self, wanted: str | int) -> int:
+        """The index of a label given by name, in any case, or by number.
+
+        Raises:
+            UserError: unknown or out of range.
+        """
+        if not self.classes:
+            raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")
+        lowered = {name.lower(): index for index, name in enumerate(self.names)}
+        if str(wanted).lower() in lowered:
+            return lowered[str(wanted).lower()]
+        if str(wanted).lstrip("-").isdigit():
+            if 0 <= int(wanted) < self.classes:
+                return int(wanted)
+            raise UserError(
+                f"label {wanted} is out of range: this model has {self.classes} classes, 0 to {self.classes - 1}"
+            )
+        raise UserError(f"unknown label {wanted!r}; {nearest(str(wanted), self.names or range(self.classes))}")
+
+    def check(self, config: SampleConfig) -> None:
+        """Raise UserError where this model cannot be sampled so."""
+        config.guidance.check()
+        if config.guidance.scale != 1 and not (self.classes and self.network.input.null_class):
+            why = "was trained with label dropout 0" if self.classes else "is unconditional"
+            raise UserError(
+                f"guidance {config.guidance.scale} needs a null class, and this model {why}; use guidance 1"
+            )
+
+    def sample(
+        self,
+        labels: Sequence[str | int] | None = None,
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        count: int | None = None,
+        batch: int = 64,
+    ) -> np.ndarray:
+        """Make images.
+
+        Args:
+            labels: class names or numbers, given out in turn; none: every class in turn.
+            guidance: guidance scale, 1 is off.
+            steps: sampling steps.
+            sampler: ddpm, ddim, euler, heun or dpm-solver.
+            seed: image k of a seed is the same whatever the count and the batch.
+            count: how many; as many as labels, or 16, by default.
+            batch: how many at a time.
+
+        Returns:
+            uint8 (N, H, W, C).
+
+        Raises:
+            UserError: an unknown label or sampler, or guidance the model was not trained for.
+        """
+        from ditlab.sample.generate import generate  # noqa: PLC0415  (generate is written over this class)
+
+        config = self.defaults
+        if guidance is not None:
+            config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
+        config = replace(config, steps=steps or config.steps, sampler=sampler or config.sampler)
+        count = count if count is not None else len(labels or ()) or 16
+        return np.concatenate(list(generate(self, labels, seed, count, config, batch)))
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into ``folder``; a pretrained autoencoder is only referred to.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for name, tensor in self.autoencoder.state_dict().items():
+            if self.autoencoder.shipped or name in ("mean", "std"):
+                tensors[f"autoencoder.{name}"] = tensor
+        data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        record = {
+            "format": FORMAT,
+            "network": {"config": asdict(self.network.config), "input": asdict(self.network.input)},
+            "diffusion": asdict(self.diffusion),
+            "autoencoder": self.autoencoder.record(),
+            "pixels": self.pixels,
+            "names": self.names,
+            "sample": asdict(self.defaults),
+            "facts": self.facts,
+        }
+        atomic.write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        atomic.write_file(folder / WEIGHTS, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """Read a run folder or a ``model.safetensors`` with its ``model.json`` beside it.
+
+        Raises:
+            UserError: nothing there, a damaged file, or weights of another architecture.
+        """
+        path = Path(path)
+        folder = path.parent if path.suffix == ".safetensors" else path
+        weights_file = path if path.suffix == ".safetensors" else path / WEIGHTS
+        if not (folder / RECORD).exists() or not weights_file.exists():
+            raise UserError(f"no model in {path}: expected a run folder with {WEIGHTS} and {RECORD}")
+        try:
+            record = json.loads((folder / RECORD).read_text())
+            tensors = safetensors.torch.load(weights_file.read_bytes())
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"the model in {folder} cannot be read ({error}); sample another run or train it again"
+            ) from error
+        try:
+            network = DiT(DiTConfig(**record["network"]["config"]), NetworkInput(**record["network"]["input"]))
+            diffusion = DiffusionConfig(**record["diffusion"])
+            guidance = GuidanceConfig(**record["sample"].pop("guidance"))
+            defaults = SampleConfig(**record["sample"], guidance=guidance)
+            autoencoder = restore(record["autoencoder"])
+            pixels, names, facts = tuple(record["pixels"]), record["names"], record["facts"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / RECORD} is not a model record of this version of ditlab ({error})") from error
+        load_weights(network, _within(tensors, "network."), weights_file)
+        if autoencoder.shipped:
+            load_weights(autoencoder, _within(tensors, "autoencoder."), weights_file)
+        else:
+            autoencoder.set_statistics(tensors["autoencoder.mean"], tensors["autoencoder.std"])
+        return cls(network.eval(), diffusion, autoencoder.eval(), pixels, names, defaults, facts)
+
+
+def _within(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

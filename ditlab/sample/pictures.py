@@ -1,0 +1,124 @@
+"""Images on paper: grids, filmstrips of a denoising, and archives, each written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from ditlab import atomic
+from ditlab.errors import UserError
+from ditlab.sample.generate import denoising, label_indices, to_images
+from ditlab.sample.model import Model, SampleConfig
+
+PAPER, INK = 255, 40
+TILE = 64  # small images are drawn at least this large
+
+
+def grid(
+    images: np.ndarray, columns: int, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+) -> Image.Image:
+    """Images uint8 (N, H, W, C) side by side, row by row, with room between; small ones enlarged by a whole number.
+
+    Args:
+        images: C is 1, 3 or 4; of any other number the first channel is shown.
+        columns: images a row.
+        row_names: written left of the rows.
+        column_names: written above the columns.
+    """
+    count, height, width, channels = images.shape
+    if channels not in (1, 3, 4):
+        images, channels = images[..., :1], 1
+    scale = max(1, -(-TILE // max(height, width)))
+    gap = max(2, scale * max(height, width) // 12)
+    rows = -(-count // columns)
+    font = ImageFont.load_default(size=max(12, scale * height // 5))
+    left = max((int(font.getlength(name)) + 2 * gap for name in row_names), default=0)
+    top = (max(12, scale * height // 5) + 2 * gap) if column_names else 0
+    step_x, step_y = width * scale + gap, height * scale + gap
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    paper = Image.new(
+        mode, (left + gap + columns * step_x, top + gap + rows * step_y), (PAPER,) * channels if channels > 1 else PAPER
+    )
+    draw = ImageDraw.Draw(paper)
+    ink = (INK,) * 3 + (255,) * (channels - 3) if channels > 1 else INK
+    for row, name in enumerate(row_names[:rows]):
+        draw.text((left - gap, top + gap + row * step_y + height * scale // 2), name, fill=ink, font=font, anchor="rm")
+    for column, name in enumerate(column_names[:columns]):
+        draw.text(
+            (left + gap + column * step_x + width * scale // 2, top // 2 + gap // 2),
+            name,
+            fill=ink,
+            font=font,
+            anchor="mm",
+        )
+    for index, image in enumerate(images):
+        tile = Image.fromarray(image[..., 0] if channels == 1 else image)
+        tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        paper.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
+    return paper
+
+
+def filmstrip(
+    model: Model, labels: Sequence[str | int] | None, seed: int, count: int, config: SampleConfig, frames: int = 10
+) -> Image.Image:
+    """The denoising of ``count`` images from noise to image: above x_t, below the data the model expects at that moment.
+
+    Raises:
+        UserError: the model cannot be sampled so.
+    """
+    indices = label_indices(model, labels, count)
+    states = list(denoising(model, indices, seed, 0, config))
+    shown = [
+        states[k] for k in sorted(set(np.linspace(0, len(states) - 1, min(frames, len(states))).round().astype(int)))
+    ]
+    noised = [to_images(model, state.x) for state in shown]  # each (count, H, W, C)
+    expected = [to_images(model, state.x0) for state in shown]
+    images = np.stack([np.stack(noised, axis=1), np.stack(expected, axis=1)], axis=1)  # (count, 2, frames, H, W, C)
+    times = [f"t={state.point.t:.2f}" for state in shown]
+    return grid(images.reshape(-1, *images.shape[3:]), len(shown), ("x_t", "x0") * count, times)
+
+
+def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | None = None) -> None:
+    """Write a PNG; ``settings`` go into its text as JSON under "ditlab".
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    info = PngInfo()
+    if settings:
+        info.add_text("ditlab", json.dumps(settings))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info, optimize=True)
+    atomic.write_file(path, buffer.getvalue())
+
+
+def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Path, settings: dict[str, object]) -> None:
+    """Write images uint8 (N, H, W, C) as what ``out`` says: a .png grid, an .npz archive, or a folder of PNGs.
+
+    The archive has ADM's layout: ``arr_0`` the images, ``arr_1`` the labels (N,).
+
+    Raises:
+        UserError: another ending, or the place cannot be written.
+    """
+    if out.suffix == ".png":
+        columns = min(len(images), max(1, round(len(images) ** 0.5)))
+        write_png(grid(images, columns), out, settings)
+    elif out.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, images, labels)
+        atomic.write_file(out, buffer.getvalue())
+    elif out.suffix == "":
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = f"-{names[label]}" if names and label >= 0 else ""
+            tile = Image.fromarray(image[..., 0] if image.shape[2] not in (3, 4) else image)
+            write_png(tile, out / f"{index:06d}{name.replace('/', '_')}.png", {**settings, "image": index})
+    else:
+        raise UserError(
+            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
+        )

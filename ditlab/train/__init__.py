@@ -1,0 +1,17 @@
+"""The training loop, its objectives, checkpoints and report."""
+
+from ditlab.train.config import TrainConfig
+from ditlab.train.loop import progress_bar, read_metrics, train
+from ditlab.train.objectives import AutoencoderObjective, DiffusionObjective, Objective
+from ditlab.train.report import write_report
+
+__all__ = [
+    "AutoencoderObjective",
+    "DiffusionObjective",
+    "Objective",
+    "TrainConfig",
+    "progress_bar",
+    "read_metrics",
+    "train",
+    "write_report",
+]

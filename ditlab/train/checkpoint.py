@@ -1,0 +1,156 @@
+"""Checkpoints: folders that are whole or absent, checked when read, the last good one found.
+
+A checkpoint ``checkpoints/000012800/`` holds the tensors in torch.distributed.checkpoint's format, which can be read back
+by another number of processes, ``state.json`` and ``checksums.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from ditlab import atomic
+from ditlab.errors import UserError
+
+STATE, CHECKSUMS = "state.json", "checksums.json"
+Say = Callable[[str], None]
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads the format's index, which is a pickle, and nothing else: only the data classes such an index is made of."""
+
+    allowed = {
+        "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+        "torch.serialization": {"_get_layout"},
+        "torch.distributed.checkpoint.metadata": {
+            "Metadata", "TensorStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING", "ChunkStorageMetadata",
+            "MetadataIndex", "StorageMeta",
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+        "pathlib": {"Path", "PosixPath", "WindowsPath"},
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> object:
+        if name in self.allowed.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"its index names {module}.{name}, which is code, not data")
+
+
+class _SafeReader(dcp.FileSystemReader):
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def save(folder: Path, images: int, tensors: dict[str, Tensor], state: dict[str, object], keep: int) -> Path:
+    """Write a checkpoint and delete all but the newest ``keep``.
+
+    Args:
+        folder: ``checkpoints`` of the run.
+        images: images trained on, the checkpoint's name.
+        tensors: weights, average, optimiser and meters.
+        state: numbers that go with them, as JSON.
+        keep: how many to keep.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; earlier checkpoints stand.
+    """
+    path = folder / f"{images:012d}"
+    with atomic.new_folder(path) as temporary:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of its own deprecated storages here
+                dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=True)
+        except CheckpointException as error:
+            causes = [failure[0] for failure in error.failures.values()]
+            raise next((cause for cause in causes if isinstance(cause, OSError)), error) from error
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+    for old in existing(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def existing(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a killed process was writing."""
+    for path in folder.glob(".*.part"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with the files of a checkpoint, or nothing."""
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+        for name, expected in sums.items():
+            if not (path / name).exists():
+                return f"{name} is missing"
+            if _checksum(path / name) != expected:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return "" if STATE in sums and ".metadata" in sums else "files are missing"
+
+
+def load_latest(folder: Path, tensors: dict[str, Tensor], say: Say) -> dict[str, object] | None:
+    """Read the newest good checkpoint into ``tensors``, in place; damaged ones are named and passed over.
+
+    Returns:
+        The state written with it, or nothing where there is no checkpoint.
+
+    Raises:
+        UserError: the checkpoint belongs to another architecture, or every one is damaged.
+    """
+    found = existing(folder)
+    for path in reversed(found):
+        damage = _damage(path)
+        if not damage:
+            _read(path, tensors)
+            return json.loads((path / STATE).read_text())
+        say(f"checkpoint {path} is damaged ({damage}); using the one before")
+    if found:
+        raise UserError(f"every checkpoint in {folder} is damaged; delete the folder to train from the beginning")
+    return None
+
+
+def _read(path: Path, tensors: dict[str, Tensor]) -> None:
+    reader = _SafeReader(path)
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+    except (pickle.UnpicklingError, AttributeError, EOFError, ImportError) as error:
+        raise UserError(f"checkpoint {path} is refused: {error}; delete it") from error
+    for name in [*tensors, *stored]:
+        if name not in stored or name not in tensors:
+            where = "lacks" if name not in stored else "has an unknown"
+            raise UserError(f"checkpoint {path} is of another architecture: it {where} {name}; choose another --out")
+        shape = tuple(getattr(stored[name], "size", ()))
+        if shape != tuple(tensors[name].shape):
+            wanted = tuple(tensors[name].shape)
+            raise UserError(f"checkpoint {path} is of another architecture: {name} is {shape}, not {wanted}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)

@@ -1,0 +1,77 @@
+"""How long, how fast and how carefully to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ditlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop; everything is counted in images. By default the paper's optimiser."""
+
+    images: int = 102_400_000
+    """Images to train on in all (the paper's 400K steps of 256)."""
+    batch: int = 256
+    """Images a step, over all processes; 0 chooses for the machine."""
+    rate: float = 1e-4
+    """Learning rate of AdamW."""
+    beta2: float = 0.999
+    """Second moment decay of AdamW."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    warmup: float = 0.0
+    """Share of the run, at its beginning, over which the rate rises from zero."""
+    cooldown: float = 0.0
+    """Share of the run, at its end, over which the rate falls to zero."""
+    ema: float = 0.9999
+    """Decay a step of the exponential moving average of the weights, which is what samples are made with."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes matrix products in bfloat16 over float32 weights; auto takes it on GPUs."""
+    log: int = 25_600
+    """Images between rows of metrics.jsonl."""
+    checkpoint: int = 2_560_000
+    """Images between checkpoints."""
+    samples: int = 2_560_000
+    """Images between sample pictures."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        for name in ("images", "batch", "log", "checkpoint", "samples", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--train.{name} {getattr(self, name)} must be 1 or more")
+        for name, below in (("rate", 1.0), ("beta2", 1.0), ("ema", 1.0), ("weight_decay", 1.0)):
+            if not 0 <= getattr(self, name) < below:
+                raise UserError(f"--train.{name} {getattr(self, name)} must be from 0 to below {below:g}")
+        if not (0 <= self.warmup and 0 <= self.cooldown and self.warmup + self.cooldown <= 1):
+            raise UserError(f"--train.warmup {self.warmup} and --train.cooldown {self.cooldown} are shares of one run")
+        if self.images < self.batch:
+            raise UserError(f"--train.images {self.images} is less than one batch of {self.batch}")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all; images beyond the last whole batch are not trained on."""
+        return self.images // self.batch
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, 0 the first."""
+        done = step / self.steps
+        rising = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
+        falling = min(1.0, (1 - done) / self.cooldown) if self.cooldown else 1.0
+        return self.rate * rising * falling
+
+    def precision_on(self, device: torch.device) -> str:
+        """The precision of matrix products on a device: fp32 or bf16."""
+        if self.precision == "auto":
+            return "bf16" if device.type == "cuda" else "fp32"
+        return self.precision
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context networks run in: bfloat16 matrix products, or nothing."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision_on(device) == "bf16")

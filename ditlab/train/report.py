@@ -1,0 +1,86 @@
+"""What a run was and what came of it, on one page: report.md with the loss curve and the last pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+
+import ditlab
+from ditlab import atomic
+from ditlab.train.loop import read_metrics
+
+
+def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) -> Path:
+    """Write ``report.md`` and ``loss.png`` from the run's metrics and samples.
+
+    Args:
+        folder: the run's.
+        title: of the page.
+        command: what makes this run again.
+        facts: lines of the table, name to value.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    rows = read_metrics(folder)
+    losses = [row for row in rows if "loss" in row]
+    lines = [f"# {title}", "", f"`{command}`", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    if losses:
+        last = losses[-1]
+        speed = sorted(row["images_per_second"] for row in losses)[len(losses) // 2]
+        lines += [
+            f"| images trained on | {last['images']:,} |",
+            f"| loss, last {len(losses[-10:])} rows | {_mean(losses[-10:]):.4f} |",
+        ]
+        lines += [f"| images/s, median | {speed:,.0f} on {_machine()} |"]
+    lines += [f"| PSNR, last | {row['psnr']:.2f} dB |" for row in [r for r in rows if "psnr" in r][-1:]]
+    lines += [f"| ditlab, torch | {ditlab.__version__}, {torch.__version__} |", ""]
+    if losses:
+        atomic.write_file(folder / "loss.png", _loss_figure(losses))
+        lines += ["![loss over images](loss.png)", ""]
+    for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
+        lines += [f"![samples after {int(picture.stem):,} images](samples/{picture.name})", ""]
+    path = folder / "report.md"
+    atomic.write_file(path, "\n".join(lines))
+    return path
+
+
+def _mean(rows: list[dict]) -> float:
+    return sum(row["loss"] for row in rows) / len(rows)
+
+
+def _machine() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _loss_figure(rows: list[dict]) -> bytes:
+    import matplotlib  # noqa: PLC0415  (half a second, only for pictures)
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    images = [row["images"] for row in rows]
+    figure, axes = plt.subplots(
+        1, 2 if "loss_by_time" in rows[-1] else 1, figsize=(11, 4), layout="constrained", squeeze=False
+    )
+    axes = axes[0]
+    axes[0].plot(images, [row["loss"] for row in rows])
+    axes[0].set(xlabel="images", ylabel="loss", title="mean over the images since the row before", yscale="log")
+    if len(axes) > 1:
+        for index in range(len(rows[-1]["loss_by_time"])):
+            values = [row["loss_by_time"][index] for row in rows]
+            axes[1].plot(
+                images,
+                [float("nan") if v is None else v for v in values],
+                label=f"t {index / 10:.1f}-{(index + 1) / 10:.1f}",
+                color=plt.get_cmap("viridis")(index / 9),
+            )
+        axes[1].set(xlabel="images", title="by time t (1 is noise)", yscale="log")
+        axes[1].legend(fontsize=7, ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    plt.close(figure)
+    return buffer.getvalue()
