@@ -18,6 +18,6 @@ def load(path: str | Path) -> Model:
     Raises:
         UserError: nothing readable there.
     """
-    from ditlab.sample import Model  # noqa: PLC0415  (PyTorch takes seconds: not for `ditlab --help`)
+    from ditlab.sample import Model
 
     return Model.load(path)

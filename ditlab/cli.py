@@ -73,7 +73,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
 
 def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:
     """The recipe, flags applied and settled for this machine, and the place it runs in."""
-    from ditlab.recipes import NAMES, Place, Recipe, default_device, find_recipe, settle  # noqa: PLC0415
+    from ditlab.recipes import NAMES, Place, Recipe, default_device, find_recipe, settle
 
     if not arguments or arguments[0].startswith("-"):
         say(
@@ -95,7 +95,7 @@ def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:
 
 def train(arguments: list[str]) -> None:
     """Train a recipe to its end; the same command goes on where it stopped."""
-    from ditlab.recipes import train_recipe  # noqa: PLC0415
+    from ditlab.recipes import train_recipe
 
     recipe, place = _recipe_command(arguments, "train")
     train_recipe(recipe, place)
@@ -103,7 +103,7 @@ def train(arguments: list[str]) -> None:
 
 def autoencoder(arguments: list[str]) -> None:
     """Train a recipe's autoencoder."""
-    from ditlab.recipes import train_autoencoder  # noqa: PLC0415
+    from ditlab.recipes import train_autoencoder
 
     recipe, place = _recipe_command(arguments, "autoencoder")
     train_autoencoder(recipe, place)
@@ -111,7 +111,7 @@ def autoencoder(arguments: list[str]) -> None:
 
 def encode(arguments: list[str]) -> None:
     """Make a recipe's latent cache ahead of training."""
-    from ditlab.recipes import encode_latents  # noqa: PLC0415
+    from ditlab.recipes import encode_latents
 
     recipe, place = _recipe_command(arguments, "encode")
     say(f"latents: {encode_latents(recipe, place)}")
@@ -152,12 +152,12 @@ class SampleOptions:
 def sample(arguments: list[str]) -> None:
     """Make images with a trained model."""
     options = parse(SampleOptions, arguments, "sample")
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
-    from ditlab.diffusion import GuidanceConfig  # noqa: PLC0415
-    from ditlab.recipes import default_device  # noqa: PLC0415
-    from ditlab.sample import Model, SampleConfig, filmstrip, generate, label_indices, write, write_png  # noqa: PLC0415
-    from ditlab.train import progress_bar  # noqa: PLC0415
+    from ditlab.diffusion import GuidanceConfig
+    from ditlab.recipes import default_device
+    from ditlab.sample import Model, SampleConfig, filmstrip, generate, label_indices, write, write_png
+    from ditlab.train import progress_bar
 
     model = Model.load(options.run).to(default_device())
     default = model.defaults
@@ -199,7 +199,7 @@ class InspectOptions:
 def inspect(arguments: list[str]) -> None:
     """Parts, parameters, GMACs and memory of a model."""
     options = parse(InspectOptions, arguments, "inspect")
-    from ditlab.recipes import inspect_model  # noqa: PLC0415
+    from ditlab.recipes import inspect_model
 
     inspect_model(options.model, options.image, options.block, options.json)
 
@@ -213,7 +213,7 @@ class ImportOptions:
     out: tyro.conf.Positional[str]
     """Folder of the new model."""
     vae: str = "stabilityai/sd-vae-ft-ema"
-    """The VAE its latents belong to: a folder or a hub id; 'none' shows latents as they are."""
+    """The VAE its latents belong to: a folder or a hub id."""
     force: bool = False
     """Replace a model that is there already."""
 
@@ -221,7 +221,7 @@ class ImportOptions:
 def import_(arguments: list[str]) -> None:
     """Turn a public DiT checkpoint into a ditlab model."""
     options = parse(ImportOptions, arguments, "import")
-    from ditlab.interop import official  # noqa: PLC0415
+    from ditlab.interop import official
 
     folder = official.import_checkpoint(Path(options.checkpoint), Path(options.out), options.vae, options.force)
     say(f"model: {folder}")
@@ -238,7 +238,7 @@ class DemoOptions:
 def demo(arguments: list[str]) -> None:
     """Train on digits for about three minutes, measure the samples, and draw them."""
     options = parse(DemoOptions, arguments, "demo")
-    from ditlab.demo import run_demo  # noqa: PLC0415
+    from ditlab.demo import run_demo
 
     run_demo(Path(options.out), say)
 

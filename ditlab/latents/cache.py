@@ -71,7 +71,7 @@ def _refuse_others(folder: Path, manifest: dict[str, object], wanted: dict[str, 
 
 
 def _npy(array: np.ndarray) -> bytes:
-    import io  # noqa: PLC0415
+    import io
 
     buffer = io.BytesIO()
     np.save(buffer, array)

@@ -26,10 +26,10 @@ def plane_figure(
     Returns:
         A PNG file's bytes.
     """
-    import matplotlib  # noqa: PLC0415  (half a second, only for pictures)
+    import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     low, high = np.percentile(coordinates, [2, 98], axis=0)
     across, down = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(high[1], low[1], side))

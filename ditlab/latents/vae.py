@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +17,8 @@ SD_VAES = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse", "CompVis/st
 class DiffusersAutoencoder(Autoencoder):
     """One of diffusers' VAEs: AutoencoderKL, whose moments are means and log variances, or AutoencoderTiny, noiseless."""
 
-    def __init__(self, vae: nn.Module, origin: dict[str, object] | None = None):
-        config = vae.config  # type: ignore[attr-defined]
+    def __init__(self, vae: Any, origin: dict[str, object] | None = None):
+        config = vae.config 
         widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
         super().__init__(config["in_channels"], config["latent_channels"], 2 ** (len(widths) - 1))
         self.vae, self.origin = vae, origin
@@ -29,7 +31,7 @@ class DiffusersAutoencoder(Autoencoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Moments (N, 2 c, h, w): means, then log variances; or the latents (N, c, h, w) where the VAE has no noise."""
-        encoded = self.vae.encode(pixels)  # type: ignore[operator]
+        encoded = self.vae.encode(pixels)
         return encoded.latent_dist.parameters if self.stochastic else encoded.latents
 
     def raw_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ class DiffusersAutoencoder(Autoencoder):
 
     def decode_raw(self, raw: Tensor) -> Tensor:
         """Pixels of raw latents."""
-        return self.vae.decode(raw).sample  # type: ignore[operator]
+        return self.vae.decode(raw).sample
 
     @property
     def bounds(self) -> None:
@@ -57,7 +59,7 @@ class DiffusersAutoencoder(Autoencoder):
         """The VAE's configuration, or where a pretrained one lies."""
         if self.origin is not None:
             return {"kind": "pretrained", **self.origin}
-        config = self.vae.config.items()  # type: ignore[operator, union-attr]
+        config = self.vae.config.items()
         return {"kind": "kl", "config": {key: value for key, value in config if not key.startswith("_")}}
 
 
@@ -118,9 +120,9 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
     return DiffusersAutoencoder(vae.eval(), {"path": path, "subfolder": subfolder})
 
 
-def _diffusers():  # noqa: ANN202
+def _diffusers() -> Any:
     try:
-        import diffusers  # noqa: PLC0415  (4 to 7 seconds: only where an autoencoder needs it)
+        import diffusers
     except ImportError as error:
         raise UserError("this autoencoder needs diffusers: pip install 'ditlab[vae]'") from error
     return diffusers

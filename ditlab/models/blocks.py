@@ -79,7 +79,7 @@ class InContextBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPSILON)
         self.mlp = MLP(width, mlp_ratio)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002  (c is in x already)
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Transform tokens x (N, T + 2, D)."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))

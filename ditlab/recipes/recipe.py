@@ -98,7 +98,7 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
     Raises:
         UserError: the folder holds a run of other settings; the first differences are named.
     """
-    from ditlab import atomic  # noqa: PLC0415
+    from ditlab import atomic
 
     path = folder / "recipe.json"
     if path.exists():

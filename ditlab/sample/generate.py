@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -83,8 +84,5 @@ def generate(
         raise UserError(f"count {count} and batch {batch} must be 1 or more")
     indices = label_indices(model, labels, count)
     for first in range(0, count, batch):
-        state = None
-        for state in denoising(model, indices[first : first + batch], seed, first, config):
-            pass
-        assert state is not None
-        yield to_images(model, state.x)
+        (last,) = deque(denoising(model, indices[first : first + batch], seed, first, config), maxlen=1)
+        yield to_images(model, last.x)

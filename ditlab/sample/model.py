@@ -95,7 +95,9 @@ class Model:
             raise UserError(
                 f"label {wanted} is out of range: this model has {self.classes} classes, 0 to {self.classes - 1}"
             )
-        raise UserError(f"unknown label {wanted!r}; {nearest(str(wanted), self.names or range(self.classes))}")
+        raise UserError(
+            f"unknown label {wanted!r}; {nearest(str(wanted), self.names or map(str, range(self.classes)))}"
+        )
 
     def check(self, config: SampleConfig) -> None:
         """Raise UserError where this model cannot be sampled so."""
@@ -134,7 +136,7 @@ class Model:
         Raises:
             UserError: an unknown label or sampler, or guidance the model was not trained for.
         """
-        from ditlab.sample.generate import generate  # noqa: PLC0415  (generate is written over this class)
+        from ditlab.sample.generate import generate
 
         config = self.defaults
         if guidance is not None:

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -30,7 +31,7 @@ Say = Callable[[str], None]
 class _MetadataUnpickler(pickle.Unpickler):
     """Reads the format's index, which is a pickle, and nothing else: only the data classes such an index is made of."""
 
-    allowed = {
+    allowed: ClassVar[dict[str, set[str]]] = {
         "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
         "torch.serialization": {"_get_layout"},
         "torch.distributed.checkpoint.metadata": {

@@ -49,7 +49,7 @@ class TrainConfig:
         for name, below in (("rate", 1.0), ("beta2", 1.0), ("ema", 1.0), ("weight_decay", 1.0)):
             if not 0 <= getattr(self, name) < below:
                 raise UserError(f"--train.{name} {getattr(self, name)} must be from 0 to below {below:g}")
-        if not (0 <= self.warmup and 0 <= self.cooldown and self.warmup + self.cooldown <= 1):
+        if not (self.warmup >= 0 and self.cooldown >= 0 and self.warmup + self.cooldown <= 1):
             raise UserError(f"--train.warmup {self.warmup} and --train.cooldown {self.cooldown} are shares of one run")
         if self.images < self.batch:
             raise UserError(f"--train.images {self.images} is less than one batch of {self.batch}")

@@ -18,10 +18,11 @@ class Average:
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._pairs = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        self._average = [parameter.detach() for parameter in self.module.parameters()]
+        self._trained = [parameter.detach() for parameter in module.parameters()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follow the weights after optimiser step ``step``, 0 the first."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(*self._pairs, 1 - decay)
+        torch._foreach_lerp_(self._average, self._trained, 1 - decay)

@@ -224,7 +224,7 @@ def _step(
 
 def progress_bar() -> Progress:
     """The bar of all long work: what, how far, how fast, how long still."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ditlab import atomic
 from ditlab.data import Images
 from ditlab.diffusion import Loss
 from ditlab.errors import UserError
 from ditlab.latents import Autoencoder, ChannelStatistics, DiffusersAutoencoder, LatentCache, record, to_unit
+from ditlab.latents.plane import plane_figure
 from ditlab.models import Condition, DiT
-from ditlab.sample import Model, grid, to_images, write_png
+from ditlab.sample import Model, grid, write_png
 
 Batch = dict[str, Tensor]
 
@@ -108,7 +109,7 @@ class DiffusionObjective(Objective):
     def losses(self, batch: Batch, draws: Batch) -> Tensor:
         """Draw latents and denoise them."""
         moments = batch["moments"].float()
-        x0 = self.autoencoder.latent(moments, draws["posterior"] if "posterior" in draws else moments)
+        x0 = self.autoencoder.latent(moments, draws.get("posterior", moments))
         return self.loss(self.module, x0, Condition(batch["labels"]), draws)
 
     def _averaged(self, average: nn.Module) -> Model:
@@ -179,7 +180,7 @@ class AutoencoderObjective(Objective):
         squared = (decoded - pixels).square().flatten(1).mean(dim=1)
         return squared + self.kl_weight * divergence / pixels[0].numel()
 
-    def save(self, average: nn.Module, folder: Path, images: int) -> None:  # noqa: ARG002
+    def save(self, average: nn.Module, folder: Path, images: int) -> None:
         """Measure the latents' statistics over at most 20,000 training images, and write the autoencoder with them."""
         assert isinstance(average, DiffusersAutoencoder)
         statistics = ChannelStatistics(average.latent_channels)
@@ -209,9 +210,22 @@ class AutoencoderObjective(Objective):
                 squares += float(np.square(decoded.astype(np.float64) - pixels).sum())
                 if start == 0:
                     drawn = np.concatenate([pixels[:10], decoded[:10]])
+        if self.latent == (2, 1, 1):
+            atomic.write_file(path.with_name("plane.png"), self._plane(average))
         write_png(grid(drawn.transpose(0, 2, 3, 1), len(drawn) // 2, ("image", "decoded")), path)
         error = squares / (len(self.held_out) * np.prod(self.held_out.shape))
         return {"psnr": float(10 * np.log10(255**2 / max(error, 1e-12)))}
+
+    def _plane(self, average: DiffusersAutoencoder) -> bytes:
+        """The held-out images' two numbers each, and images decoded from a grid over them."""
+        device = average.mean.device
+        with torch.no_grad():
+            moments = average.encode(to_unit(self.held_out.pixels, device)).float()
+        raw = moments.chunk(2, dim=1)[0].flatten(1)
+        mean, std = raw.mean(dim=0), raw.std(dim=0)
+        average.set_statistics(mean, std)
+        coordinates = ((raw - mean) / std).cpu().numpy()
+        return plane_figure(average, coordinates, self.held_out.labels, self.held_out.names)
 
 
 def _bytes(pixels: Tensor) -> np.ndarray:

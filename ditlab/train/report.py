@@ -57,10 +57,10 @@ def _machine() -> str:
 
 
 def _loss_figure(rows: list[dict]) -> bytes:
-    import matplotlib  # noqa: PLC0415  (half a second, only for pictures)
+    import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     images = [row["images"] for row in rows]
     figure, axes = plt.subplots(

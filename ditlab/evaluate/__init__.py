@@ -1,0 +1,5 @@
+"""Measuring what models make."""
+
+from ditlab.evaluate.neighbours import precision_recall
+
+__all__ = ["precision_recall"]

@@ -1,0 +1,165 @@
+"""Checkpoints in the public DiT layout, in and out.
+
+The layout is a flat dictionary of tensors, bare or under "ema", in a .pt file; it says nothing of heads, whose number is
+that of the paper's model of the same width, or width / 64.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ditlab.diffusion import DiffusionConfig
+from ditlab.errors import UserError
+from ditlab.latents import load_pretrained
+from ditlab.latents.record import load_weights
+from ditlab.models import SIZES, DiT, DiTConfig, NetworkInput
+from ditlab.models.embeddings import sincos_positions
+from ditlab.sample import Model, SampleConfig
+
+# ditlab's name of each tensor in the public layout, N being a block's number.
+NAMES = {
+    "x_embedder.proj": "patch_embedding",
+    "t_embedder.mlp": "timestep_embedding.mlp",
+    "y_embedder.embedding_table": "label_embedding.table",
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.projection",
+    "mlp.fc1": "mlp.up",
+    "mlp.fc2": "mlp.down",
+    "adaLN_modulation.1": "modulation",
+    "final_layer": "final_layer",
+}
+POSITIONS = "pos_embed"
+
+
+def _renamed(name: str, table: dict[str, str]) -> str:
+    for theirs, ours in table.items():
+        if theirs in name:
+            name = name.replace(theirs, ours)
+    return name
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load(path.read_bytes())
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is no plain dictionary of tensors but holds code or objects, which reading it would run; "
+            "save its state_dict alone"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0] if str(error) else 'damaged'})"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("ema"), dict):
+        content = content["ema"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is not in the public DiT layout: expected tensors by name, bare or under 'ema'")
+    return content
+
+
+def read(path: str | Path) -> DiT:
+    """A DiT from a checkpoint in the public layout, in evaluation mode.
+
+    Depth, width, patch, channels, classes and image size are read off the tensors. Call it as
+    ``network(x, t, Condition(labels))`` with t from 0 to 999.
+
+    Args:
+        path: a .pt, read without running code, or a .safetensors.
+
+    Raises:
+        UserError: no such file, a pickle with code in it, or another architecture.
+    """
+    path = Path(path)
+    tensors = _read_tensors(path)
+    try:
+        kernel = tensors["x_embedder.proj.weight"]
+        width, channels, patch, _ = kernel.shape
+        tokens = tensors[POSITIONS].shape[1]
+        rows = tensors["y_embedder.embedding_table.weight"].shape[0]
+        out = tensors["final_layer.linear.weight"].shape[0]
+        blocks = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
+        modulation = tensors["blocks.0.adaLN_modulation.1.weight"].shape[0]
+        inner = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path} is of another architecture: not in the public DiT layout ({error} is missing or misshapen)"
+        ) from error
+    side = round(tokens**0.5)
+    if side * side != tokens or modulation != 6 * width:
+        raise UserError(
+            f"{path} is of another architecture: {tokens} positions and {modulation / width:g} modulation vectors"
+        )
+    heads = next((heads for _, w, heads in SIZES.values() if w == width), max(1, width // 64))
+    config = DiTConfig(max(blocks) + 1, width, heads, patch, mlp_ratio=inner / width)
+    # The public table has a null row only where labels were dropped in training, as in every published checkpoint.
+    null_class = rows > 1
+    shape = NetworkInput(
+        channels, side * patch, side * patch, rows - int(null_class), out == 2 * channels * patch**2, null_class
+    )
+    positions = tensors[POSITIONS][0].float()
+    if not torch.allclose(positions, sincos_positions(width, side, side), atol=1e-5):
+        raise UserError(f"{path} is of another architecture: its positions are not the fixed sine-cosine ones")
+    weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
+    weights["patch_embedding.weight"] = kernel.float().flatten(1)
+    network = DiT(config, shape)
+    load_weights(network, weights, path)
+    return network.eval()
+
+
+def state_dict(network: DiT) -> dict[str, Tensor]:
+    """A DiT's weights in the public layout.
+
+    Raises:
+        UserError: the public layout has no place for this network.
+    """
+    config, shape = network.config, network.input
+    if config.block != "adaln-zero" or shape.height != shape.width or not shape.null_class:
+        raise UserError(
+            f"the public DiT layout holds adaln-zero blocks, square latents and a null class; this network has "
+            f"{config.block}, {shape.height}x{shape.width}{'' if shape.null_class else ', no null class'}"
+        )
+    table = {ours: theirs for theirs, ours in NAMES.items()}
+    tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    kernel = tensors["x_embedder.proj.weight"]
+    tensors["x_embedder.proj.weight"] = kernel.view(config.width, shape.channels, config.patch, config.patch)
+    tensors[POSITIONS] = network.positions[None].clone()
+    return tensors
+
+
+def import_checkpoint(checkpoint: Path, out: Path, vae: str, force: bool = False) -> Path:
+    """Write a ditlab model from a public checkpoint.
+
+    Args:
+        checkpoint: in the public layout.
+        out: folder of the new model.
+        vae: the VAE of its latents, a folder or a hub id.
+        force: replace a model that is there.
+
+    Raises:
+        UserError: the checkpoint cannot be read, ``out`` holds a model, or the VAE is not to be had.
+    """
+    if (out / "model.json").exists() and not force:
+        raise UserError(f"{out} holds a model already; choose another folder or say --force")
+    network = read(checkpoint)
+    shape = network.input
+    autoencoder = load_pretrained(vae)
+    if autoencoder.latent_channels != shape.channels:
+        raise UserError(f"{vae} has {autoencoder.latent_channels} latent channels, the checkpoint {shape.channels}")
+    pixels = (autoencoder.channels, shape.height * autoencoder.factor, shape.width * autoencoder.factor)
+    names = [str(index) for index in range(shape.classes)]
+    diffusion = DiffusionConfig(learned_variance=shape.learned_variance)
+    model = Model(network, diffusion, autoencoder, pixels, names, SampleConfig(), {"imported": checkpoint.name})
+    model.save(out)
+    return out
