@@ -51,8 +51,9 @@ def even_times(schedule: Schedule, steps: int) -> list[float]:
     rows = schedule.steps - 1
     if rows < 0:
         return [1 - k / steps for k in range(steps)]
-    stride = max(rows / steps, 1.0)  # as many steps as rows: every row, the first one too
-    return [round(rows - k * stride) / rows for k in range(steps)]
+    last = 0 if steps > rows else 1  # as many steps as rows: every row, the first one too
+    stride = rows / (steps - 1 + last)
+    return [round(k * stride) / rows for k in range(steps - 1 + last, last - 1, -1)]
 
 
 class DDPM(Sampler):
@@ -67,8 +68,10 @@ class DDPM(Sampler):
         rows = schedule.steps - 1
         if rows < 0:
             return even_times(schedule, steps)
-        stride = rows / (steps - 1) if steps > 1 else 0.0
-        return [round(rows - k * stride) / rows for k in range(steps)]
+        if steps == 1:
+            return [1.0]
+        stride = rows / (steps - 1)
+        return [round(k * stride) / rows for k in reversed(range(steps))]
 
     def step(
         self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise

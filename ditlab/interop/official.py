@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import safetensors
@@ -20,7 +23,6 @@ from ditlab.errors import UserError
 from ditlab.latents import load_pretrained
 from ditlab.latents.record import load_weights
 from ditlab.models import SIZES, DiT, DiTConfig, NetworkInput
-from ditlab.models.embeddings import sincos_positions
 from ditlab.sample import Model, SampleConfig
 
 # ditlab's name of each tensor in the public layout, N being a block's number.
@@ -36,6 +38,11 @@ NAMES = {
     "final_layer": "final_layer",
 }
 POSITIONS = "pos_embed"
+# What readers raise on bytes that are no checkpoint, or no longer.
+DAMAGED = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
+    safetensors.SafetensorError,
+)  # fmt: skip
 
 
 def _renamed(name: str, table: dict[str, str]) -> str:
@@ -52,24 +59,28 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load(path.read_bytes())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # The public code's training checkpoints keep their command line, a plain record, beside "ema".
+            with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it is no plain dictionary of tensors but holds code or objects, which reading it would run; "
+            f"{path} is refused: it holds code or objects, which reading it would run, or is no checkpoint at all; "
             "save its state_dict alone"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0] if str(error) else 'damaged'})"
-        ) from error
+    except DAMAGED as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{path} cannot be read: it is damaged, cut off or no checkpoint ({reason})") from error
     if isinstance(content, dict) and isinstance(content.get("ema"), dict):
         content = content["ema"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise UserError(f"{path} is not in the public DiT layout: expected tensors by name, bare or under 'ema'")
     return content
 
 
-def read(path: str | Path) -> DiT:
+def read(path: str | Path, heads: int = 0) -> DiT:
     """A DiT from a checkpoint in the public layout, in evaluation mode.
 
     Depth, width, patch, channels, classes and image size are read off the tensors. Call it as
@@ -77,6 +88,7 @@ def read(path: str | Path) -> DiT:
 
     Args:
         path: a .pt, read without running code, or a .safetensors.
+        heads: attention heads; 0 is those of the paper's model of the same width, or width / 64.
 
     Raises:
         UserError: no such file, a pickle with code in it, or another architecture.
@@ -101,25 +113,23 @@ def read(path: str | Path) -> DiT:
         raise UserError(
             f"{path} is of another architecture: {tokens} positions and {modulation / width:g} modulation vectors"
         )
-    heads = next((heads for _, w, heads in SIZES.values() if w == width), max(1, width // 64))
+    heads = heads or next((heads for _, w, heads in SIZES.values() if w == width), max(1, width // 64))
     config = DiTConfig(max(blocks) + 1, width, heads, patch, mlp_ratio=inner / width)
     # The public table has a null row only where labels were dropped in training, as in every published checkpoint.
-    null_class = rows > 1
-    shape = NetworkInput(
-        channels, side * patch, side * patch, rows - int(null_class), out == 2 * channels * patch**2, null_class
-    )
-    positions = tensors[POSITIONS][0].float()
-    if not torch.allclose(positions, sincos_positions(width, side, side), atol=1e-5):
-        raise UserError(f"{path} is of another architecture: its positions are not the fixed sine-cosine ones")
+    shape = NetworkInput(channels, side * patch, side * patch, rows - 1, out == 2 * channels * patch**2)
     weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
     weights["patch_embedding.weight"] = kernel.float().flatten(1)
     network = DiT(config, shape)
+    found, fixed = tensors[POSITIONS].float(), network.positions[None]
+    # Half precision rounds them by up to 0.004; learned ones are further off.
+    if found.shape != fixed.shape or not torch.allclose(found, fixed, rtol=0, atol=0.005):
+        raise UserError(f"{path} is of another architecture: its positions are not the fixed sine-cosine ones")
     load_weights(network, weights, path)
     return network.eval()
 
 
 def state_dict(network: DiT) -> dict[str, Tensor]:
-    """A DiT's weights in the public layout.
+    """A DiT's weights in the public layout, which does not say how many heads there are.
 
     Raises:
         UserError: the public layout has no place for this network.

@@ -26,8 +26,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, ratio: float):
         super().__init__()
-        self.up = nn.Linear(width, int(width * ratio))
-        self.down = nn.Linear(int(width * ratio), width)
+        inner = round(width * ratio)
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map each token of x (N, T, D) on its own."""

@@ -1,0 +1,139 @@
+"""The blocks against torch's own transformer layers, with the same weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ditlab.models.attention import CrossAttention, SelfAttention
+from ditlab.models.blocks import MLP, AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, FinalLayer, InContextBlock
+
+WIDTH, HEADS = 24, 3
+
+
+def randomise(module: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+
+
+def tokens(n: int, t: int, seed: int) -> Tensor:
+    return torch.randn(n, t, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, written out (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def fill(theirs: nn.MultiheadAttention, ours: SelfAttention | CrossAttention) -> None:
+    weights = [ours.qkv] if isinstance(ours, SelfAttention) else [ours.query, ours.key_value]
+    state = {
+        "in_proj_weight": torch.cat([linear.weight for linear in weights]),
+        "in_proj_bias": torch.cat([linear.bias for linear in weights]),
+        "out_proj.weight": ours.projection.weight,
+        "out_proj.bias": ours.projection.bias,
+    }
+    theirs.load_state_dict(state)
+
+
+def encoder_layer(attention: SelfAttention, mlp: MLP, norms: list[nn.LayerNorm]) -> nn.TransformerEncoderLayer:
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, HEADS, 4 * WIDTH, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
+    fill(layer.self_attn, attention)
+    layer.linear1.load_state_dict(mlp.up.state_dict())
+    layer.linear2.load_state_dict(mlp.down.state_dict())
+    for theirs, ours in zip((layer.norm1, layer.norm2), norms, strict=False):
+        theirs.load_state_dict(ours.state_dict())
+    return layer
+
+
+def test_the_in_context_block_is_torchs_encoder_layer() -> None:
+    block = InContextBlock(WIDTH, HEADS, 4.0)
+    randomise(block)
+    layer = encoder_layer(block.attention, block.mlp, [block.norm1, block.norm2])
+    x = tokens(2, 7, 0)
+    torch.testing.assert_close(block(x, tokens(2, 2, 1)), layer(x), atol=2e-5, rtol=1e-5)
+
+
+def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
+    block = CrossAttentionBlock(WIDTH, HEADS, 4.0)
+    randomise(block)
+    layer = nn.TransformerDecoderLayer(
+        WIDTH, HEADS, 4 * WIDTH, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
+    fill(layer.self_attn, block.attention)
+    fill(layer.multihead_attn, block.cross_attention)
+    pairs = [
+        (layer.linear1, block.mlp.up), (layer.linear2, block.mlp.down),
+        (layer.norm1, block.norm1), (layer.norm2, block.norm_cross), (layer.norm3, block.norm2),
+    ]  # fmt: skip
+    for theirs, ours in pairs:
+        theirs.load_state_dict(ours.state_dict())
+    x, context = tokens(2, 7, 0), tokens(2, 2, 1)
+    torch.testing.assert_close(block(x, context), layer(x, context), atol=2e-5, rtol=1e-5)
+
+
+def test_an_adaln_block_with_nothing_modulated_is_torchs_encoder_layer() -> None:
+    block = AdaLNBlock(WIDTH, HEADS, 4.0)
+    randomise(block)
+    nn.init.zeros_(block.modulation.weight)
+    nn.init.zeros_(block.modulation.bias)
+    layer = encoder_layer(block.attention, block.mlp, [])
+    x = tokens(2, 7, 0)
+    torch.testing.assert_close(block(x, tokens(2, 1, 1)[:, 0]), layer(x), atol=2e-5, rtol=1e-5)
+
+
+def test_an_adaln_block_shifts_and_scales_before_attention_then_before_the_mlp() -> None:
+    block = AdaLNBlock(WIDTH, HEADS, 4.0)
+    randomise(block)
+    x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
+    vectors = F.linear(F.silu(c), block.modulation.weight, block.modulation.bias)
+    shift1, scale1, shift2, scale2 = (vectors[:, None, i * WIDTH : (i + 1) * WIDTH] for i in range(4))
+    attended = x + block.attention(nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + scale1) + shift1)
+    expected = attended + block.mlp(nn.LayerNorm(WIDTH, eps=1e-6)(attended) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(x, c), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_an_adaln_zero_block_with_open_gates_is_an_adaln_block() -> None:
+    zero, plain = AdaLNZeroBlock(WIDTH, HEADS, 4.0), AdaLNBlock(WIDTH, HEADS, 4.0)
+    randomise(plain)
+    zero.attention.load_state_dict(plain.attention.state_dict())
+    zero.mlp.load_state_dict(plain.mlp.state_dict())
+    with torch.no_grad():
+        weight, bias = zero.modulation.weight.view(6, WIDTH, WIDTH), zero.modulation.bias.view(6, WIDTH)
+        for ours, theirs in enumerate([0, 1, None, 2, 3, None]):  # shift, scale, gate; twice
+            if theirs is None:
+                weight[ours], bias[ours] = 0, 1
+            else:
+                weight[ours] = plain.modulation.weight.view(4, WIDTH, WIDTH)[theirs]
+                bias[ours] = plain.modulation.bias.view(4, WIDTH)[theirs]
+    x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
+    torch.testing.assert_close(zero(x, c), plain(x, c), atol=1e-5, rtol=1e-5)
+
+
+def test_closed_gates_leave_tokens_as_they_are() -> None:
+    block = AdaLNZeroBlock(WIDTH, HEADS, 4.0)
+    randomise(block)
+    with torch.no_grad():
+        for gate in (2, 5):
+            block.modulation.weight.view(6, WIDTH, WIDTH)[gate] = 0
+            block.modulation.bias.view(6, WIDTH)[gate] = 0
+    x = tokens(2, 7, 0)
+    assert torch.equal(block(x, tokens(2, 1, 1)[:, 0]), x)
+
+
+def test_the_final_layer_is_modulated_only_in_the_adaptive_designs() -> None:
+    adaptive, plain = FinalLayer(WIDTH, 8, adaptive=True), FinalLayer(WIDTH, 8, adaptive=False)
+    assert not list(adaptive.norm.parameters())
+    assert plain.modulation is None
+    randomise(adaptive)
+    randomise(plain)
+    x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
+    assert adaptive.modulation is not None
+    vectors = adaptive.modulation(F.silu(c))[:, None]
+    modulated = nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + vectors[..., WIDTH:]) + vectors[..., :WIDTH]
+    torch.testing.assert_close(adaptive(x, c), adaptive.linear(modulated), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain(x, c), plain.linear(plain.norm(x)), atol=1e-6, rtol=0)

@@ -1,0 +1,109 @@
+"""Counts are the paper's, and those of networks that are really built."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from ditlab.errors import UserError
+from ditlab.models import NAMES, DiT, DiTConfig, NetworkInput, cost
+
+LATENT_256 = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
+LATENT_512 = NetworkInput(4, 64, 64, classes=1000, learned_variance=True)
+
+# The paper's appendix: its "Gflops", which are GMACs of one forward pass of one sample, and parameters in millions.
+PAPER = [
+    ("S/8", 0.36, 33), ("S/4", 1.41, 33), ("S/2", 6.06, 33), ("B/8", 1.42, 131), ("B/4", 5.56, 130), ("B/2", 23.01, 130),
+    ("L/8", 5.01, 459), ("L/4", 19.70, 458), ("L/2", 80.71, 458), ("XL/8", 7.39, 676), ("XL/4", 29.05, 675),
+    ("XL/2", 118.64, 675),
+]  # fmt: skip
+BLOCKS: list[Literal["adaln-zero", "adaln", "cross-attention", "in-context"]]
+BLOCKS = ["adaln-zero", "adaln", "cross-attention", "in-context"]
+
+
+@pytest.mark.parametrize(("name", "gmacs", "millions"), PAPER)
+def test_each_model_counts_as_the_paper_says(name: str, gmacs: float, millions: int) -> None:
+    counted = cost(DiTConfig.named(f"DiT-{name}"), LATENT_256)
+    assert counted.gmacs == pytest.approx(gmacs, rel=0.006)
+    assert round(counted.total_parameters / 1e6) == millions
+    assert counted.tokens == (32 // int(name.split("/")[1])) ** 2
+
+
+@pytest.mark.parametrize(
+    ("block", "gmacs", "millions"),
+    [
+        ("in-context", 119.37, 449),
+        ("cross-attention", 137.62, 598),
+        ("adaln", 118.56, 600),
+        ("adaln-zero", 118.64, 675),
+    ],
+)
+def test_each_block_design_counts_as_the_paper_says(block: str, gmacs: float, millions: int) -> None:
+    counted = cost(DiTConfig.named("XL/2", block=block), LATENT_256)
+    assert counted.gmacs == pytest.approx(gmacs, rel=0.01)
+    assert round(counted.total_parameters / 1e6) == millions
+
+
+def test_xl2_at_512_counts_as_the_paper_says() -> None:
+    counted = cost(DiTConfig.named("DiT-XL/2"), LATENT_512)
+    assert counted.gmacs == pytest.approx(524.60, rel=0.01)
+    assert counted.tokens == 1024
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("shape", [NetworkInput(3, 8, 12, classes=5), NetworkInput(1, 8, 8, 0, learned_variance=True)])
+def test_parameters_are_those_of_the_built_network(
+    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"], shape: NetworkInput
+) -> None:
+    config = DiTConfig(depth=3, width=24, heads=3, patch=2, block=block)
+    counted, network = cost(config, shape), DiT(config, shape)
+    assert counted.total_parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert counted.total_parameters == sum(counted.parameters.values())
+    assert counted.gmacs == pytest.approx(sum(counted.macs.values()) / 1e9)
+    assert set(counted.macs) == set(counted.parameters)
+    assert counted.tokens == shape.height * shape.width // 4
+
+
+def test_multiply_accumulates_of_a_custom_size_are_those_of_paper_and_pencil() -> None:
+    depth, width, inner, patch = 3, 40, 100, 4
+    shape = NetworkInput(5, 8, 24, classes=7, learned_variance=True)
+    counted = cost(DiTConfig(depth, width, heads=5, patch=patch, mlp_ratio=2.5), shape)
+    tokens, patch_size = 2 * 6, patch * patch * 5
+    assert counted.tokens == tokens
+    assert counted.macs == {
+        "patch embedding": tokens * patch_size * width,
+        "timestep embedding": 256 * width + width**2,  # once a sample, not once a token
+        "label embedding": 0,
+        "blocks: attention": depth * (tokens * 4 * width**2 + 2 * tokens**2 * width),
+        "blocks: mlp": depth * tokens * 2 * width * inner,
+        "blocks: modulation": depth * 6 * width**2,
+        "final layer": 2 * width**2 + tokens * width * 2 * patch_size,
+    }
+
+
+def test_in_context_blocks_run_over_two_tokens_more() -> None:
+    shape = NetworkInput(4, 8, 8, classes=10)
+    counted = cost(DiTConfig(depth=2, width=24, heads=3, block="in-context"), shape)
+    assert counted.tokens == 16
+    assert counted.macs["blocks: mlp"] == 2 * (16 + 2) * 8 * 24**2
+    assert counted.macs["final layer"] == 16 * 24 * 16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_the_papers(name: str) -> None:
+    config = DiTConfig.named(name)
+    assert config == DiTConfig.named(name.removeprefix("DiT-"))
+    size, patch = name.removeprefix("DiT-").split("/")
+    layers, hidden, heads = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}[size]
+    assert (config.depth, config.width, config.heads, config.patch) == (layers, hidden, heads, int(patch))
+    assert (config.block, config.mlp_ratio) == ("adaln-zero", 4)
+
+
+@pytest.mark.parametrize("name", ["DiT-XXL/2", "XL", "DiT-S/0", "", "S/2/2"])
+def test_an_unknown_name_is_one_line_that_says_it(name: str) -> None:
+    with pytest.raises(UserError, match="unknown model") as caught:
+        DiTConfig.named(name)
+    assert repr(name) in str(caught.value)
+    assert "DiT-S/2" in str(caught.value)
+    assert "\n" not in str(caught.value)
