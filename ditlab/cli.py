@@ -66,31 +66,35 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in complaint.getvalue().splitlines()]
-        message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise UserError(re.sub(r"\s+", " ", message).removeprefix("Parsing error").strip()) from None
+        # Colours and lines of a box, drawn one way or another, as the terminal can.
+        box = re.sub(r"[│╭╮╰╯─]|-{3,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue()))
+        _, *lines = (line for line in box.splitlines() if line.strip())  # the first is the title
+        message = re.split(r" Argument helptext:| For full helptext", " ".join(" ".join(lines).split()))[0]
+        raise UserError(f"{message}; see `ditlab {command} --help`") from None
 
 
 def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:
     """The recipe, flags applied and settled for this machine, and the place it runs in."""
     from ditlab.recipes import NAMES, Place, Recipe, default_device, find_recipe, settle
 
+    known = f"one of {', '.join(NAMES)}, a .py file, a recipe.json or a run folder"
+    if arguments and arguments[0] in ("-h", "--help"):
+        say(f"usage: ditlab {command} RECIPE [--out DIR] [--FIELD VALUE ...]\n\nRECIPE is {known}.")
+        say(f"`ditlab {command} RECIPE --help` lists its fields with their values.")
+        raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        say(
-            f"usage: ditlab {command} RECIPE [--out DIR] [--FIELD VALUE ...]\n\nRECIPE is one of {', '.join(NAMES)}, a .py"
-        )
-        say(
-            f"file, a recipe.json or a run folder. `ditlab {command} RECIPE --help` lists its fields with their values."
-        )
-        raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+        raise UserError(f"`ditlab {command}` needs a recipe first: {known}")
     recipe, out = find_recipe(arguments[0])
     where = Annotated[str, tyro.conf.arg(help="Run folder.")]
     options = dataclasses.make_dataclass(
         "Options", [("recipe", Annotated[Recipe, tyro.conf.arg(name="")]), ("out", where)]
     )
     given = parse(options, arguments[1:], f"{command} {arguments[0]}", options(recipe, str(out)))
+    place = Path(given.out)
+    if place == out and out.name == recipe.name:
+        place = out.with_name(given.recipe.name)  # the recipe's name names the folder, unless --out does
     device = default_device()
-    return settle(given.recipe, device, say), Place(Path(given.out), device, say)
+    return settle(given.recipe, device, say, open_size=recipe.name == "folder"), Place(place, device, say)
 
 
 def train(arguments: list[str]) -> None:
@@ -121,7 +125,7 @@ def encode(arguments: list[str]) -> None:
 class SampleOptions:
     """Make images with a trained model."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run folder or a model.safetensors."""
     labels: str = ""
     """Classes by name or number, between commas, given out in turn; all where empty."""
@@ -186,7 +190,7 @@ def sample(arguments: list[str]) -> None:
 class InspectOptions:
     """What a model is made of and what it costs."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A model of the paper, as DiT-XL/2; a recipe; or a run folder."""
     image: int = 256
     """Side of the image in pixels, of which the latent is an eighth (models of the paper)."""
@@ -208,9 +212,9 @@ def inspect(arguments: list[str]) -> None:
 class ImportOptions:
     """A checkpoint in the public DiT layout becomes a ditlab model."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A .pt (read without running code) or .safetensors file."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder of the new model."""
     vae: str = "stabilityai/sd-vae-ft-ema"
     """The VAE its latents belong to: a folder or a hub id."""

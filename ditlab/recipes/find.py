@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 from pathlib import Path
 
 from ditlab.errors import UserError, nearest
-from ditlab.recipes.recipe import Recipe
+from ditlab.recipes.recipe import Recipe, read_recipe
 
 NAMES = ("digits", "fashion", "fashion-plane", "cifar10", "folder", "imagenet256", "imagenet512")
 
@@ -33,7 +34,7 @@ def find_recipe(name: str) -> tuple[Recipe, Path]:
     if path.suffix == ".json":
         if not path.is_file():
             raise UserError(f"no recipe at {path}")
-        return Recipe.from_json(path.read_text(), str(path)), path.parent
+        return read_recipe(path), path.parent
     raise UserError(f"unknown recipe {name!r}; {nearest(name, NAMES)}, or a .py file, or a run folder")
 
 
@@ -44,7 +45,13 @@ def _from_python(path: Path) -> Recipe:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file is a person's own: whatever it raises is theirs to mend
+        place = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = lines[-1] if lines else getattr(error, "lineno", None)
+        raise UserError(f"{path}{f', line {line}' if line else ''}: {place}") from error
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} defines no `recipe = Recipe(...)`")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ditlab import atomic
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError, nearest
@@ -45,6 +46,17 @@ class Recipe:
     sample_images: int = 100
     """Images on a sample picture."""
 
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense, whatever the images are."""
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} is out of range; seeds are 0 or more")
+        if self.sample_images < 1:
+            raise UserError(f"--sample-images {self.sample_images} must be 1 or more")
+        self.train.check()
+        self.diffusion.check()
+        if self.autoencoder.kind == "kl":
+            self.autoencoder_train.check("autoencoder-train")
+
     def to_json(self) -> str:
         """As JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -54,7 +66,7 @@ class Recipe:
         """Back from JSON; ``source`` names it in errors.
 
         Raises:
-            UserError: no JSON, or fields a recipe does not have.
+            UserError: no JSON, fields a recipe does not have, or values of another type.
         """
         try:
             value = json.loads(text)
@@ -75,9 +87,28 @@ def _build(kind: type, value: object, where: str) -> typing.Any:
     arguments = {}
     for name, item in value.items():
         if dataclasses.is_dataclass(types[name]):
-            item = _build(types[name], item, f"{where}: {name}")  # type: ignore[arg-type]
-        arguments[name] = tuple(item) if isinstance(item, list) else item
+            arguments[name] = _build(types[name], item, f"{where}: {name}")  # type: ignore[arg-type]
+        else:
+            arguments[name] = _value(types[name], item, f"{where}: {name}")
     return kind(**arguments)
+
+
+def _value(hint: typing.Any, item: typing.Any, where: str) -> typing.Any:
+    """A field's value as JSON has it, checked against the field's type."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if item not in choices:
+            raise UserError(f"{where} is {item!r}; {nearest(str(item), choices)}")
+        return item
+    if origin is tuple:
+        if not isinstance(item, list):
+            raise UserError(f"{where} is {item!r}, must be a list of {choices[0].__name__}")
+        return tuple(_value(choices[0], part, where) for part in item)
+    if hint is float and type(item) is int:
+        return float(item)
+    if type(item) is not hint:
+        raise UserError(f"{where} is {item!r}, must be {hint.__name__}")
+    return item
 
 
 def flatten(recipe: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -90,27 +121,51 @@ def flatten(recipe: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + item.name, value
 
 
-def save_recipe(recipe: Recipe, folder: Path) -> None:
-    """Write ``recipe.json`` into a run folder, or go on with one that holds the same.
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a recipe.json.
+
+    Raises:
+        UserError: it cannot be read, or holds no recipe.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it should be a recipe.json") from error
+    return Recipe.from_json(text, str(path))
+
+
+def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -> None:
+    """Look whether a run folder is free, or holds a run of this recipe to go on with.
 
     How long a run lasts and how often it is looked at may change; everything else decides what it is.
+
+    Args:
+        recipe: of the run to be.
+        folder: its folder.
+        parts: beginnings of the fields that count for this folder; all by default.
 
     Raises:
         UserError: the folder holds a run of other settings; the first differences are named.
     """
-    from ditlab import atomic
-
     path = folder / "recipe.json"
     if path.exists():
-        stood = dict(flatten(Recipe.from_json(path.read_text(), str(path))))
+        stood = dict(flatten(read_recipe(path)))
         free = ("name", "train.images", "train.log", "train.samples", "train.checkpoint", "train.keep", "sample_images")
         differences = [
             f"{name} {stood[name]} there, {value} here"
             for name, value in flatten(recipe)
-            if stood[name] != value and name not in free and not name.startswith("sample.")
+            if stood[name] != value and name.startswith(parts) and name not in free and not name.startswith("sample.")
         ]
         if differences:
             raise UserError(
                 f"{folder} holds a run of other settings ({'; '.join(differences[:3])}); choose another --out"
             )
-    atomic.write_file(path, recipe.to_json())
+
+
+def save_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write ``recipe.json`` into a run folder.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    atomic.write_file(folder / "recipe.json", recipe.to_json())

@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from ditlab.data import Dataset, Images, open_data
-from ditlab.diffusion import build_loss
+from ditlab.diffusion import build_loss, samplers
 from ditlab.errors import UserError
 from ditlab.latents import (
     Autoencoder,
     ChannelStatistics,
-    DiffusersAutoencoder,
     LatentCache,
     encode,
     identity,
@@ -24,11 +23,12 @@ from ditlab.latents import (
     to_unit,
 )
 from ditlab.models import DiT, NetworkInput, cost
-from ditlab.recipes.recipe import Recipe, save_recipe
+from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
 from ditlab.sample import Model
 from ditlab.train import AutoencoderObjective, DiffusionObjective, progress_bar, train, write_report
 
 Say = Callable[[str], None]
+AUTOENCODER_PARTS = ("seed", "data.", "autoencoder.", "train.")  # of a recipe, what makes its autoencoder
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,22 @@ def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
             )
 
 
+def _check_channels(autoencoder: Autoencoder, dataset: Dataset) -> None:
+    if autoencoder.channels != dataset.shape[0]:
+        raise UserError(
+            f"the autoencoder takes {autoencoder.channels} channels, the images have {dataset.shape[0]}; "
+            f"set --data.channels {autoencoder.channels}"
+        )
+
+
 def autoencoder_folder(recipe: Recipe, place: Place) -> Path:
     """Where the recipe's own autoencoder is, or will be."""
     return Path(recipe.autoencoder.path) if recipe.autoencoder.path else place.beside("autoencoder")
+
+
+def _autoencoder_recipe(recipe: Recipe) -> Recipe:
+    """What goes into the autoencoder's folder: trained as it was, and found there whatever the path was."""
+    return replace(recipe, train=recipe.autoencoder_train, autoencoder=replace(recipe.autoencoder, path=""))
 
 
 def train_autoencoder(recipe: Recipe, place: Place) -> Path:
@@ -102,12 +115,14 @@ def train_autoencoder(recipe: Recipe, place: Place) -> Path:
         raise UserError(
             f"recipe {recipe.name!r} has no autoencoder to train: its kind is {recipe.autoencoder.kind!r}, not 'kl'"
         )
+    recipe.check()
     folder = autoencoder_folder(recipe, place)
+    refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
     dataset = _open(recipe, place)
     channels, height, width = dataset.shape
     autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
     latent = autoencoder.latent_shape(height, width)
-    save_recipe(replace(recipe, train=recipe.autoencoder_train), folder)
+    save_recipe(_autoencoder_recipe(recipe), folder)
     images = _load(dataset, place.say)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.say(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
@@ -129,7 +144,8 @@ def train_autoencoder(recipe: Recipe, place: Place) -> Path:
         "parameters": f"{parameters:,}",
         "PSNR is of": what,
     }
-    report = write_report(folder, f"Autoencoder of {recipe.name}", f"ditlab autoencoder {recipe.name}", facts)
+    command = f"ditlab autoencoder {folder / 'recipe.json'} --out {place.out}"
+    report = write_report(folder, f"Autoencoder of {recipe.name}", command, facts)
     place.say(f"autoencoder: {folder}, report: {report}")
     return folder
 
@@ -161,8 +177,11 @@ def prepare_autoencoder(recipe: Recipe, place: Place) -> Autoencoder:
     if recipe.autoencoder.kind == "pretrained":
         return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
     folder = autoencoder_folder(recipe, place)
-    finished = (folder / "report.md").exists()
-    return record.load(folder if finished else train_autoencoder(recipe, place))
+    if not (folder / "report.md").exists():
+        train_autoencoder(recipe, place)
+    elif not recipe.autoencoder.path:  # one that was asked for by its path may have been made in any way
+        refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
+    return record.load(folder)
 
 
 def encode_latents(recipe: Recipe, place: Place) -> Path:
@@ -173,8 +192,11 @@ def encode_latents(recipe: Recipe, place: Place) -> Path:
     """
     if recipe.autoencoder.kind == "pixels":
         raise UserError(f"recipe {recipe.name!r} works on pixels: there is nothing to encode")
+    recipe.check()
     dataset = _open(recipe, place)
     autoencoder = prepare_autoencoder(recipe, place)
+    _check_channels(autoencoder, dataset)
+    _check_size(recipe, autoencoder.factor, *dataset.shape[1:])
     _encode(recipe, place, dataset, autoencoder)
     return _cache_folder(recipe, place)
 
@@ -185,7 +207,6 @@ def _cache_folder(recipe: Recipe, place: Place) -> Path:
 
 def _encode(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
     folder = _cache_folder(recipe, place)
-    autoencoder.latent_shape(*dataset.shape[1:])
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(dataset), rate="")
         left_out = encode(
@@ -210,7 +231,7 @@ def build_model(
     Raises:
         UserError: sizes that do not divide, or parts that do not go together.
     """
-    recipe.diffusion.check()
+    recipe.check()
     _check_size(recipe, autoencoder.factor, *pixels[1:])
     channels, height, width = autoencoder.latent_shape(*pixels[1:])
     classes = len(names)
@@ -225,7 +246,17 @@ def build_model(
     network = DiT(recipe.model, shape).initialise(torch.Generator().manual_seed(recipe.seed))
     model = Model(network, recipe.diffusion, autoencoder, pixels, names, recipe.sample, {"recipe": recipe.name})
     model.check(recipe.sample)
+    samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
+
+
+def _check_before(recipe: Recipe, dataset: Dataset) -> None:
+    """Find what does not go together before hours of reading, of training an autoencoder, and of encoding."""
+    config, channels = recipe.autoencoder, dataset.shape[0]
+    if config.kind == "pixels":
+        build_model(recipe, Autoencoder(channels, channels, 1), dataset.shape, dataset.names)
+    elif config.kind == "kl" and not config.path:
+        build_model(recipe, new_kl(config, channels, recipe.seed), dataset.shape, dataset.names)
 
 
 def train_recipe(recipe: Recipe, place: Place) -> Model:
@@ -234,25 +265,22 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
     Raises:
         UserError: settings, data or disk are in the way; nothing that stood is lost.
     """
-    recipe.train.check()
+    recipe.check()
+    refuse_other(recipe, place.out)
     dataset = _open(recipe, place)
-    factor = recipe.autoencoder.factor if recipe.autoencoder.kind == "kl" else 1
-    _check_size(recipe, factor, *dataset.shape[1:])
-    save_recipe(recipe, place.out)
+    _check_before(recipe, dataset)
     data: Images | LatentCache
     if recipe.autoencoder.kind == "pixels":
         data = _load(dataset, place.say)
         autoencoder = Autoencoder(dataset.shape[0], dataset.shape[0], 1)
         autoencoder.set_statistics(*(value.float() for value in _pixel_statistics(data)))
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
     else:
         autoencoder = prepare_autoencoder(recipe, place)
-        if isinstance(autoencoder, DiffusersAutoencoder) and autoencoder.channels != dataset.shape[0]:
-            raise UserError(
-                f"the autoencoder takes {autoencoder.channels} channels, the images have {dataset.shape[0]}; "
-                f"set --data.channels {autoencoder.channels}"
-            )
+        _check_channels(autoencoder, dataset)
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
         data = _encode(recipe, place, dataset, autoencoder)
-    model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
+    save_recipe(recipe, place.out)
     count = cost(recipe.model, model.network.input)
     place.say(
         f"DiT: {count.total_parameters:,} parameters, {count.tokens} tokens, {count.gmacs:.4g} GMACs a sample; "
@@ -280,6 +308,6 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
         "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.rate:g}, {recipe.train.ema:g}",
         "samples": f"{recipe.sample.sampler}, {recipe.sample.steps} steps, guidance {recipe.sample.guidance.scale:g}",
     }
-    report = write_report(place.out, recipe.name, f"ditlab train {recipe.name} --out {place.out}", facts)
+    report = write_report(place.out, recipe.name, f"ditlab train {place.out}", facts)
     place.say(f"model: {place.out}, report: {report}")
     return Model.load(place.out).to(place.device)

@@ -10,14 +10,18 @@ import torch
 from ditlab.recipes.recipe import Recipe
 
 
-def settle(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> Recipe:
+def settle(recipe: Recipe, device: torch.device, say: Callable[[str], None], open_size: bool) -> Recipe:
     """Choose image size, batch and precision where a recipe for any folder leaves them open.
 
-    A batch of 0 is open. The size is open where no folder's images can be expected to be of one: in recipe ``folder``.
+    Args:
+        recipe: to settle; a batch of 0 is open.
+        device: to choose for.
+        say: is told what was chosen.
+        open_size: whether an empty size is open too, as in recipe ``folder``, and does not mean the images' own.
     """
     gpu = device.type == "cuda"
     chosen = []
-    if recipe.name == "folder" and not recipe.data.size:
+    if open_size and not recipe.data.size:
         size = 64 if gpu else 32
         recipe = replace(recipe, data=replace(recipe.data, size=(size,)))
         chosen.append(f"size {size} (--data.size)")

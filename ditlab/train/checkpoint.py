@@ -62,6 +62,14 @@ def _checksum(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def _cause(error: CheckpointException) -> BaseException:
+    """What torch wrapped, maybe twice: a full disk, or Ctrl-C; the error itself where it was neither."""
+    cause: BaseException | None = next(iter(error.failures.values()))[0]
+    while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
+
+
 def save(folder: Path, images: int, tensors: dict[str, Tensor], state: dict[str, object], keep: int) -> Path:
     """Write a checkpoint and delete all but the newest ``keep``.
 
@@ -82,12 +90,12 @@ def save(folder: Path, images: int, tensors: dict[str, Tensor], state: dict[str,
                 warnings.simplefilter("ignore")  # torch warns of its own deprecated storages here
                 dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=True)
         except CheckpointException as error:
-            causes = [failure[0] for failure in error.failures.values()]
-            raise next((cause for cause in causes if isinstance(cause, OSError)), error) from error
+            raise _cause(error) from error
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
         sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
-    for old in existing(folder)[:-keep]:
+    # Newer ones can only be damaged ones that were passed over: they do not count.
+    for old in [other for other in existing(folder) if other.name <= path.name][:-keep]:
         shutil.rmtree(old)
     return path
 
@@ -98,7 +106,7 @@ def existing(folder: Path) -> list[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed process was writing."""
+    """Delete what a killed process was writing into ``folder``."""
     for path in folder.glob(".*.part"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -127,14 +135,18 @@ def load_latest(folder: Path, tensors: dict[str, Tensor], say: Say) -> dict[str,
         UserError: the checkpoint belongs to another architecture, or every one is damaged.
     """
     found = existing(folder)
+    damage = ""
     for path in reversed(found):
+        if damage:
+            say(f"{damage}; using the one before")
         damage = _damage(path)
         if not damage:
             _read(path, tensors)
             return json.loads((path / STATE).read_text())
-        say(f"checkpoint {path} is damaged ({damage}); using the one before")
+        damage = f"checkpoint {path} is damaged ({damage})"
     if found:
-        raise UserError(f"every checkpoint in {folder} is damaged; delete the folder to train from the beginning")
+        what = f"every checkpoint in {folder} is damaged; the last tried: {damage}" if len(found) > 1 else damage
+        raise UserError(f"{what}; delete {folder} to train from the beginning")
     return None
 
 
@@ -142,7 +154,7 @@ def _read(path: Path, tensors: dict[str, Tensor]) -> None:
     reader = _SafeReader(path)
     try:
         stored = reader.read_metadata().state_dict_metadata
-    except (pickle.UnpicklingError, AttributeError, EOFError, ImportError) as error:
+    except (pickle.UnpicklingError, AttributeError, EOFError, ImportError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {path} is refused: {error}; delete it") from error
     for name in [*tensors, *stored]:
         if name not in stored or name not in tensors:
@@ -154,4 +166,8 @@ def _read(path: Path, tensors: dict[str, Tensor]) -> None:
             raise UserError(f"checkpoint {path} is of another architecture: {name} is {shape}, not {wanted}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        try:
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
+        except CheckpointException as error:
+            reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+            raise UserError(f"checkpoint {path} is refused: {reason}; delete it") from error

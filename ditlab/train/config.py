@@ -41,18 +41,22 @@ class TrainConfig:
     keep: int = 2
     """Checkpoints kept."""
 
-    def check(self) -> None:
-        """Raise UserError where a value makes no sense."""
+    def check(self, flags: str = "train") -> None:
+        """Raise UserError where a value makes no sense; ``flags`` is what its flags begin with."""
         for name in ("images", "batch", "log", "checkpoint", "samples", "keep"):
             if getattr(self, name) < 1:
-                raise UserError(f"--train.{name} {getattr(self, name)} must be 1 or more")
+                raise UserError(f"--{flags}.{name} {getattr(self, name)} must be 1 or more")
         for name, below in (("rate", 1.0), ("beta2", 1.0), ("ema", 1.0), ("weight_decay", 1.0)):
             if not 0 <= getattr(self, name) < below:
-                raise UserError(f"--train.{name} {getattr(self, name)} must be from 0 to below {below:g}")
+                flag = f"--{flags}.{name.replace('_', '-')}"
+                raise UserError(f"{flag} {getattr(self, name)} must be from 0 to below {below:g}")
         if not (self.warmup >= 0 and self.cooldown >= 0 and self.warmup + self.cooldown <= 1):
-            raise UserError(f"--train.warmup {self.warmup} and --train.cooldown {self.cooldown} are shares of one run")
+            raise UserError(
+                f"--{flags}.warmup {self.warmup} and --{flags}.cooldown {self.cooldown} are shares of one run: from 0, "
+                "together at most 1"
+            )
         if self.images < self.batch:
-            raise UserError(f"--train.images {self.images} is less than one batch of {self.batch}")
+            raise UserError(f"--{flags}.images {self.images} is less than one batch of {self.batch}")
 
     @property
     def steps(self) -> int:

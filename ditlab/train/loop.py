@@ -145,7 +145,8 @@ def train(
     average, meter = Average(module, config.ema), Meter(device)
     tensors = run_tensors(module, average, optimiser, meter)
     checkpoints = folder / "checkpoints"
-    checkpoint.clear_unfinished(checkpoints)
+    for place in (folder, folder / "samples", checkpoints):
+        checkpoint.clear_unfinished(place)
     state = checkpoint.load_latest(checkpoints, tensors, say)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
     if step:
@@ -155,12 +156,15 @@ def train(
     bad = torch.full((), config.steps, dtype=torch.int64, device=device)  # first step with a loss that is no number
     session = {"images": 0, "began": time.perf_counter(), "paused": 0.0}
 
-    def stop_if_bad() -> None:
+    def stop_if_bad(saving: bool) -> None:
         first = int(bad)
+        if saving and first == config.steps and not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            first = step - 1  # the loss was still a number, the step it led to is not: such weights are not kept
         if first < config.steps:
             raise UserError(
-                f"the loss is not a number since step {first} ({first * config.batch:,} images); the checkpoints before it "
-                f"stand: try a lower --train.rate (now {config.rate:g}), --train.warmup 0.05 or --train.precision fp32"
+                f"the loss or a weight is not a number since step {first} ({first * config.batch:,} images); the "
+                f"checkpoints before it stand: try a lower --train.rate (now {config.rate:g}), --train.warmup 0.05 or "
+                "--train.precision fp32"
             )
 
     with ExitStack() as stack:
@@ -183,7 +187,7 @@ def train(
             }
             if not any(due.values()):
                 continue
-            stop_if_bad()
+            stop_if_bad(due["checkpoint"])
             pause = time.perf_counter()
             row: dict[str, object] = {"images": images}
             if due["log"]:
@@ -227,4 +231,5 @@ def progress_bar() -> Progress:
     from rich.console import Console
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

@@ -41,8 +41,10 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
     if losses:
         atomic.write_file(folder / "loss.png", _loss_figure(losses))
         lines += ["![loss over images](loss.png)", ""]
-    for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
+    for picture in sorted((folder / "samples").glob("[0-9]*.png"))[-1:]:
         lines += [f"![samples after {int(picture.stem):,} images](samples/{picture.name})", ""]
+    if (folder / "samples" / "plane.png").exists():
+        lines += ["![the plane of an image's two numbers](samples/plane.png)", ""]
     path = folder / "report.md"
     atomic.write_file(path, "\n".join(lines))
     return path

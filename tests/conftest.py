@@ -1,0 +1,194 @@
+"""Tiny runs of the real thing, made once, and the ways tests look at them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ditlab.cli import main
+
+# torch logs hundreds of lines a checkpoint, which pytest would show with every failure.
+logging.getLogger("c10d-NullHandler-dcp_logger").addFilter(lambda record: False)
+
+TINY = (
+    "--model.depth 2 --model.width 32 --model.heads 2 --train.batch 32 --train.precision fp32 "
+    "--sample-images 4 --sample.steps 2"
+)
+SHORT = "--train.images 640 --train.log 160 --train.checkpoint 320 --train.samples 640"
+
+KL_RECIPE = '''"""Digits in latents: 8x8 to 4x4 with two channels."""
+
+from ditlab.data import DataConfig
+from ditlab.diffusion import DiffusionConfig
+from ditlab.latents import AutoencoderConfig
+from ditlab.models import DiTConfig
+from ditlab.recipes import Recipe
+from ditlab.sample import SampleConfig
+from ditlab.train import TrainConfig
+
+recipe = Recipe(
+    name="small-latents",
+    data=DataConfig(source="digits", limit=600),
+    autoencoder=AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16), kl_weight=1e-3),
+    autoencoder_train=TrainConfig(
+        images=3200, batch=32, rate=4e-3, cooldown=0.5, ema=0.9, log=320, checkpoint=640, samples=1600
+    ),
+    model=DiTConfig(depth=1, width=16, heads=2, patch=2),
+    diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False),
+    train=TrainConfig(images=320, batch=32, rate=1e-3, log=160, checkpoint=160, samples=320),
+    sample=SampleConfig(sampler="euler", steps=2),
+    sample_images=4,
+)
+'''
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: object) -> Ended:
+    """Run a command in this process, as the terminal would."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file below a folder, by relative name, with a digest of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def ditlab() -> Callable[..., Ended]:
+    """Run a command in this process."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Run a command that must end with code 2 and one line, which holds the words given; gives the line."""
+
+    def check(arguments: list[object], *words: str) -> str:
+        ended = call(*arguments)
+        assert ended.code == 2, ended
+        assert ended.err.startswith("ditlab: "), ended.err
+        assert ended.err.count("\n") == 1, ended.err
+        assert ended.err.endswith("\n"), ended.err
+        for word in words:
+            assert word in ended.err, ended.err
+        return ended.err
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, str]]:
+    return hashes
+
+
+@pytest.fixture(scope="session")
+def process() -> Callable[..., subprocess.Popen[str]]:
+    """Start a program in a process of its own: ``python -m ditlab ARGUMENTS``, or a script."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+    def start(*arguments: object, script: str = "", cwd: Path | None = None) -> subprocess.Popen[str]:
+        head = ["-c", script] if script else ["-m", "ditlab"]
+        return subprocess.Popen(
+            [sys.executable, "-W", "error::RuntimeWarning", *head, *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Flags that make recipe digits, or one like it, a matter of a second: 20 steps, two checkpoints."""
+    return list(f"{TINY} {SHORT}".split())
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of recipe digits, tiny. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    ended = call("train", "digits", *f"{TINY} {SHORT}".split(), "--out", folder)
+    assert ended.code == 0, ended
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kl_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe file for digits in latents of an autoencoder of their own."""
+    path = tmp_path_factory.mktemp("recipes") / "small.py"
+    path.write_text(KL_RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def kl_run(tmp_path_factory: pytest.TempPathFactory, kl_recipe: Path) -> Path:
+    """A finished run of the latent recipe; its autoencoder and its cache lie beside. Not to be changed: copy the parent."""
+    folder = tmp_path_factory.mktemp("latent-runs") / "small"
+    ended = call("train", kl_recipe, "--out", folder)
+    assert ended.code == 0, ended
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict]]:
+    """The rows of a run's metrics.jsonl without what the clock says."""
+
+    def read(folder: Path) -> list[dict]:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[..., Path]:
+    """Fill a folder with random RGB pictures, PNG, ``count`` a class."""
+
+    def draw(folder: Path, classes: tuple[str, ...], count: int, height: int = 40, width: int = 36) -> Path:
+        random = np.random.default_rng(0)
+        for name in classes:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{index}.png")
+        return folder
+
+    return draw
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one, so that runs/ is nobody's."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,78 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from ditlab import atomic
+from ditlab.errors import UserError
+
+
+def test_a_file_is_written_with_its_folder_and_replaces_what_stood_there(tmp_path: Path):
+    path = tmp_path / "a" / "b.txt"
+    atomic.write_file(path, "one")
+    atomic.write_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [item.name for item in path.parent.iterdir()] == ["b.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_where_writing_fails_the_old_file_stands_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+):
+    path = tmp_path / "b.txt"
+    path.write_text("old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(UserError, match=r"b\.txt: No space left on device"):
+        atomic.write_file(path, "new")
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_a_place_that_is_a_file_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        atomic.write_file(tmp_path / "file" / "below", "x")
+    with pytest.raises(UserError, match="cannot write"), atomic.new_folder(tmp_path / "file" / "below"):
+        pass
+
+
+def test_a_folder_is_invisible_until_it_is_whole(tmp_path: Path):
+    path = tmp_path / "new"
+    with atomic.new_folder(path) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "file").write_text("x")
+        assert not path.exists()
+        assert temporary.parent == tmp_path
+    assert (path / "deep" / "file").read_text() == "x"
+    assert [item.name for item in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_whose_writer_raises_leaves_nothing_and_the_old_one_stands(tmp_path: Path, error: BaseException):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "kept").write_text("old")
+
+    def write() -> None:
+        with atomic.new_folder(path) as temporary:
+            (temporary / "half").write_text("x")
+            raise error
+
+    with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
+        write()
+    assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+    assert (path / "kept").read_text() == "old"
+
+
+def test_a_folder_already_there_is_replaced_as_a_whole(tmp_path: Path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with atomic.new_folder(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert [item.name for item in path.iterdir()] == ["new"]

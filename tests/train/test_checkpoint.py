@@ -1,0 +1,216 @@
+"""Checkpoints that are whole, damaged, of another architecture, or hostile."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from ditlab.errors import UserError
+from ditlab.train import checkpoint
+
+
+def make(value: float) -> dict[str, Tensor]:
+    return {
+        "weights.a": torch.full((3, 5), value),
+        "optimiser.a.step": torch.tensor(value),
+        "meter.sums": torch.full((10,), value, dtype=torch.float64),
+        "weights.empty": torch.zeros(0),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints after 10, 20 and 30 images, full of 1, 2 and 3."""
+    for index in (1, 2, 3):
+        checkpoint.save(tmp_path / "checkpoints", index * 10, make(index), {"step": index}, keep=3)
+    return tmp_path / "checkpoints"
+
+
+def load(folder: Path) -> tuple[float, dict[str, object] | None, list[str]]:
+    """The value all tensors came back with, the state, and what was said."""
+    tensors, said = make(-1), []
+    state = checkpoint.load_latest(folder, tensors, said.append)
+    values = {float(value) for tensor in tensors.values() for value in tensor.flatten()}
+    assert len(values) == 1
+    return values.pop(), state, said
+
+
+def seal(path: Path) -> None:
+    """Make checksums.json consistent with the files, as an attacker would."""
+    files = [file for file in path.iterdir() if file.name != "checksums.json"]
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (path / "checksums.json").write_text(json.dumps(sums))
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_was_saved_comes_back_in_place(folder: Path):
+    assert load(folder) == (3.0, {"step": 3}, [])
+    assert [path.name for path in checkpoint.existing(folder)] == ["000000000010", "000000000020", "000000000030"]
+
+
+def test_where_there_is_none_nothing_is_loaded(tmp_path: Path):
+    assert load(tmp_path) == (-1.0, None, [])
+    (tmp_path / ".000000000010.xyz.part").mkdir()
+    assert load(tmp_path) == (-1.0, None, [])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped byte in the tensors": lambda path: flip_byte(path / "__0_0.distcp"),
+    "a flipped byte in the index": lambda path: flip_byte(path / ".metadata"),
+    "a changed state": lambda path: (path / "state.json").write_text('{"step": 9}'),
+    "half of the tensors": lambda path: (path / "__0_0.distcp").write_bytes((path / "__0_0.distcp").read_bytes()[:700]),
+    "no tensors": lambda path: (path / "__0_0.distcp").unlink(),
+    "no index": lambda path: (path / ".metadata").unlink(),
+    "no state": lambda path: (path / "state.json").unlink(),
+    "no checksums": lambda path: (path / "checksums.json").unlink(),
+    "half of the checksums": lambda path: (path / "checksums.json").write_text('{"state.json": "12'),
+    "checksums of nothing": lambda path: (path / "checksums.json").write_text("{}"),
+    "checksums that are a list": lambda path: (path / "checksums.json").write_text("[]"),
+    "an empty folder": lambda path: [file.unlink() for file in path.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(folder: Path, damage: Callable[[Path], object]):
+    damage(folder / "000000000030")
+    value, state, said = load(folder)
+    assert (value, state) == (2.0, {"step": 2})
+    assert len(said) == 1
+    assert "000000000030 is damaged" in said[0]
+    assert "using the one before" in said[0]
+    damage(folder / "000000000020")
+    value, state, said = load(folder)
+    assert (value, state) == (1.0, {"step": 1})
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_where_all_are_damaged_one_line_says_so(folder: Path, damage: Callable[[Path], object]):
+    for path in checkpoint.existing(folder):
+        damage(path)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert f"every checkpoint in {folder} is damaged" in str(caught.value)
+    assert "delete" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors: tensors.update({"weights.a": torch.zeros(4, 5)}), "weights.a is (3, 5), not (4, 5)"),
+        (lambda tensors: tensors.update({"weights.b": torch.zeros(1)}), "it lacks weights.b"),
+        (lambda tensors: tensors.pop("optimiser.a.step"), "it has an unknown optimiser.a.step"),
+    ],
+)
+def test_another_architecture_is_one_line_that_names_the_tensor_and_changes_nothing(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], words: str, tree
+):
+    tensors, before = make(-1), tree(folder)
+    change(tensors)
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    with pytest.raises(UserError, match="is of another architecture") as caught:
+        checkpoint.load_latest(folder, tensors, print)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert tree(folder) == before
+
+
+class Evil:
+    """Unpickles to a call that leaves a mark."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def evil_module(mark: Path) -> bytes:
+    """A pickle that reaches for os.system by name."""
+    return f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
+
+
+@pytest.mark.parametrize("kind", ["reduce", "system", "dotted"])
+def test_an_index_with_code_in_it_is_refused_and_does_not_run(folder: Path, tmp_path: Path, kind: str):
+    mark, path = tmp_path / "ran", folder / "000000000030"
+    content = {
+        "reduce": pickle.dumps(Evil(mark)),
+        "system": evil_module(mark),
+        # protocol 4 walks dots: Size.__class__ is reached through an allowed name
+        "dotted": b"\x80\x04\x8c\x05torch\x8c\x0eSize.__class__\x93.",
+    }[kind]
+    (path / ".metadata").write_bytes(content)
+    seal(path)
+    tensors = make(-1)
+    with pytest.raises(UserError, match="is refused") as caught:
+        checkpoint.load_latest(folder, tensors, print)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+    assert all((tensor == -1).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04.", b"(S'x'\ntR.", b"h\x07.", b"N."])
+def test_an_index_that_is_no_index_is_refused(folder: Path, content: bytes):
+    path = folder / "000000000030"
+    (path / ".metadata").write_bytes(content)
+    seal(path)
+    with pytest.raises(UserError, match="is refused"):
+        load(folder)
+
+
+def test_tensors_with_code_in_them_are_refused_and_it_does_not_run(folder: Path, tmp_path: Path):
+    mark, path = tmp_path / "ran", folder / "000000000030"
+    buffer = io.BytesIO()
+    torch.save(Evil(mark), buffer)
+    size = (path / "__0_0.distcp").stat().st_size
+    assert len(buffer.getvalue()) < size
+    metadata = dcp.FileSystemReader(path).read_metadata()
+    for place in metadata.storage_data.values():  # every tensor is to be read from the payload
+        place.offset, place.length = 0, len(buffer.getvalue())
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    (path / "__0_0.distcp").write_bytes(buffer.getvalue().ljust(size, b"\0"))
+    seal(path)
+    with pytest.raises(UserError, match="is refused") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tree
+):
+    before = tree(folder)
+
+    def interrupt(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(folder, 40, make(4), {"step": 4}, keep=3)
+    assert tree(folder) == before
+    assert not list(folder.glob(".*"))
+
+
+def test_what_a_killed_process_was_writing_is_cleared_and_the_rest_stands(folder: Path, tree):
+    before = tree(folder)
+    shutil.copytree(folder / "000000000030", folder / ".000000000040.abc.part")
+    (folder / ".file.part").write_text("x")
+    checkpoint.clear_unfinished(folder)
+    assert tree(folder) == before

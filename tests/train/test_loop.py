@@ -1,0 +1,231 @@
+"""The loop on a module small enough to train by hand beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ditlab.data import Order
+from ditlab.errors import UserError
+from ditlab.sample import grid, write_png
+from ditlab.train import Objective, TrainConfig, read_metrics, train
+from ditlab.train.loop import Meter, step_generator
+
+CPU = torch.device("cpu")
+COUNT = 40
+
+
+class Line(Objective):
+    """Fit a line to points, with noise on them; some images may be poison, and reading may stop."""
+
+    def __init__(self, poison: str = "", where: int = -1, stop_after: int = -1):
+        torch.manual_seed(0)
+        self.module = nn.Linear(3, 2)
+        self.count = COUNT
+        random = np.random.default_rng(0)
+        self.x = torch.from_numpy(random.normal(size=(COUNT, 3)).astype(np.float32))
+        self.y = self.x @ torch.from_numpy(random.normal(size=(3, 2)).astype(np.float32))
+        self.poison, self.where, self.reads_left = poison, where, stop_after
+
+    def read(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+        if self.reads_left == 0:
+            raise InterruptedError("stopped by the test")
+        self.reads_left -= 1
+        x = self.x[indices].clone()
+        x[flips] = -x[flips]
+        return {"x": x, "y": self.y[indices], "bad": torch.from_numpy(indices == self.where)}
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        return {"t": torch.rand(count, generator=generator), "noise": torch.randn(count, 3, generator=generator)}
+
+    def losses(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        noised = batch["x"] + draws["t"][:, None] * draws["noise"]
+        losses = (self.module(noised) - batch["y"]).square().mean(dim=1)
+        if self.poison == "loss":
+            losses = torch.where(batch["bad"], torch.nan, losses)
+        if self.poison == "gradient" and batch["bad"].any():  # adds zero to the loss and infinity to its gradient
+            weight = self.module.weight.sum()  # type: ignore[operator]
+            losses = losses + (weight - weight.detach()).sqrt()
+        return losses
+
+    def save(self, average: nn.Module, folder: Path, images: int) -> None:
+        torch.save(average.state_dict(), folder / "model.pt")
+
+    def picture(self, average: nn.Module, path: Path) -> dict[str, float]:
+        write_png(grid(np.zeros((1, 8, 8, 1), np.uint8), 1), path)
+        return {"weight": float(average.weight.sum())}  # type: ignore[operator]
+
+
+CONFIG = TrainConfig(
+    images=16 * 12, batch=16, rate=0.05, beta2=0.95, weight_decay=0.1, warmup=0.25, cooldown=0.5, ema=0.7,
+    log=32, checkpoint=48, samples=96, keep=2,
+)  # fmt: skip
+
+
+def run(objective: Objective, folder: Path, config: TrainConfig = CONFIG, seed: int = 3) -> list[str]:
+    said: list[str] = []
+    train(objective, config, seed=seed, flip=True, folder=folder, device=CPU, say=said.append, title="line")
+    return said
+
+
+def test_the_loop_is_adamw_and_ema_over_the_order_and_the_draws(tmp_path: Path):
+    run(Line(), tmp_path)
+    objective = Line()
+    network = objective.module
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    order, losses = Order(COUNT, 3, True), []
+    for step in range(12):
+        generator = step_generator(3, step)
+        t, noise = torch.rand(16, generator=generator), torch.randn(16, 3, generator=generator)
+        indices, flips = order.batch(16 * step, 16)
+        x = objective.x[indices] * torch.where(torch.from_numpy(flips), -1.0, 1.0)[:, None]
+        error = network(x + t[:, None] * noise) - objective.y[indices]
+        loss = error.square().mean(dim=1)
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.param_groups[0]["lr"] = 0.05 * min(1, (step + 1) / 3) * min(1, (12 - step) / 6)
+        optimiser.step()
+        decay = min(0.7, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            average[name].lerp_(value, 1 - decay)
+        losses.append(loss.detach())
+    trained = torch.load(tmp_path / "model.pt", weights_only=True)
+    for name, value in average.items():
+        assert torch.equal(trained[name], value), name
+    rows = read_metrics(tmp_path)
+    assert [row["images"] for row in rows] == [32, 64, 96, 128, 160, 192]
+    for row, (first, second) in zip(rows, zip(losses[::2], losses[1::2], strict=True), strict=True):
+        assert row["loss"] == pytest.approx(float(torch.cat([first, second]).double().mean()), rel=1e-9)
+    assert "weight" in rows[2]
+    assert "weight" in rows[5]
+    assert "weight" not in rows[0]
+
+
+def test_every_step_has_draws_of_its_own_and_the_same_again():
+    first = [torch.rand(4, generator=step_generator(seed, step)) for seed in (0, 1) for step in (0, 1)]
+    again = [torch.rand(4, generator=step_generator(seed, step)) for seed in (0, 1) for step in (0, 1)]
+    assert torch.equal(torch.stack(first), torch.stack(again))
+    assert len({tuple(draw.tolist()) for draw in first}) == 4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 11])
+def test_a_run_stopped_after_any_step_goes_on_to_the_same_end(tmp_path: Path, steps: int, metrics):
+    run(Line(), tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(Line(stop_after=steps), tmp_path / "parts")
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 11')  # a row cut off in the middle
+    said = run(Line(), tmp_path / "parts")
+    done = steps // 3 * 48
+    assert said == ([f"going on from {done:,} of 192 images"] if done else [])
+    for folder in ("whole", "parts"):
+        assert [path.name for path in sorted((tmp_path / folder / "checkpoints").iterdir())] == [
+            "000000000144",
+            "000000000192",
+        ]
+    whole, parts = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, tree):
+    run(Line(), tmp_path)
+    before = tree(tmp_path)
+    run(Line(stop_after=0), tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
+    for keep in (1, 3):
+        run(Line(), tmp_path / str(keep), TrainConfig(images=160, batch=16, checkpoint=32, keep=keep))
+        names = sorted(path.name for path in (tmp_path / str(keep) / "checkpoints").iterdir())
+        assert names == [f"{images:012d}" for images in (96, 128, 160)][-keep:]
+
+
+def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one_just_written(tmp_path: Path):
+    config = TrainConfig(images=160, batch=16, checkpoint=80, keep=2)
+    run(Line(), tmp_path, config)
+    (tmp_path / "checkpoints" / "000000000160" / "state.json").write_text("{}")
+    with pytest.raises(InterruptedError):
+        run(Line(stop_after=3), tmp_path, TrainConfig(images=160, batch=16, checkpoint=16, keep=1))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["000000000128", "000000000160"]
+    assert run(Line(), tmp_path, config)[-1] == "going on from 128 of 160 images"
+
+
+def first_step_with(index: int) -> int:
+    order = Order(COUNT, 3, True)
+    return next(step for step in range(12) if index in order.batch(16 * step, 16)[0])
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_advice_and_earlier_checkpoints_stand(tmp_path: Path):
+    index = int(Order(COUNT, 3, True).batch(16 * 2, 8)[0][-1])  # first met in step 2, whose end would be a checkpoint
+    assert first_step_with(index) == 2
+    config = TrainConfig(images=192, batch=16, rate=0.05, log=32, checkpoint=16, samples=192, keep=5)
+    with pytest.raises(UserError) as caught:
+        run(Line("loss", index), tmp_path, config)
+    message = str(caught.value)
+    assert "since step 2 (32 images)" in message
+    assert "--train.rate (now 0.05)" in message
+    assert "\n" not in message
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["000000000016", "000000000032"]
+    assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path))
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].isfinite().all()
+
+
+def test_the_first_bad_step_is_named_though_it_is_noticed_later(tmp_path: Path):
+    index = int(Order(COUNT, 3, True).batch(0, 1)[0][0])
+    with pytest.raises(UserError, match=r"since step 0 \(0 images\)"):
+        run(Line("loss", index), tmp_path, CONFIG)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_kept_though_the_loss_still_was_one(tmp_path: Path):
+    index = int(Order(COUNT, 3, True).batch(16 * 2, 8)[0][-1])
+    config = TrainConfig(images=192, batch=16, rate=0.05, checkpoint=48)
+    with pytest.raises(UserError, match="since step 2 "):
+        run(Line("gradient", index), tmp_path, config)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path):
+    (tmp_path / "checkpoints" / ".000000000048.x1.part").mkdir(parents=True)
+    (tmp_path / "samples").mkdir()
+    left = [tmp_path / ".model.pt.x1.part", tmp_path / "samples" / ".000000000096.png.x1.part"]
+    for path in left:
+        path.write_text("half")
+    run(Line(), tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_losses_fall_into_the_bins_of_their_times():
+    meter = Meter(CPU)
+    losses, times = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0])
+    meter.add(losses[:2], times[:2])
+    meter.add(losses[2:], times[2:])
+    row = meter.result(timed=True)
+    assert row["loss"] == pytest.approx(31 / 5)
+    assert row["loss_by_time"] == [1.5, 4.0, None, None, None, None, None, None, None, 12.0]
+    assert meter.result(timed=True) == {"loss": 0.0, "loss_by_time": [None] * 10}
+    meter.add(losses, None)
+    assert meter.result(timed=False) == {"loss": pytest.approx(31 / 5)}
+
+
+def test_many_small_losses_are_added_without_rounding_away():
+    meter = Meter(CPU)
+    for _ in range(100):
+        meter.add(torch.full((1000,), 0.1), torch.full((1000,), 0.35))
+    assert meter.result(timed=True)["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+
+
+def test_metrics_pass_over_what_is_no_row(tmp_path: Path):
+    rows = [json.dumps({"images": 1}), '{"images": 2, "lo', json.dumps({"images": 3})]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    assert read_metrics(tmp_path) == [{"images": 1}, {"images": 3}]
+    assert read_metrics(tmp_path / "nowhere") == []

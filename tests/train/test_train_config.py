@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ditlab.errors import UserError
+from ditlab.train import TrainConfig
+from ditlab.train.ema import Average
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_the_rate_rises_stands_and_falls():
+    config = TrainConfig(images=100 * 8, batch=8, rate=0.5, warmup=0.1, cooldown=0.2)
+    rates = [config.rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[4] == pytest.approx(0.25)
+    assert rates[9:81] == pytest.approx([0.5] * 72)
+    assert rates[90] == pytest.approx(0.25)
+    assert rates[99] == pytest.approx(0.5 / 20)
+
+
+def test_without_warmup_and_cooldown_the_rate_is_the_rate():
+    config = TrainConfig(images=80, batch=8, rate=0.5)
+    assert {config.rate_at(step) for step in range(10)} == {0.5}
+
+
+@given(
+    steps=st.integers(1, 500),
+    warmup=st.floats(0, 1),
+    share=st.floats(0, 1),
+    rate=st.floats(1e-6, 0.9),
+)
+def test_every_step_has_a_rate_above_zero_and_at_most_the_rate(steps: int, warmup: float, share: float, rate: float):
+    config = TrainConfig(images=steps, batch=1, rate=rate, warmup=warmup, cooldown=(1 - warmup) * share)
+    config.check()
+    assert all(0 < config.rate_at(step) <= rate for step in range(steps))
+
+
+def test_images_beyond_the_last_whole_batch_are_not_trained_on():
+    assert TrainConfig(images=100, batch=32).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": 0}, "--train.images 0"),
+        ({"batch": -1}, "--train.batch -1"),
+        ({"log": 0}, "--train.log 0"),
+        ({"checkpoint": 0}, "--train.checkpoint 0"),
+        ({"samples": 0}, "--train.samples 0"),
+        ({"keep": 0}, "--train.keep 0"),
+        ({"rate": 1.5}, "--train.rate 1.5"),
+        ({"rate": float("nan")}, "--train.rate nan"),
+        ({"beta2": 1.0}, "--train.beta2 1.0"),
+        ({"ema": -0.1}, "--train.ema -0.1"),
+        ({"weight_decay": 2.0}, "--train.weight-decay 2.0"),
+        ({"warmup": 0.6, "cooldown": 0.6}, "--train.warmup 0.6 and --train.cooldown 0.6"),
+        ({"warmup": -0.1}, "--train.warmup -0.1"),
+        ({"images": 100}, "--train.images 100 is less than one batch of 256"),
+    ],
+)
+def test_values_that_make_no_sense_are_named_with_their_flag(change: dict, words: str):
+    with pytest.raises(UserError) as caught:
+        replace(TrainConfig(), **change).check()
+    assert words in str(caught.value)
+    with pytest.raises(UserError, match="--autoencoder-train"):
+        replace(TrainConfig(), **change).check("autoencoder-train")
+
+
+def test_precision_is_the_machines_or_as_told():
+    assert TrainConfig().precision_on(CPU) == "fp32"
+    assert TrainConfig().precision_on(GPU) == "bf16"
+    assert TrainConfig(precision="fp32").precision_on(GPU) == "fp32"
+    layer, x = nn.Linear(4, 4), torch.ones(2, 4)
+    with TrainConfig(precision="bf16").autocast(CPU):
+        assert layer(x).dtype == torch.bfloat16
+    with TrainConfig().autocast(CPU):
+        assert layer(x).dtype == torch.float32
+
+
+def test_the_average_follows_the_weights_as_a_direct_float64_loop_does():
+    torch.manual_seed(0)
+    network = nn.Linear(5, 4)
+    average = Average(network, 0.95)
+    direct = {name: value.double().clone() for name, value in network.state_dict().items()}
+    for step in range(300):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        average.update(step)
+        decay = min(0.95, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            direct[name] = decay * direct[name] + (1 - decay) * value.double()
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value.double(), direct[name], rtol=0, atol=2e-6)
+        assert not torch.equal(value, network.state_dict()[name])
+
+
+def test_the_average_is_a_module_apart_and_asks_for_no_gradients():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    average = Average(network, 0.9)
+    assert not average.module.training
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    before = average.module[0].weight.clone()  # type: ignore[index]
+    with torch.no_grad():
+        network[0].weight.fill_(7.0)  # type: ignore[operator]
+    assert torch.equal(average.module[0].weight, before)  # type: ignore[index]
