@@ -149,8 +149,8 @@ class SampleOptions:
     """How many at a time."""
     out: str = "samples.png"
     """A .png is a grid, an .npz an archive in ADM's layout, a folder one PNG an image."""
-    filmstrip: str = ""
-    """Write the denoising of the first images, from noise to image, to this .png too."""
+    filmstrip: bool = True
+    """Draw the denoising of the first images too, from noise to image, beside OUT as NAME-filmstrip.png."""
 
 
 def sample(arguments: list[str]) -> None:
@@ -160,9 +160,11 @@ def sample(arguments: list[str]) -> None:
 
     from ditlab.diffusion import GuidanceConfig
     from ditlab.recipes import default_device
-    from ditlab.sample import Model, SampleConfig, filmstrip, generate, label_indices, write, write_png
+    from ditlab.sample import Model, SampleConfig, check_ending, filmstrip, generate, label_indices, write, write_png
     from ditlab.train import progress_bar
 
+    out = Path(options.out)
+    check_ending(out)
     model = Model.load(options.run).to(default_device())
     default = model.defaults
     scale = default.guidance.scale if options.guidance is None else options.guidance
@@ -178,12 +180,12 @@ def sample(arguments: list[str]) -> None:
             images.append(made)
             bar.update(task, advance=len(made))
     settings = {"model": options.run, "labels": labels, "seed": options.seed, **dataclasses.asdict(config)}
-    write(np.concatenate(images), indices.numpy(), model.names, Path(options.out), settings)
-    say(f"{options.count} images: {options.out}")
+    write(np.concatenate(images), indices.numpy(), model.names, out, settings)
+    say(f"{options.count} images: {out}")
     if options.filmstrip:
-        strip = filmstrip(model, labels, options.seed, min(options.count, 4), config)
-        write_png(strip, Path(options.filmstrip), settings)
-        say(f"filmstrip: {options.filmstrip}")
+        strip = out.with_name(f"{out.stem}-filmstrip.png")
+        write_png(filmstrip(model, labels, options.seed, min(options.count, 4), config), strip, settings)
+        say(f"filmstrip: {strip}")
 
 
 @dataclass(frozen=True)

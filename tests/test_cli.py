@@ -251,14 +251,15 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, tiny: list[s
 def test_sampling_writes_a_grid_an_archive_a_folder_and_a_filmstrip(run: Path, tmp_path: Path, ditlab, tree):
     before = tree(run)
     base = ["sample", run, "--labels", "3,8", "--count", "5", "--steps", "2", "--seed", "4"]
-    ended = ditlab(*base, "--out", tmp_path / "g.png", "--filmstrip", tmp_path / "f.png")
+    ended = ditlab(*base, "--out", tmp_path / "g.png")
     assert (ended.code, ended.err) == (0, ""), ended
     assert str(tmp_path / "g.png") in ended.out
-    with Image.open(tmp_path / "g.png") as grid, Image.open(tmp_path / "f.png") as film:
+    with Image.open(tmp_path / "g.png") as grid, Image.open(tmp_path / "g-filmstrip.png") as film:
         settings = json.loads(grid.text["ditlab"])  # type: ignore[attr-defined]
         assert (settings["seed"], settings["labels"], settings["steps"]) == (4, ["3", "8"], 2)
         assert film.size[0] > 128
-    assert ditlab(*base, "--batch", "2", "--out", tmp_path / "a.npz").code == 0
+    assert ditlab(*base, "--batch", "2", "--no-filmstrip", "--out", tmp_path / "a.npz").code == 0
+    assert not (tmp_path / "a-filmstrip.png").exists()
     assert ditlab(*base, "--out", tmp_path / "singles").code == 0
     with np.load(tmp_path / "a.npz") as archive:
         images, labels = archive["arr_0"], archive["arr_1"]

@@ -73,9 +73,10 @@ class Autoencoder(nn.Module):
         for side in (height, width):
             if side % self.factor:
                 below = side // self.factor * self.factor
+                sizes = f"{below} or {below + self.factor}" if below else str(self.factor)
                 raise UserError(
                     f"images of {height}x{width} are not divisible by the autoencoder's factor {self.factor}; "
-                    f"nearest sizes for {side}: {below or self.factor} or {below + self.factor}"
+                    f"nearest sizes for {side}: {sizes}"
                 )
         return self.latent_channels, height // self.factor, width // self.factor
 
@@ -119,9 +120,13 @@ class Autoencoder(nn.Module):
         """Whether a model file carries the weights; a pretrained VAE stays where it is and is referred to."""
         return True
 
+    def architecture(self) -> dict[str, object]:
+        """What decides the moments beside the weights, for the fingerprint."""
+        return self.record()
+
     def fingerprint(self) -> str:
         """Hex digest of everything that decides the moments: the architecture and the weights, not the statistics."""
-        digest = hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.architecture(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name not in ("mean", "std"):
                 digest.update(name.encode())

@@ -52,7 +52,10 @@ def identity(dataset: Dataset, autoencoder: Autoencoder, flip: bool) -> dict[str
 
 def _manifest(folder: Path) -> dict[str, object] | None:
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
+        return manifest
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -110,8 +113,8 @@ def encode(
     manifest = _manifest(folder)
     if manifest is not None:
         _refuse_others(folder, manifest, wanted)
-        if manifest["complete"]:
-            return tuple(manifest["left_out"])  # type: ignore[arg-type]
+        if manifest.get("complete"):
+            return tuple(manifest.get("left_out", ()))  # type: ignore[arg-type]
     else:
         atomic.write_file(folder / MANIFEST, json.dumps({**wanted, "complete": False}, indent=2) + "\n")
     autoencoder.to(device).eval()
@@ -171,6 +174,7 @@ class LatentCache:
 
     Attributes:
         labels: int64 (N,).
+        fingerprint: of the images it was made from.
         shape: of one image's moments (channels, h, w).
 
     Raises:
@@ -186,10 +190,12 @@ class LatentCache:
             rows = [np.load(path) for path in sorted(folder.glob("*.rows.npy"))]
             self._shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.moments.npy"))]
             self._flipped = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.flipped.npy"))]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"the latent cache {folder} is damaged ({error}); delete it and encode again") from error
-        if [len(shard) for shard in self._shards] != manifest["shards"]:
+        kinds = [rows, self._shards, self._flipped] if wanted["flip"] else [rows, self._shards]
+        if any([len(shard) for shard in kind] != manifest.get("shards") for kind in kinds):
             raise UserError(f"the latent cache {folder} is damaged (shards are missing); delete it and encode again")
+        self.fingerprint = str(manifest["data"])
         self.labels = np.concatenate(rows)[:, 1]
         self.shape: tuple[int, ...] = self._shards[0].shape[1:]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])

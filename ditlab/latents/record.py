@@ -20,16 +20,21 @@ def restore(record: dict[str, object]) -> Autoencoder:
     """The autoencoder a ``record`` describes; weights that ship are still to be loaded into it.
 
     Raises:
-        UserError: unknown kind, or a pretrained one that is not to be had.
+        UserError: unknown kind, fields missing or unfit, or a pretrained one that is not to be had.
     """
-    kind = record.get("kind")
-    if kind == "pixels":
-        channels = int(record["channels"])  # type: ignore[call-overload]
-        return Autoencoder(channels, channels, 1)
-    if kind == "kl":
-        return build_kl(record["config"])  # type: ignore[arg-type]
-    if kind == "pretrained":
-        return load_pretrained(str(record["path"]), str(record.get("subfolder", "")))
+    try:
+        kind = record.get("kind")
+        if kind == "pixels":
+            channels = int(record["channels"])  # type: ignore[call-overload]
+            return Autoencoder(channels, channels, 1)
+        if kind == "kl":
+            return build_kl(record["config"])  # type: ignore[arg-type]
+        if kind == "pretrained":
+            return load_pretrained(str(record["path"]), str(record.get("subfolder", "")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"not an autoencoder record of this version of ditlab ({type(error).__name__}: {error})"
+        ) from error
     raise UserError(f"unknown autoencoder {kind!r}; {nearest(str(kind), KINDS)}")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditlab.errors import UserError
 from ditlab.latents.autoencoder import Autoencoder, AutoencoderConfig
@@ -18,7 +21,7 @@ class DiffusersAutoencoder(Autoencoder):
     """One of diffusers' VAEs: AutoencoderKL, whose moments are means and log variances, or AutoencoderTiny, noiseless."""
 
     def __init__(self, vae: Any, origin: dict[str, object] | None = None):
-        config = vae.config 
+        config = vae.config
         widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
         super().__init__(config["in_channels"], config["latent_channels"], 2 ** (len(widths) - 1))
         self.vae, self.origin = vae, origin
@@ -59,8 +62,17 @@ class DiffusersAutoencoder(Autoencoder):
         """The VAE's configuration, or where a pretrained one lies."""
         if self.origin is not None:
             return {"kind": "pretrained", **self.origin}
-        config = self.vae.config.items()
-        return {"kind": "kl", "config": {key: value for key, value in config if not key.startswith("_")}}
+        return {"kind": "kl", "config": self._config()}
+
+    def architecture(self) -> dict[str, object]:
+        """The VAE's configuration; where a pretrained one lies and how it scales its latents are no part of it."""
+        if self.origin is None:
+            return self.record()
+        scaling = ("scaling_factor", "shift_factor")
+        return {"kind": type(self.vae).__name__, **{k: v for k, v in self._config().items() if k not in scaling}}
+
+    def _config(self) -> dict[str, object]:
+        return {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
 
 
 def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAutoencoder:
@@ -89,9 +101,7 @@ def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAuto
 
 def build_kl(config: dict[str, object]) -> DiffusersAutoencoder:
     """An AutoencoderKL of a recorded configuration, its weights still to be loaded."""
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # diffusers draws weights that are replaced; the caller's chance stays its own
+    with torch.random.fork_rng(devices=[]):  # diffusers draws weights, soon replaced; the caller's chance stays its own
         return DiffusersAutoencoder(_diffusers().AutoencoderKL(**config))
 
 
@@ -106,18 +116,43 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
         raise UserError(f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, as {SD_VAES[0]}")
     kwargs = {"subfolder": subfolder} if subfolder else {}
     try:
-        config = diffusers.AutoencoderKL.load_config(path, **kwargs)
-        name = config.get("_class_name", "AutoencoderKL")
-        if name not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise UserError(f"{path} holds a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
-        vae = getattr(diffusers, name).from_pretrained(path, use_safetensors=True, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        with _quiet(diffusers):
+            config = diffusers.AutoencoderKL.load_config(path, **kwargs)
+            name = config.get("_class_name", "AutoencoderKL")
+            if name not in ("AutoencoderKL", "AutoencoderTiny"):
+                raise UserError(f"{path} holds a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
+            kwargs |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+            vae, told = getattr(diffusers, name).from_pretrained(path, **kwargs)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        shown = 2 if "state_dict" in lines[0] else 1  # the second line names the tensor that does not fit
+        reason = " ".join(line.strip() for line in lines[:shown])
         raise UserError(
             f"cannot load an autoencoder from {path!r} ({reason}); give a folder with config.json and "
             "safetensors weights, or a hub id where there is a network"
         ) from error
-    return DiffusersAutoencoder(vae.eval(), {"path": path, "subfolder": subfolder})
+    if told["missing_keys"] or told["unexpected_keys"]:
+        lacks = f"lacks tensor {told['missing_keys'][0]!r}" if told["missing_keys"] else ""
+        raise UserError(
+            f"the weights in {path!r} are of another architecture than its config.json: the file "
+            + (lacks or f"has an unknown tensor {told['unexpected_keys'][0]!r}")
+        )
+    autoencoder = DiffusersAutoencoder(vae, {"path": path, "subfolder": subfolder})
+    autoencoder.eval()
+    return autoencoder
+
+
+@contextlib.contextmanager
+def _quiet(diffusers: Any) -> Iterator[None]:
+    """Without what diffusers says to developers while it loads: what matters is raised or checked."""
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
+            yield
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
 
 
 def _diffusers() -> Any:

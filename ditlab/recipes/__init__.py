@@ -2,8 +2,9 @@
 
 from ditlab.recipes.find import NAMES, find_recipe
 from ditlab.recipes.inspect import inspect_model
+from ditlab.recipes.prepare import Place, default_device, train_autoencoder
 from ditlab.recipes.recipe import Recipe
-from ditlab.recipes.run import Place, default_device, encode_latents, train_autoencoder, train_recipe
+from ditlab.recipes.run import encode_latents, train_recipe
 from ditlab.recipes.settle import settle
 
 __all__ = [

@@ -47,10 +47,11 @@ def _cost(name: str, image: int, block: str) -> tuple[Cost, tuple[float, int] | 
         network = Model.load(name).network
         return cost(network.config, network.input), None
     recipe, _ = find_recipe(name)
-    dataset = open_data(recipe.data)
-    kind, (channels, height, width) = recipe.autoencoder.kind, dataset.shape
+    kind = recipe.autoencoder.kind
     if kind == "pretrained":
         raise UserError(f"recipe {name!r} works on a pretrained VAE's latents; inspect DiT-XL/2 or its run folder")
+    dataset = open_data(recipe.data)
+    channels, height, width = dataset.shape
     factor = recipe.autoencoder.factor if kind == "kl" else 1
     channels = recipe.autoencoder.latent_channels if kind == "kl" else channels
     shape = NetworkInput(

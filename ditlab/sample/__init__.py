@@ -2,11 +2,12 @@
 
 from ditlab.sample.generate import denoising, generate, label_indices, to_images
 from ditlab.sample.model import Model, SampleConfig
-from ditlab.sample.pictures import filmstrip, grid, write, write_png
+from ditlab.sample.pictures import check_ending, filmstrip, grid, write, write_png
 
 __all__ = [
     "Model",
     "SampleConfig",
+    "check_ending",
     "denoising",
     "filmstrip",
     "generate",

@@ -39,6 +39,7 @@ def label_indices(model: Model, labels: Sequence[str | int] | None, count: int) 
     return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
 
+@torch.inference_mode()  # around the body it would leak into the caller's code between steps
 def denoising(model: Model, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
     """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step.
 
@@ -61,8 +62,7 @@ def denoising(model: Model, labels: Tensor, seed: int, first: int, config: Sampl
         denoise = Bounded(denoise, *model.autoencoder.bounds)
     condition = Condition(labels.to(device))
     schedule = model.denoiser.schedule
-    with torch.inference_mode():
-        yield from run_sampler(denoise, schedule, noise(), condition, config.sampler, config.steps, noise)
+    yield from run_sampler(denoise, schedule, noise(), condition, config.sampler, config.steps, noise)
 
 
 def to_images(model: Model, latents: Tensor) -> np.ndarray:

@@ -86,18 +86,22 @@ class Model:
         """
         if not self.classes:
             raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")
-        lowered = {name.lower(): index for index, name in enumerate(self.names)}
-        if str(wanted).lower() in lowered:
-            return lowered[str(wanted).lower()]
-        if str(wanted).lstrip("-").isdigit():
-            if 0 <= int(wanted) < self.classes:
-                return int(wanted)
+        if isinstance(wanted, str):  # a name first, since names may be numbers; as written first, in any case then
+            if wanted in self.names:
+                return self.names.index(wanted)
+            lowered = [name.lower() for name in self.names]
+            if wanted.lower() in lowered:
+                return lowered.index(wanted.lower())
+        try:
+            number = int(wanted)
+        except ValueError:
+            known = self.names or map(str, range(self.classes))
+            raise UserError(f"unknown label {wanted!r}; {nearest(str(wanted), known)}") from None
+        if not 0 <= number < self.classes:
             raise UserError(
                 f"label {wanted} is out of range: this model has {self.classes} classes, 0 to {self.classes - 1}"
             )
-        raise UserError(
-            f"unknown label {wanted!r}; {nearest(str(wanted), self.names or map(str, range(self.classes)))}"
-        )
+        return number
 
     def check(self, config: SampleConfig) -> None:
         """Raise UserError where this model cannot be sampled so."""
@@ -141,7 +145,11 @@ class Model:
         config = self.defaults
         if guidance is not None:
             config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
-        config = replace(config, steps=steps or config.steps, sampler=sampler or config.sampler)
+        config = replace(
+            config,
+            steps=config.steps if steps is None else steps,
+            sampler=config.sampler if sampler is None else sampler,
+        )
         count = count if count is not None else len(labels or ()) or 16
         return np.concatenate(list(generate(self, labels, seed, count, config, batch)))
 
@@ -189,20 +197,34 @@ class Model:
                 f"the model in {folder} cannot be read ({error}); sample another run or train it again"
             ) from error
         try:
+            if record["format"] != FORMAT:
+                raise UserError(
+                    f"{folder / RECORD} has format {record['format']}; this version of ditlab reads format {FORMAT}"
+                )
             network = DiT(DiTConfig(**record["network"]["config"]), NetworkInput(**record["network"]["input"]))
             diffusion = DiffusionConfig(**record["diffusion"])
+            diffusion.check()
             guidance = GuidanceConfig(**record["sample"].pop("guidance"))
             defaults = SampleConfig(**record["sample"], guidance=guidance)
             autoencoder = restore(record["autoencoder"])
             pixels, names, facts = tuple(record["pixels"]), record["names"], record["facts"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / RECORD} is not a model record of this version of ditlab ({error})") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{folder / RECORD} is not a model record of this version of ditlab ({reason})") from error
         load_weights(network, _within(tensors, "network."), weights_file)
         if autoencoder.shipped:
             load_weights(autoencoder, _within(tensors, "autoencoder."), weights_file)
         else:
-            autoencoder.set_statistics(tensors["autoencoder.mean"], tensors["autoencoder.std"])
+            _load_statistics(autoencoder, _within(tensors, "autoencoder."), weights_file)
         return cls(network.eval(), diffusion, autoencoder.eval(), pixels, names, defaults, facts)
+
+
+def _load_statistics(autoencoder: Autoencoder, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """The mean and std of an autoencoder whose weights lie elsewhere."""
+    channels = autoencoder.latent_channels
+    if any(name not in tensors or tensors[name].numel() != channels for name in ("mean", "std")):
+        raise UserError(f"{source} lacks the mean and std of its autoencoder's {channels} latent channels")
+    autoencoder.set_statistics(tensors["mean"], tensors["std"])
 
 
 def _within(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

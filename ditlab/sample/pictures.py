@@ -29,7 +29,7 @@ def grid(
         images: C is 1, 3 or 4; of any other number the first channel is shown.
         columns: images a row.
         row_names: written left of the rows.
-        column_names: written above the columns.
+        column_names: written above the columns, cut short where they are wider.
     """
     count, height, width, channels = images.shape
     if channels not in (1, 3, 4):
@@ -37,9 +37,10 @@ def grid(
     scale = max(1, -(-TILE // max(height, width)))
     gap = max(2, scale * max(height, width) // 12)
     rows = -(-count // columns)
-    font = ImageFont.load_default(size=max(12, scale * height // 5))
+    size = max(12, scale * max(height, width) // 12)
+    font = ImageFont.load_default(size=size)
     left = max((int(font.getlength(name)) + 2 * gap for name in row_names), default=0)
-    top = (max(12, scale * height // 5) + 2 * gap) if column_names else 0
+    top = size + gap + gap // 2 if column_names else 0
     step_x, step_y = width * scale + gap, height * scale + gap
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     paper = Image.new(
@@ -51,8 +52,8 @@ def grid(
         draw.text((left - gap, top + gap + row * step_y + height * scale // 2), name, fill=ink, font=font, anchor="rm")
     for column, name in enumerate(column_names[:columns]):
         draw.text(
-            (left + gap + column * step_x + width * scale // 2, top // 2 + gap // 2),
-            name,
+            (left + gap + column * step_x + width * scale // 2, gap + size // 2),
+            _shortened(name, font, width * scale),
             fill=ink,
             font=font,
             anchor="mm",
@@ -62,6 +63,14 @@ def grid(
         tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
         paper.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
     return paper
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
+    """As much of a name as is at most ``room`` pixels wide, dots in place of the rest."""
+    if font.getlength(name) <= room:
+        return name
+    kept = next((k for k in range(len(name) - 1, 0, -1) if font.getlength(f"{name[:k].rstrip()}...") <= room), 1)
+    return f"{name[:kept].rstrip()}..."
 
 
 def filmstrip(
@@ -98,6 +107,14 @@ def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | No
     atomic.write_file(path, buffer.getvalue())
 
 
+def check_ending(out: Path) -> None:
+    """Raise UserError where ``write`` would not know what to write as ``out``."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UserError(
+            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
+        )
+
+
 def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Path, settings: dict[str, object]) -> None:
     """Write images uint8 (N, H, W, C) as what ``out`` says: a .png grid, an .npz archive, or a folder of PNGs.
 
@@ -106,6 +123,7 @@ def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Pat
     Raises:
         UserError: another ending, or the place cannot be written.
     """
+    check_ending(out)
     if out.suffix == ".png":
         columns = min(len(images), max(1, round(len(images) ** 0.5)))
         write_png(grid(images, columns), out, settings)
@@ -113,12 +131,8 @@ def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Pat
         buffer = io.BytesIO()
         np.savez(buffer, images, labels)
         atomic.write_file(out, buffer.getvalue())
-    elif out.suffix == "":
+    else:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             name = f"-{names[label]}" if names and label >= 0 else ""
             tile = Image.fromarray(image[..., 0] if image.shape[2] not in (3, 4) else image)
             write_png(tile, out / f"{index:06d}{name.replace('/', '_')}.png", {**settings, "image": index})
-    else:
-        raise UserError(
-            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
-        )

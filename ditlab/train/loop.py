@@ -149,6 +149,10 @@ def train(
         checkpoint.clear_unfinished(place)
     state = checkpoint.load_latest(checkpoints, tensors, say)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
+    if state and state.get("data", objective.fingerprint) != objective.fingerprint:
+        raise UserError(
+            f"the images are not those {folder} was trained on so far; put them back or choose another --out"
+        )
     if step:
         say(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
     metrics = _Metrics(folder, step * config.batch)
@@ -198,7 +202,8 @@ def train(
                 metrics.add({**row, "images_per_second": round(speed, 1), "seconds": round(elapsed, 2)})
             if due["checkpoint"]:
                 objective.save(average.module, folder, images)
-                checkpoint.save(checkpoints, images, tensors, {"step": step, "images": images}, config.keep)
+                state = {"step": step, "images": images, "data": objective.fingerprint}
+                checkpoint.save(checkpoints, images, tensors, state, config.keep)
             session["paused"] += time.perf_counter() - pause
 
 

@@ -27,10 +27,12 @@ class Objective(ABC):
     Attributes:
         module: what is trained.
         count: images in the training set.
+        fingerprint: of the training set.
     """
 
     module: nn.Module
     count: int
+    fingerprint: str
 
     @abstractmethod
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
@@ -85,7 +87,8 @@ class DiffusionObjective(Objective):
     ):
         self.module, self.loss, self.autoencoder, self.data = network, loss, autoencoder, data
         self.model, self.sample_count, self.seed = model, sample_count, seed
-        self.count, self.labels = len(data), torch.from_numpy(np.asarray(data.labels, np.int64))
+        self.count, self.fingerprint = len(data), data.fingerprint
+        self.labels = torch.from_numpy(np.asarray(data.labels, np.int64))
         self.latent = (network.input.channels, network.input.height, network.input.width)
         if network.input.classes and int(self.labels.max()) >= network.input.classes:
             raise UserError(
@@ -157,7 +160,7 @@ class AutoencoderObjective(Objective):
 
     def __init__(self, autoencoder: DiffusersAutoencoder, data: Images, held_out: Images, kl_weight: float):
         self.module, self.data, self.held_out, self.kl_weight = autoencoder, data, held_out, kl_weight
-        self.count = len(data)
+        self.count, self.fingerprint = len(data), data.fingerprint
         self.latent = autoencoder.latent_shape(*data.shape[1:])
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:

@@ -26,7 +26,7 @@ class Line(Objective):
     def __init__(self, poison: str = "", where: int = -1, stop_after: int = -1):
         torch.manual_seed(0)
         self.module = nn.Linear(3, 2)
-        self.count = COUNT
+        self.count, self.fingerprint = COUNT, "points"
         random = np.random.default_rng(0)
         self.x = torch.from_numpy(random.normal(size=(COUNT, 3)).astype(np.float32))
         self.y = self.x @ torch.from_numpy(random.normal(size=(3, 2)).astype(np.float32))
@@ -229,3 +229,14 @@ def test_metrics_pass_over_what_is_no_row(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
     assert read_metrics(tmp_path) == [{"images": 1}, {"images": 3}]
     assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path):
+    with pytest.raises(InterruptedError):
+        run(Line(stop_after=5), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = Line()
+    other.fingerprint = "other points"
+    with pytest.raises(UserError, match="not those"):
+        run(other, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

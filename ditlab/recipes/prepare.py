@@ -1,0 +1,194 @@
+"""What a network trains on: a recipe's images, its autoencoder, and the latents that one makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ditlab.data import Dataset, Images, open_data
+from ditlab.errors import UserError
+from ditlab.latents import (
+    Autoencoder,
+    ChannelStatistics,
+    LatentCache,
+    encode,
+    identity,
+    load_pretrained,
+    new_kl,
+    record,
+    to_unit,
+)
+from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
+from ditlab.train import AutoencoderObjective, progress_bar, train, write_report
+
+Say = Callable[[str], None]
+AUTOENCODER_PARTS = ("seed", "data.", "autoencoder.", "train.")  # of a recipe, what makes its autoencoder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recipe's results go and who is told.
+
+    Attributes:
+        out: the run folder.
+        device: where to compute.
+        say: tells a person something, in one line.
+    """
+
+    out: Path
+    device: torch.device
+    say: Say
+
+    def beside(self, name: str) -> Path:
+        """A folder beside the run: RUN-autoencoder, RUN-latents."""
+        return self.out.with_name(f"{self.out.name}-{name}")
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_images(recipe: Recipe, place: Place) -> Dataset:
+    """The recipe's images, described to the person."""
+    dataset = open_data(recipe.data)
+    place.say(dataset.describe())
+    return dataset
+
+
+def load_images(dataset: Dataset, say: Say) -> Images:
+    """All of them in memory; says which were left out."""
+    with progress_bar() as bar:
+        task = bar.add_task("reading images", total=len(dataset), rate="")
+        images = dataset.load(lambda done, total: bar.update(task, completed=done, total=total))
+    _tell_left_out(images.left_out, say)
+    return images
+
+
+def _tell_left_out(left_out: tuple[str, ...], say: Say) -> None:
+    if left_out:
+        shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
+        say(f"{len(left_out):,} image{'s' * (len(left_out) != 1)} left out, unreadable: {shown}")
+
+
+def autoencoder_folder(recipe: Recipe, place: Place) -> Path:
+    """Where the recipe's own autoencoder is, or will be."""
+    return Path(recipe.autoencoder.path) if recipe.autoencoder.path else place.beside("autoencoder")
+
+
+def _autoencoder_recipe(recipe: Recipe) -> Recipe:
+    """What goes into the autoencoder's folder: trained as it was, and found there whatever the path was."""
+    return replace(recipe, train=recipe.autoencoder_train, autoencoder=replace(recipe.autoencoder, path=""))
+
+
+def train_autoencoder(recipe: Recipe, place: Place) -> Path:
+    """Train the recipe's KL autoencoder into its folder; a finished one is left as it is.
+
+    Raises:
+        UserError: the recipe has no autoencoder to train, or data or disk are in the way.
+    """
+    if recipe.autoencoder.kind != "kl":
+        raise UserError(
+            f"recipe {recipe.name!r} has no autoencoder to train: its kind is {recipe.autoencoder.kind!r}, not 'kl'"
+        )
+    recipe.check()
+    folder = autoencoder_folder(recipe, place)
+    refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
+    dataset = open_images(recipe, place)
+    channels, height, width = dataset.shape
+    autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
+    latent = autoencoder.latent_shape(height, width)
+    save_recipe(_autoencoder_recipe(recipe), folder)
+    images = load_images(dataset, place.say)
+    parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
+    place.say(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
+    held_out, what = _held_out(recipe, images)
+    objective = AutoencoderObjective(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
+    train(
+        objective,
+        recipe.autoencoder_train,
+        seed=recipe.seed,
+        flip=recipe.data.flip,
+        folder=folder,
+        device=place.device,
+        say=place.say,
+        title="autoencoder",
+    )
+    facts = {
+        "data": dataset.describe(),
+        "latent": f"{'x'.join(map(str, latent))}, from {channels}x{height}x{width}",
+        "parameters": f"{parameters:,}",
+        "PSNR is of": what,
+    }
+    command = f"ditlab autoencoder {folder / 'recipe.json'} --out {place.out}"
+    report = write_report(folder, f"Autoencoder of {recipe.name}", command, facts)
+    place.say(f"autoencoder: {folder}, report: {report}")
+    return folder
+
+
+def _held_out(recipe: Recipe, images: Images) -> tuple[Images, str]:
+    """Images to measure reconstruction on: of the test split where the data has one."""
+    try:
+        held_out = open_data(replace(recipe.data, split="test", limit=1000)).load()
+    except UserError:
+        first = slice(0, 1000)
+        few = replace(images, pixels=images.pixels[first], labels=images.labels[first])
+        return few, f"{len(few):,} training images: the data has no test split"
+    return held_out, f"{len(held_out):,} images of the test split"
+
+
+def pixel_autoencoder(images: Images) -> Autoencoder:
+    """The identity, with the statistics of these images."""
+    statistics = ChannelStatistics(images.shape[0])
+    for start in range(0, len(images), 4096):
+        statistics.add(to_unit(images.pixels[start : start + 4096]))
+    autoencoder = Autoencoder(images.shape[0], images.shape[0], 1)
+    autoencoder.set_statistics(*(value.float() for value in statistics.result()))
+    return autoencoder
+
+
+def prepare_autoencoder(recipe: Recipe, place: Place) -> Autoencoder:
+    """The recipe's learned autoencoder: pretrained, trained before, or trained now.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    if recipe.autoencoder.kind == "pretrained":
+        return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
+    folder = autoencoder_folder(recipe, place)
+    if not (folder / "report.md").exists():
+        train_autoencoder(recipe, place)
+    elif not recipe.autoencoder.path:  # one that was asked for by its path may have been made in any way
+        refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
+    return record.load(folder)
+
+
+def cache_folder(recipe: Recipe, place: Place) -> Path:
+    """Where the recipe's latents are, or will be."""
+    return Path(recipe.latents) if recipe.latents else place.beside("latents")
+
+
+def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
+    """Encode images into the recipe's cache, what is missing of it, and open it.
+
+    Raises:
+        UserError: a cache of other things is in the place, nothing is readable, or the disk is full.
+    """
+    folder = cache_folder(recipe, place)
+    with progress_bar() as bar:
+        task = bar.add_task("encoding", total=len(dataset), rate="")
+        left_out = encode(
+            dataset,
+            autoencoder,
+            folder,
+            flip=recipe.data.flip,
+            device=place.device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _tell_left_out(left_out, place.say)
+    cache = LatentCache(folder, identity(dataset, autoencoder, recipe.data.flip))
+    place.say(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}")
+    return cache
