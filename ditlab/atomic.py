@@ -81,3 +81,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a killed process was writing into ``folder``."""
+    for path in folder.glob(".*.part"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -25,11 +25,21 @@ Noise = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where sampling stands after a step: x (N, C, H, W) at ``point``, and the data predicted on the way, x0."""
+    """A step of sampling; tensors (N, C, H, W).
 
-    x: Tensor
+    Attributes:
+        before: what the step began with.
+        x0: the data the model expected then.
+        x: where the step led.
+        here: the point of ``before``.
+        there: the point of ``x``.
+    """
+
+    before: Tensor
     x0: Tensor
-    point: Point
+    x: Tensor
+    here: Point
+    there: Point
 
 
 class Sampler(ABC):
@@ -217,5 +227,6 @@ def sample(
     method = SAMPLERS[sampler]()
     path = [*points(schedule, method.times(schedule, steps)), CLEAN]
     for here, there in pairwise(path):
-        x, x0 = method.step(denoise, x, condition, here, there, noise)
-        yield State(x, x0, there)
+        before = x
+        x, x0 = method.step(denoise, before, condition, here, there, noise)
+        yield State(before, x0, x, here, there)

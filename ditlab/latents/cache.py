@@ -117,6 +117,7 @@ def encode(
             return tuple(manifest.get("left_out", ()))  # type: ignore[arg-type]
     else:
         atomic.write_file(folder / MANIFEST, json.dumps({**wanted, "complete": False}, indent=2) + "\n")
+    atomic.clear_unfinished(folder)
     autoencoder.to(device).eval()
     for start in range(0, len(dataset), SHARD):
         stop = min(start + SHARD, len(dataset))

@@ -18,7 +18,7 @@ def plane_figure(
 
     Args:
         autoencoder: its latent has the shape (2, 1, 1).
-        coordinates: normalised latents of images, (N, 2).
+        coordinates: raw latents of images, (N, 2).
         labels: int64 (N,).
         names: of the classes.
         side: points of the grid along each axis, from the 2nd to the 98th percentile of the coordinates.
@@ -37,7 +37,7 @@ def plane_figure(
     with torch.no_grad():
         device = autoencoder.mean.device
         decoded = (
-            autoencoder.decode(points[:, :, None, None].to(device)).float().cpu().clamp(-1, 1).add(1).div(2).numpy()
+            autoencoder.decode_raw(points[:, :, None, None].to(device)).float().cpu().clamp(-1, 1).add(1).div(2).numpy()
         )
     channels, height, width = decoded.shape[1:]
     tiles = decoded.reshape(side, side, channels, height, width).transpose(0, 3, 1, 4, 2)

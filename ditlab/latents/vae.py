@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAuto
         "norm_num_groups": groups,
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return DiffusersAutoencoder(_diffusers().AutoencoderKL(**kwargs))
 
 
@@ -137,7 +138,8 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
             f"the weights in {path!r} are of another architecture than its config.json: the file "
             + (lacks or f"has an unknown tensor {told['unexpected_keys'][0]!r}")
         )
-    autoencoder = DiffusersAutoencoder(vae, {"path": path, "subfolder": subfolder})
+    place = str(Path(path).resolve()) if Path(path).is_dir() else path  # found again from any folder
+    autoencoder = DiffusersAutoencoder(vae, {"path": place, "subfolder": subfolder})
     autoencoder.eval()
     return autoencoder
 

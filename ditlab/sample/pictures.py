@@ -76,21 +76,22 @@ def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, ro
 def filmstrip(
     model: Model, labels: Sequence[str | int] | None, seed: int, count: int, config: SampleConfig, frames: int = 10
 ) -> Image.Image:
-    """The denoising of ``count`` images from noise to image: above x_t, below the data the model expects at that moment.
+    """The denoising of ``count`` images from noise to image: above x_t, below the data the model expects of it.
+
+    The first frame is pure noise; the last is the finished image, with the last expectation, from which it was made.
 
     Raises:
         UserError: the model cannot be sampled so.
     """
     indices = label_indices(model, labels, count)
     states = list(denoising(model, indices, seed, 0, config))
-    shown = [
-        states[k] for k in sorted(set(np.linspace(0, len(states) - 1, min(frames, len(states))).round().astype(int)))
-    ]
-    noised = [to_images(model, state.x) for state in shown]  # each (count, H, W, C)
-    expected = [to_images(model, state.x0) for state in shown]
-    images = np.stack([np.stack(noised, axis=1), np.stack(expected, axis=1)], axis=1)  # (count, 2, frames, H, W, C)
-    times = [f"t={state.point.t:.2f}" for state in shown]
-    return grid(images.reshape(-1, *images.shape[3:]), len(shown), ("x_t", "x0") * count, times)
+    shown = [states[k] for k in sorted(set(np.linspace(0, len(states) - 1, frames - 1).round().astype(int)))]
+    noised = [*(state.before for state in shown), states[-1].x]  # each (count, c, h, w)
+    expected = [*(state.x0 for state in shown), states[-1].x0]
+    drawn = [np.stack([to_images(model, latents) for latents in row], axis=1) for row in (noised, expected)]
+    images = np.stack(drawn, axis=1)  # (count, 2, frames, H, W, C)
+    times = [f"t={point.t:.2f}" for point in (*(state.here for state in shown), states[-1].there)]
+    return grid(images.reshape(-1, *images.shape[3:]), len(times), ("x_t", "x0") * count, times)
 
 
 def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | None = None) -> None:

@@ -105,12 +105,6 @@ def existing(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed process was writing into ``folder``."""
-    for path in folder.glob(".*.part"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def _damage(path: Path) -> str:
     """What is wrong with the files of a checkpoint, or nothing."""
     try:

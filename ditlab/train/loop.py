@@ -146,7 +146,7 @@ def train(
     tensors = run_tensors(module, average, optimiser, meter)
     checkpoints = folder / "checkpoints"
     for place in (folder, folder / "samples", checkpoints):
-        checkpoint.clear_unfinished(place)
+        atomic.clear_unfinished(place)
     state = checkpoint.load_latest(checkpoints, tensors, say)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
     if state and state.get("data", objective.fingerprint) != objective.fingerprint:

@@ -224,10 +224,7 @@ class AutoencoderObjective(Objective):
         device = average.mean.device
         with torch.no_grad():
             moments = average.encode(to_unit(self.held_out.pixels, device)).float()
-        raw = moments.chunk(2, dim=1)[0].flatten(1)
-        mean, std = raw.mean(dim=0), raw.std(dim=0)
-        average.set_statistics(mean, std)
-        coordinates = ((raw - mean) / std).cpu().numpy()
+        coordinates = moments.chunk(2, dim=1)[0].flatten(1).cpu().numpy()
         return plane_figure(average, coordinates, self.held_out.labels, self.held_out.names)
 
 

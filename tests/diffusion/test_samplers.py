@@ -116,8 +116,8 @@ def test_a_run_yields_each_step_and_ends_clean(sampler: str, straight: bool) -> 
     states = run(denoise, sampler, 7, torch.randn(3, 2, 2, 2, dtype=torch.float64))
     assert len(states) == 7
     times = SAMPLERS[sampler]().times(denoise.schedule, 7)
-    assert [state.point.t for state in states] == [*times[1:], 0.0]
-    assert states[-1].point == CLEAN
+    assert [state.there.t for state in states] == [*times[1:], 0.0]
+    assert states[-1].there == CLEAN
     assert torch.equal(states[-1].x, states[-1].x0)
     assert all(state.x.shape == state.x0.shape == (3, 2, 2, 2) for state in states)
 
@@ -139,7 +139,7 @@ def test_ddpms_variance_is_exact_at_both_of_its_ends() -> None:
     assert normal[-1] < 0.9
     states = run(denoiser(False, mean=0.5, std=0.0, variance=-1), "ddpm", 10, x)
     assert (states[-1].x - 0.5).abs().max() < 1e-9
-    alpha, sigma = states[4].point.alpha, states[4].point.sigma
+    alpha, sigma = states[4].there.alpha, states[4].there.sigma
     assert states[4].x.mean().item() == pytest.approx(alpha * 0.5, abs=0.02)
     assert states[4].x.std().item() == pytest.approx(sigma, rel=0.015)
     loose = run(denoiser(False, mean=0.5, std=0.0, variance=1), "ddpm", 10, x)

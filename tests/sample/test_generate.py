@@ -157,11 +157,11 @@ def test_pixel_models_stay_between_black_and_white(
 def test_steps_run_from_noise_to_data_and_there_are_as_many_as_asked(make: Callable):
     for sampler in SAMPLERS:
         states = list(denoising(make(), torch.tensor([0, 1]), 0, 0, SampleConfig(sampler, 6)))
-        times = [state.point.t for state in states]
+        times = [state.there.t for state in states]
         assert len(times) == 6
         assert times == sorted(times, reverse=True)
         assert times[-1] == 0
-        assert states[-1].point.sigma == 0
+        assert states[-1].there.sigma == 0
 
 
 def test_the_callers_own_code_runs_with_gradients_between_steps(make: Callable):

@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from ditlab import atomic
 from ditlab.errors import UserError
 from ditlab.train import checkpoint
 
@@ -212,5 +213,5 @@ def test_what_a_killed_process_was_writing_is_cleared_and_the_rest_stands(folder
     before = tree(folder)
     shutil.copytree(folder / "000000000030", folder / ".000000000040.abc.part")
     (folder / ".file.part").write_text("x")
-    checkpoint.clear_unfinished(folder)
+    atomic.clear_unfinished(folder)
     assert tree(folder) == before
