@@ -76,12 +76,13 @@ def _judge(model: Model, judge: Judge, guidance: float) -> tuple[Numbers, np.nda
     return judge.measure(images, labels), images
 
 
-def run_demo(out: Path, say: Callable[[str], None]) -> dict[str, Numbers]:
+def run_demo(out: Path, say: Callable[[str], None], images: int = 0) -> dict[str, Numbers]:
     """Train (or go on, or reuse what is in ``out``), sample, measure, draw; says the numbers and where the results are.
 
     Args:
         out: run folder.
         say: tells a person something, in one line.
+        images: how many to train on; 0 is the recipe's number.
 
     Returns:
         The numbers of real digits, of made ones, and of made ones with guidance.
@@ -91,18 +92,19 @@ def run_demo(out: Path, say: Callable[[str], None]) -> dict[str, Numbers]:
     """
     began = time.perf_counter()
     recipe, _ = find_recipe("digits")
+    recipe = replace(recipe, name="demo", train=replace(recipe.train, images=images or recipe.train.images))
     judge = Judge(open_data(recipe.data).load())
     say("training a diffusion transformer on 1,797 handwritten digits, about three minutes on two cores")
-    model = train_recipe(replace(recipe, name="demo"), Place(out, default_device(), say))
+    model = train_recipe(recipe, Place(out, default_device(), say))
     trained = time.perf_counter() - began
-    plain, images = _judge(model, judge, 1.0)
+    plain, made = _judge(model, judge, 1.0)
     guided, _ = _judge(model, judge, GUIDANCE)
     rows = {
         "real digits, one half against the other": judge.floor(),
         "made, no guidance": plain,
         f"made, guidance {GUIDANCE:g}": guided,
     }
-    by_class = np.stack([images[np.arange(10) * 10 + digit] for digit in range(10)]).reshape(-1, 8, 8, 1)
+    by_class = np.stack([made[np.arange(10) * 10 + digit] for digit in range(10)]).reshape(-1, 8, 8, 1)
     names = [str(digit) for digit in range(10)]
     write_png(grid(by_class, 10, names), out / "digits.png", {"seed": 1, "steps": model.defaults.steps})
     write_png(filmstrip(model, ["3", "8"], 1, 2, model.defaults), out / "filmstrip.png", {"seed": 1})

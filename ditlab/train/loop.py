@@ -171,6 +171,7 @@ def train(
                 "--train.precision fp32"
             )
 
+    shown_loss = ""
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar())
         task = bar.add_task(title, total=config.steps * config.batch, completed=step * config.batch, rate="")
@@ -184,7 +185,7 @@ def train(
             session["images"] += config.batch
             elapsed = time.perf_counter() - session["began"] - session["paused"]
             speed = session["images"] / max(elapsed, 1e-9)
-            bar.update(task, completed=images, rate=f"{speed:,.0f} images/s")
+            bar.update(task, completed=images, rate=f"{speed:,.0f} images/s{shown_loss}")
             due = {
                 name: last or _crossed(before, images, getattr(config, name))
                 for name in ("log", "samples", "checkpoint")
@@ -196,6 +197,7 @@ def train(
             row: dict[str, object] = {"images": images}
             if due["log"]:
                 row |= {**meter.result(times is not None), "rate": config.rate_at(step - 1)}
+                shown_loss = f", loss {row['loss']:.4f}"
             if due["samples"]:
                 row |= objective.picture(average.module, folder / "samples" / f"{images:012d}.png")
             if due["log"] or due["samples"]:
