@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from ditlab.cli import main
+from ditlab.errors import UserError
 
 # torch logs hundreds of lines a checkpoint, which pytest would show with every failure.
 logging.getLogger("c10d-NullHandler-dcp_logger").addFilter(lambda record: False)
@@ -192,3 +193,26 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one, so that runs/ is nobody's."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def refuses() -> Callable[..., str]:
+    """Call something and return its UserError's text after checking that it is one line with the words given."""
+
+    def check(call: Callable[[], object], *words: str) -> str:
+        with pytest.raises(UserError) as caught:
+            call()
+        message = str(caught.value)
+        assert "\n" not in message
+        for word in words:
+            assert word in message, message
+        return message
+
+    return check
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network and an empty hub cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditlab.errors import UserError
-
 
 def make_pixels(seed: int, height: int = 6, width: int = 6, channels: int = 3) -> np.ndarray:
     """Random uint8 (H, W, C)."""
@@ -33,22 +31,6 @@ def pixels() -> Callable[..., np.ndarray]:
 @pytest.fixture
 def encode() -> Callable[..., bytes]:
     return make_bytes
-
-
-@pytest.fixture
-def refuses() -> Callable[..., str]:
-    """Call something and return its UserError's text after checking that it is one line with the words given."""
-
-    def check(call: Callable[[], object], *words: str) -> str:
-        with pytest.raises(UserError) as caught:
-            call()
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in words:
-            assert word in message, message
-        return message
-
-    return check
 
 
 @pytest.fixture

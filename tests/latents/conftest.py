@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-from ditlab.errors import UserError
 from ditlab.latents import AutoencoderConfig, DiffusersAutoencoder, new_kl
 
 TINY = AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16), layers=1)
@@ -24,29 +22,6 @@ def kl() -> Callable[..., DiffusersAutoencoder]:
         return autoencoder
 
     return make
-
-
-@pytest.fixture
-def refuses() -> Callable[..., str]:
-    """Call something and return its UserError's text after checking that it is one line with the words given."""
-
-    def check(call: Callable[[], object], *words: str) -> str:
-        with pytest.raises(UserError) as caught:
-            call()
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in words:
-            assert word in message, message
-        return message
-
-    return check
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network and an empty hub cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.fixture(autouse=True)

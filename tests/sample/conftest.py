@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from ditlab.diffusion import DiffusionConfig
-from ditlab.errors import UserError
 from ditlab.latents import Autoencoder
 from ditlab.models import DiT, DiTConfig, NetworkInput
 from ditlab.sample import Model, SampleConfig
@@ -46,26 +44,3 @@ def build(
 def make() -> Callable[..., Model]:
     """A model with random weights; rectified flow on 8x8 pixels of three classes unless told otherwise."""
     return build
-
-
-@pytest.fixture
-def refuses() -> Callable[..., str]:
-    """Call something and return its UserError's text after checking that it is one line with the words given."""
-
-    def check(call: Callable[[], object], *words: str) -> str:
-        with pytest.raises(UserError) as caught:
-            call()
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in words:
-            assert word in message, message
-        return message
-
-    return check
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network and an empty hub cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
