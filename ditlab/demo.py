@@ -20,7 +20,7 @@ from ditlab.recipes import Place, default_device, find_recipe, train_recipe
 from ditlab.sample import Model, filmstrip, grid, write_png
 
 COUNT = 1790  # 179 of each digit, as nearly as many as there are real ones
-GUIDANCE = 3.0
+GUIDANCE = 1.5
 GAMMA: Any = 0.001  # of the classifier; its own type hints know only the words for it
 
 

