@@ -1,6 +1,7 @@
 # make demo: install and run the main job end to end on this machine.   make test: install and test.
 PYTHON ?= python3
 VENV ?= .venv
+PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test clean
@@ -16,7 +17,7 @@ test: $(VENV)/.test
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[$*]'
 	touch $@
 
 clean:

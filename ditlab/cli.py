@@ -131,18 +131,18 @@ class SampleOptions:
     """Classes by name or number, between commas, given out in turn; all where empty."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 is off."""
-    guidance_low: float = 0.0
+    guidance_low: float | None = None
     """Guide only at times of at least this (1 is noise)."""
-    guidance_high: float = 1.0
+    guidance_high: float | None = None
     """Guide only at times of at most this."""
-    guidance_channels: int = 0
+    guidance_channels: int | None = None
     """Guide only the first so many latent channels; 0 is all, 3 what DiT's published numbers did."""
     steps: int | None = None
     """Sampling steps."""
     sampler: str | None = None
     """ddpm, ddim, euler, heun or dpm-solver."""
     seed: int = 0
-    """Image k of a seed is the same whatever the count and the batch."""
+    """Image k of a seed is the same whatever the count and the batch (to one level of 255 between batches)."""
     count: int = 64
     """How many images."""
     batch: int = 64
@@ -158,7 +158,6 @@ def sample(arguments: list[str]) -> None:
     options = parse(SampleOptions, arguments, "sample")
     import numpy as np
 
-    from ditlab.diffusion import GuidanceConfig
     from ditlab.recipes import default_device
     from ditlab.sample import Model, SampleConfig, check_ending, filmstrip, generate, label_indices, write, write_png
     from ditlab.train import progress_bar
@@ -167,8 +166,15 @@ def sample(arguments: list[str]) -> None:
     check_ending(out)
     model = Model.load(options.run).to(default_device())
     default = model.defaults
-    scale = default.guidance.scale if options.guidance is None else options.guidance
-    guidance = GuidanceConfig(scale, options.guidance_low, options.guidance_high, options.guidance_channels)
+    told = {
+        "scale": options.guidance,
+        "low": options.guidance_low,
+        "high": options.guidance_high,
+        "channels": options.guidance_channels,
+    }
+    guidance = dataclasses.replace(
+        default.guidance, **{name: value for name, value in told.items() if value is not None}
+    )
     steps = default.steps if options.steps is None else options.steps
     config = SampleConfig(options.sampler or default.sampler, steps, guidance)
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
@@ -181,7 +187,7 @@ def sample(arguments: list[str]) -> None:
             bar.update(task, advance=len(made))
     settings = {"model": options.run, "labels": labels, "seed": options.seed, **dataclasses.asdict(config)}
     write(np.concatenate(images), indices.numpy(), model.names, out, settings)
-    say(f"{options.count} images: {out}")
+    say(f"{options.count} image{'s' * (options.count != 1)}: {out}")
     if options.filmstrip:
         strip = out.with_name(f"{out.stem}-filmstrip.png")
         write_png(filmstrip(model, labels, options.seed, min(options.count, 4), config), strip, settings)
@@ -280,5 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"ditlab: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("ditlab: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        lasting = words[0] in ("train", "autoencoder", "encode", "demo")
+        print(f"ditlab: stopped{'; the same command goes on from where it was saved' * lasting}", file=sys.stderr)
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for commands that fail early
+            raise
+        print(
+            "ditlab: out of memory on the GPU; try a smaller --train.batch, or --batch when sampling", file=sys.stderr
+        )
+        raise SystemExit(2) from None

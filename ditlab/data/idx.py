@@ -7,6 +7,7 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ def _fetch(name: str, known: KnownSet, split: str) -> Path:
     try:
         import huggingface_hub
 
+        huggingface_hub.logging.set_verbosity(CRITICAL)  # what goes wrong is said once, by the error below
         return Path(huggingface_hub.hf_hub_download(known.repository, file, repo_type="dataset"))
     except ImportError as error:
         raise UserError(

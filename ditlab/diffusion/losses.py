@@ -54,7 +54,7 @@ class DiffusionConfig:
 
 
 class Loss(nn.Module, ABC):
-    """Called as ``loss(network, x0, condition, draws)``; gives one loss a sample, (N,), and the times, (N,)."""
+    """Called as ``loss(network, x0, condition, draws)``; gives one loss a sample, (N,)."""
 
     def __init__(self, schedule: Schedule, label_dropout: float):
         super().__init__()

@@ -105,11 +105,11 @@ class DDIM(Sampler):
     """The deterministic sampler of Song et al. 2020, equation 12 with eta 0."""
 
     def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """On a table, an integer stride from row 0 (n = 10: 900, 800, .., 0); else evenly spaced."""
+        """On a table, evenly from row 0, rounded down: a whole stride as in the public code where one fits (900, .., 0)."""
         if schedule.steps == 0:
             return even_times(schedule, steps)
-        stride = schedule.steps // steps
-        return [k * stride / (schedule.steps - 1) for k in reversed(range(steps))]
+        rows = [k * schedule.steps // steps for k in reversed(range(steps))]
+        return [row / (schedule.steps - 1) for row in rows]
 
     def step(
         self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise

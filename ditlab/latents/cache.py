@@ -175,7 +175,8 @@ class LatentCache:
 
     Attributes:
         labels: int64 (N,).
-        fingerprint: of the images it was made from.
+        fingerprint: of the images and the autoencoder it was made from.
+        left_out: images that could not be read, each with its reason.
         shape: of one image's moments (channels, h, w).
 
     Raises:
@@ -196,7 +197,8 @@ class LatentCache:
         kinds = [rows, self._shards, self._flipped] if wanted["flip"] else [rows, self._shards]
         if any([len(shard) for shard in kind] != manifest.get("shards") for kind in kinds):
             raise UserError(f"the latent cache {folder} is damaged (shards are missing); delete it and encode again")
-        self.fingerprint = str(manifest["data"])
+        self.fingerprint = f"{manifest['data']}-{manifest['autoencoder']}"
+        self.left_out: tuple[str, ...] = tuple(manifest.get("left_out", ()))  # type: ignore[arg-type]
         self.labels = np.concatenate(rows)[:, 1]
         self.shape: tuple[int, ...] = self._shards[0].shape[1:]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditlab.errors import UserError
 from ditlab.latents.autoencoder import Autoencoder, AutoencoderConfig
@@ -97,7 +98,12 @@ def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAuto
     }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return DiffusersAutoencoder(_diffusers().AutoencoderKL(**kwargs))
+        vae = _diffusers().AutoencoderKL(**kwargs)
+    # Between so few channels a random 1x1 convolution is nearly singular: a direction of the latent would be lost for good.
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.dirac_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
+    return DiffusersAutoencoder(vae)
 
 
 def build_kl(config: dict[str, object]) -> DiffusersAutoencoder:
@@ -146,8 +152,10 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
 
 @contextlib.contextmanager
 def _quiet(diffusers: Any) -> Iterator[None]:
-    """Without what diffusers says to developers while it loads: what matters is raised or checked."""
-    verbosity = diffusers.logging.get_verbosity()
+    """Without what diffusers and the hub's client say to developers while they load: what matters is raised or checked."""
+    verbosity, hub = diffusers.logging.get_verbosity(), logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -155,6 +163,7 @@ def _quiet(diffusers: Any) -> Iterator[None]:
             yield
     finally:
         diffusers.logging.set_verbosity(verbosity)
+        hub.setLevel(level)
 
 
 def _diffusers() -> Any:

@@ -99,7 +99,7 @@ class DiT(nn.Module):
             raise UserError(f"unknown block {config.block!r}; {nearest(config.block, BLOCKS)}")
         if min(config.depth, config.width, config.heads, config.patch) < 1:
             raise UserError(f"depth, width, heads and patch of a DiT are at least 1: {config}")
-        if config.mlp_ratio <= 0 or round(config.width * config.mlp_ratio) < 1:
+        if not 0 < config.mlp_ratio < 1000 or round(config.width * config.mlp_ratio) < 1:
             raise UserError(f"MLP ratio {config.mlp_ratio} must be above 0; the paper's is 4")
         if config.width % config.heads or config.width % 4:
             raise UserError(f"width {config.width} must be divisible by 4 and by its {config.heads} heads")

@@ -16,8 +16,7 @@ recipe = replace(
     name="fashion-plane",
     data=DataConfig(source="fashion", size=(32,), fit="pad"),
     autoencoder=AutoencoderConfig(
-        kind="kl", latent_channels=2, widths=(16, 32, 32, 64, 64, 64), layers=1, kl_weight=2e-2
+        kind="kl", latent_channels=2, widths=(16, 32, 32, 64, 64, 64), layers=1, kl_weight=1e-3,
     ),
-    autoencoder_train=replace(fashion.autoencoder_train, images=360_000),
-    model=replace(fashion.model, patch=1),
-)
+    autoencoder_train=replace(fashion.autoencoder_train, images=160_000, rate=1e-3, warmup=0.05, samples=16_000),
+)  # fmt: skip

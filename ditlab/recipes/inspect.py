@@ -48,8 +48,10 @@ def _cost(name: str, image: int, block: str) -> tuple[Cost, tuple[float, int] | 
         return cost(network.config, network.input), None
     recipe, _ = find_recipe(name)
     kind = recipe.autoencoder.kind
-    if kind == "pretrained":
-        raise UserError(f"recipe {name!r} works on a pretrained VAE's latents; inspect DiT-XL/2 or its run folder")
+    if kind == "pretrained" or (recipe.data.source in ("folder", "archive", "parquet") and not recipe.data.path):
+        raise UserError(
+            f"recipe {name!r} does not know its images or its VAE yet; inspect DiT-XL/2, or the run it made"
+        )
     dataset = open_data(recipe.data)
     channels, height, width = dataset.shape
     factor = recipe.autoencoder.factor if kind == "kl" else 1

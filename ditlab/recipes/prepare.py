@@ -23,6 +23,7 @@ from ditlab.latents import (
 )
 from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
 from ditlab.train import AutoencoderObjective, progress_bar, train, write_report
+from ditlab.train.checkpoint import existing
 
 Say = Callable[[str], None]
 AUTOENCODER_PARTS = ("seed", "data.", "autoencoder.", "train.")  # of a recipe, what makes its autoencoder
@@ -44,7 +45,8 @@ class Place:
 
     def beside(self, name: str) -> Path:
         """A folder beside the run: RUN-autoencoder, RUN-latents."""
-        return self.out.with_name(f"{self.out.name}-{name}")
+        out = self.out.resolve() if self.out.name in ("", "..") else self.out
+        return out.with_name(f"{out.name}-{name}")
 
 
 def default_device() -> torch.device:
@@ -133,10 +135,10 @@ def _held_out(recipe: Recipe, images: Images) -> tuple[Images, str]:
     """Images to measure reconstruction on: of the test split where the data has one."""
     try:
         held_out = open_data(replace(recipe.data, split="test", limit=1000)).load()
-    except UserError:
+    except UserError as error:
         first = slice(0, 1000)
         few = replace(images, pixels=images.pixels[first], labels=images.labels[first])
-        return few, f"{len(few):,} training images: the data has no test split"
+        return few, f"{len(few):,} training images, since none are held out ({error})"
     return held_out, f"{len(held_out):,} images of the test split"
 
 
@@ -159,11 +161,19 @@ def prepare_autoencoder(recipe: Recipe, place: Place) -> Autoencoder:
     if recipe.autoencoder.kind == "pretrained":
         return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
     folder = autoencoder_folder(recipe, place)
-    if not (folder / "report.md").exists():
-        train_autoencoder(recipe, place)
-    elif not recipe.autoencoder.path:  # one that was asked for by its path may have been made in any way
+    own = not recipe.autoencoder.path  # one that was asked for by its path may have been made in any way
+    if own and (folder / "recipe.json").exists():
         refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
+    if not (folder / record.RECORD).exists() or (own and not _finished(recipe, folder)):
+        train_autoencoder(recipe, place)
     return record.load(folder)
+
+
+def _finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether an autoencoder's last checkpoint is the recipe's end and its report, written after that, is there."""
+    config = recipe.autoencoder_train
+    last = [int(done.name) for done in existing(folder / "checkpoints")][-1:]
+    return last == [config.steps * config.batch] and (folder / "report.md").exists()
 
 
 def cache_folder(recipe: Recipe, place: Place) -> Path:

@@ -17,6 +17,19 @@ from ditlab.latents import AutoencoderConfig
 from ditlab.models import DiTConfig
 from ditlab.sample import SampleConfig
 from ditlab.train import TrainConfig
+from ditlab.train.checkpoint import existing
+
+AUTOENCODER_TRAIN = TrainConfig(
+    images=500_000,
+    batch=64,
+    rate=1e-3,
+    warmup=0.02,
+    cooldown=0.4,
+    ema=0.998,
+    log=6_400,
+    checkpoint=32_000,
+    samples=64_000,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Recipe:
     """The images."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The latents."""
-    autoencoder_train: TrainConfig = field(default_factory=TrainConfig)
+    autoencoder_train: TrainConfig = field(default_factory=lambda: AUTOENCODER_TRAIN)
     """How the autoencoder is trained (kl)."""
     latents: str = ""
     """Folder of the encoded cache; empty: RUN-latents beside the run."""
@@ -145,9 +158,17 @@ def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -
         parts: beginnings of the fields that count for this folder; all by default.
 
     Raises:
-        UserError: the folder holds a run of other settings; the first differences are named.
+        UserError: the folder holds a run of other settings (the first differences are named), one that went further, or
+            a model that no recipe made.
     """
     path = folder / "recipe.json"
+    if not path.exists() and any((folder / name).exists() for name in ("model.json", "autoencoder.json")):
+        raise UserError(f"{folder} holds a model that was not trained there; choose another --out")
+    trained = max((int(done.name) for done in existing(folder / "checkpoints")), default=0)
+    if trained > recipe.train.images:
+        raise UserError(
+            f"{folder} was trained on {trained:,} images, more than {recipe.train.images:,}; choose another --out"
+        )
     if path.exists():
         stood = dict(flatten(read_recipe(path)))
         free = ("name", "train.images", "train.log", "train.samples", "train.checkpoint", "train.keep", "sample_images")

@@ -26,7 +26,7 @@ from ditlab.train import DiffusionObjective, train, write_report
 
 
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
-    unit = factor * recipe.model.patch
+    unit = factor * max(recipe.model.patch, 1)  # a patch below 1 is refused by the network itself
     for side in (height, width):
         if side % unit:
             below = side // unit * unit
@@ -137,7 +137,7 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
         title=recipe.name,
     )
     facts = {
-        "data": dataset.describe(),
+        "data": dataset.describe() + (f", {len(data.left_out):,} left out" if data.left_out else ""),
         "autoencoder": f"{recipe.autoencoder.kind}, factor {autoencoder.factor}",
         "network": f"depth {recipe.model.depth}, width {recipe.model.width}, patch {recipe.model.patch}, {recipe.model.block}",
         "parameters": f"{count.total_parameters:,}",

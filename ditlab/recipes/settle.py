@@ -29,6 +29,10 @@ def settle(recipe: Recipe, device: torch.device, say: Callable[[str], None], ope
         batch = 256 if gpu else 64
         recipe = replace(recipe, train=replace(recipe.train, batch=batch))
         chosen.append(f"batch {batch} (--train.batch)")
+    if recipe.autoencoder.kind == "kl" and recipe.autoencoder_train.batch == 0:
+        batch = 256 if gpu else 64
+        recipe = replace(recipe, autoencoder_train=replace(recipe.autoencoder_train, batch=batch))
+        chosen.append(f"batch {batch} (--autoencoder-train.batch)")
     if chosen:
         chosen.append(f"precision {recipe.train.precision_on(device)} (--train.precision)")
         say(f"chosen for this machine ({device}): {', '.join(chosen)}")

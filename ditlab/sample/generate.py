@@ -35,7 +35,8 @@ def label_indices(model: Model, labels: Sequence[str | int] | None, count: int) 
     Raises:
         UserError: an unknown label, or labels for an unconditional model.
     """
-    chosen = [model.label(label) for label in labels] if labels else list(range(model.classes)) or [-1]
+    given = [labels] if isinstance(labels, str | int) else [] if labels is None else list(labels)
+    chosen = [model.label(label) for label in given] or list(range(model.classes)) or [-1]
     return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
 

@@ -116,7 +116,7 @@ class Model:
         self,
         labels: Sequence[str | int] | None = None,
         *,
-        guidance: float | None = None,
+        guidance: float | GuidanceConfig | None = None,
         steps: int | None = None,
         sampler: str | None = None,
         seed: int = 0,
@@ -127,7 +127,7 @@ class Model:
 
         Args:
             labels: class names or numbers, given out in turn; none: every class in turn.
-            guidance: guidance scale, 1 is off.
+            guidance: guidance scale, 1 is off; or a GuidanceConfig, with an interval or fewer channels.
             steps: sampling steps.
             sampler: ddpm, ddim, euler, heun or dpm-solver.
             seed: image k of a seed is the same whatever the count and the batch.
@@ -143,13 +143,17 @@ class Model:
         from ditlab.sample.generate import generate
 
         config = self.defaults
-        if guidance is not None:
+        if isinstance(guidance, GuidanceConfig):
+            config = replace(config, guidance=guidance)
+        elif guidance is not None:
             config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
         config = replace(
             config,
             steps=config.steps if steps is None else steps,
             sampler=config.sampler if sampler is None else sampler,
         )
+        if labels is not None:
+            labels = [labels] if isinstance(labels, str | int) else list(labels)
         count = count if count is not None else len(labels or ()) or 16
         return np.concatenate(list(generate(self, labels, seed, count, config, batch)))
 

@@ -158,7 +158,7 @@ def train(
     metrics = _Metrics(folder, step * config.batch)
     order = Order(objective.count, seed, flip)
     bad = torch.full((), config.steps, dtype=torch.int64, device=device)  # first step with a loss that is no number
-    session = {"images": 0, "began": time.perf_counter(), "paused": 0.0}
+    session = {"images": 0, "began": time.perf_counter(), "said": time.perf_counter(), "paused": 0.0}
 
     def stop_if_bad(saving: bool) -> None:
         first = int(bad)
@@ -168,7 +168,7 @@ def train(
             raise UserError(
                 f"the loss or a weight is not a number since step {first} ({first * config.batch:,} images); the "
                 f"checkpoints before it stand: try a lower --train.rate (now {config.rate:g}), --train.warmup 0.05 or "
-                "--train.precision fp32"
+                "--train.precision fp32, with another --out"
             )
 
     shown_loss = ""
@@ -198,6 +198,15 @@ def train(
             if due["log"]:
                 row |= {**meter.result(times is not None), "rate": config.rate_at(step - 1)}
                 shown_loss = f", loss {row['loss']:.4f}"
+                if (
+                    bar.disable and time.perf_counter() - session["said"] > 60
+                ):  # no terminal, but somebody may follow a log
+                    session["said"] = time.perf_counter()
+                    left = (config.steps - step) * config.batch / speed
+                    total = config.steps * config.batch
+                    say(
+                        f"{title}: {images:,} of {total:,}, {speed:,.0f} images/s{shown_loss}, {left / 60:.0f} min left"
+                    )
             if due["samples"]:
                 row |= objective.picture(average.module, folder / "samples" / f"{images:012d}.png")
             if due["log"] or due["samples"]:

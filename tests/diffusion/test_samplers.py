@@ -79,7 +79,13 @@ def test_ddpm_respaces_with_both_ends() -> None:
 def test_ddim_strides_from_row_0() -> None:
     assert rows("ddim", 10) == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     assert rows("ddim", 250) == list(range(996, -1, -4))
-    assert rows("ddim", 300) == list(range(897, -1, -3))
+    assert rows("ddim", 300)[:4] == [
+        996,
+        993,
+        990,
+        986,
+    ]  # no whole stride takes 300: evenly, and from near the noisiest
+    assert rows("ddim", 501)[0] == 998
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm-solver"])

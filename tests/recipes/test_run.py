@@ -156,7 +156,7 @@ def test_fashion_trains_its_autoencoder_encodes_and_trains_by_one_command(
 def test_the_wrong_settings_of_an_autoencoder_leave_nothing_behind(tmp_path: Path, refused):
     data = write_idx(tmp_path / "idx", 20, 10)
     run = ["autoencoder", "fashion", "--data.path", data, "--out", tmp_path / "run"]
-    refused([*run, "--autoencoder-train.batch", "0"], "--autoencoder-train.batch 0 must be 1 or more")
+    refused([*run, "--autoencoder-train.batch", "-1"], "--autoencoder-train.batch -1 must be 1 or more")
     refused([*run, "--autoencoder.widths", "0"], "widths (0,)")
     refused([*run, "--data.size", "30"], "30x30", "factor 4", "28 or 32")
     assert [path.name for path in tmp_path.iterdir()] == ["idx"]

@@ -38,7 +38,7 @@ def test_a_run_of_the_recipe_is_a_plain_flow_matching_loop_over_scikit_learns_di
     shape = NetworkInput(channels=1, height=8, width=8, classes=10)
     network = DiT(DiTConfig(depth=2, width=32, heads=2, patch=2), shape).initialise(torch.Generator().manual_seed(0))
     average = {name: value.clone() for name, value in network.state_dict().items()}
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     order, loss = Order(1797, 0), build_loss(FLOW)
     for step in range(20):
         draws = loss.draw(step_generator(0, step), 32, (1, 8, 8))
@@ -48,7 +48,7 @@ def test_a_run_of_the_recipe_is_a_plain_flow_matching_loop_over_scikit_learns_di
         velocity = network((1 - t) * x0 + t * epsilon, 1000 * draws["t"], Condition(told))
         optimiser.zero_grad()
         (velocity - (epsilon - x0)).square().mean().backward()
-        optimiser.param_groups[0]["lr"] = 2e-3 * min(1, (20 - step) / 6)
+        optimiser.param_groups[0]["lr"] = 6e-3 * min(1, (20 - step) / 10)
         optimiser.step()
         decay = min(0.998, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
@@ -61,7 +61,7 @@ def test_a_run_of_the_recipe_is_a_plain_flow_matching_loop_over_scikit_learns_di
     moved = max(float((average[name] - start[name]).abs().max()) for name in average)
     assert moved > 1e-2  # far more than what is allowed below
     for name, value in average.items():
-        torch.testing.assert_close(saved[f"network.{name}"], value, rtol=0, atol=2e-4)
+        torch.testing.assert_close(saved[f"network.{name}"], value, rtol=0, atol=1e-3)
 
 
 def test_the_trained_model_file_is_the_average_and_says_what_it_saw(digits_run: Path):
@@ -112,7 +112,7 @@ def test_training_the_autoencoder_gives_images_back_ever_better(kl_run: Path):
     levels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
     assert psnr[1] == pytest.approx(10 * np.log10(255**2 / np.square(levels - truth).mean()), abs=1e-3)
     assert f"| PSNR, last | {psnr[1]:.2f} dB |" in (folder / "report.md").read_text()
-    assert "600 training images: the data has no test split" in (folder / "report.md").read_text()
+    assert "600 training images, since none are held out (" in (folder / "report.md").read_text()
 
 
 def test_latents_have_zero_mean_and_unit_variance_in_every_channel(kl_run: Path):
