@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         lasting = words[0] in ("train", "autoencoder", "encode", "demo")
-        print(f"ditlab: stopped{'; the same command goes on from where it was saved' * lasting}", file=sys.stderr)
+        print(f"ditlab: stopped{'; the same command goes on from the last checkpoint' * lasting}", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for commands that fail early

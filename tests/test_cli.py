@@ -299,10 +299,11 @@ def test_ctrl_c_is_130_and_one_line_whatever_the_command(monkeypatch: pytest.Mon
     def interrupted(arguments: list[str]) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setitem(COMMANDS, "inspect", interrupted)
-    ended = ditlab("inspect", "x")
-    assert (ended.code, ended.out) == (130, "")
-    assert ended.err == "ditlab: stopped; the same command goes on from the last checkpoint\n"
+    for command, more in (("inspect", ""), ("train", "; the same command goes on from the last checkpoint")):
+        monkeypatch.setitem(COMMANDS, command, interrupted)
+        ended = ditlab(command, "x")
+        assert (ended.code, ended.out) == (130, "")
+        assert ended.err == f"ditlab: stopped{more}\n"
 
 
 def test_on_a_terminal_the_line_has_no_boxes_and_no_colours(tmp_path: Path):

@@ -47,7 +47,7 @@ def plane_figure(
     for index in range(int(labels.max()) + 1):
         here = coordinates[labels == index]
         colour, name = plt.get_cmap("tab10")(index % 10), names[index] if names else str(index)
-        left.scatter(here[:, 0], here[:, 1], s=3, color=colour, alpha=0.5, linewidths=0)
+        left.scatter(here[:, 0], here[:, 1], s=12, color=colour, alpha=0.7, linewidths=0)
         left.scatter([], [], s=40, color=colour, label=name)
     left.set(xlabel="first latent number", ylabel="second latent number", title="images as two numbers each")
     reach = np.percentile(coordinates, [0.5, 99.5], axis=0)
