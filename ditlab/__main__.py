@@ -1,5 +1,5 @@
 """``python -m ditlab`` is ``ditlab``."""
 
-from ditlab.cli import main
+from ditlab.cli import run
 
-main()
+run()

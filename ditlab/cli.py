@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -296,3 +297,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "ditlab: out of memory on the GPU; try a smaller --train.batch, or --batch when sampling", file=sys.stderr
         )
         raise SystemExit(2) from None
+
+
+def run() -> None:
+    """The program's entry: ``main``, after which Ctrl-C no longer matters.
+
+    Python takes a while to end with torch in it, and an interrupt then would turn finished work into a failure.
+    """
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
