@@ -120,7 +120,9 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
     """
     diffusers = _diffusers()
     if not path:
-        raise UserError(f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, as {SD_VAES[0]}")
+        raise UserError(
+            f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, as {', '.join(SD_VAES)}"
+        )
     kwargs = {"subfolder": subfolder} if subfolder else {}
     try:
         with _quiet(diffusers):
