@@ -32,7 +32,6 @@ class Images:
         names: label names in label order, ``()`` without classes.
         fingerprint: of the data set they come from.
         left_out: ``name: reason`` of each image that could not be decoded.
-        flip: whether training may mirror them.
     """
 
     pixels: np.ndarray
@@ -40,7 +39,6 @@ class Images:
     names: tuple[str, ...]
     fingerprint: str
     left_out: tuple[str, ...]
-    flip: bool
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -146,7 +144,7 @@ class Dataset:
         if not readable.all():
             pixels, labels = pixels[readable], labels[readable]
         left_out = tuple(self.left_out[index] for index in sorted(self.left_out))
-        return Images(pixels, labels, self.names, self.fingerprint, left_out, self.config.flip)
+        return Images(pixels, labels, self.names, self.fingerprint, left_out)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Write image ``indices[i]`` to ``pixels[i]``, uint8 (C, H, W); returns which could be decoded, bool (M,)."""

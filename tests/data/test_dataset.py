@@ -86,7 +86,7 @@ def test_progress_and_reading(tmp_path) -> None:
 
 def test_images_read_is_a_mirrored_copy() -> None:
     pixels = np.arange(2 * 1 * 2 * 3, dtype=np.uint8).reshape(2, 1, 2, 3)
-    images = Images(pixels, np.array([0, 1]), ("a", "b"), "f", (), True)
+    images = Images(pixels, np.array([0, 1]), ("a", "b"), "f", ())
     assert (len(images), images.shape) == (2, (1, 2, 3))
     read = images.read(np.array([1, 0, 1]), np.array([True, False, False]))
     assert read[0, 0].tolist() == [[8, 7, 6], [11, 10, 9]]
