@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import signal
 import sys
@@ -287,8 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"ditlab: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        lasting = words[0] in ("train", "autoencoder", "encode", "demo")
-        print(f"ditlab: stopped{'; the same command goes on from the last checkpoint' * lasting}", file=sys.stderr)
+        print(_stopped(words), file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for commands that fail early
@@ -304,7 +304,20 @@ def run() -> None:
 
     Python takes a while to end with torch in it, and an interrupt then would turn finished work into a failure.
     """
+
+    def stop(*_: object) -> None:
+        # Not an exception: raised inside torch's threads it aborts the process. What is written is whole at any moment.
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        os.write(2, f"{show_cursor}{_stopped(sys.argv[1:])}\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
     try:
         main()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stopped(words: Sequence[str]) -> str:
+    lasting = words[:1] and words[0] in ("train", "autoencoder", "encode", "demo")
+    return f"ditlab: stopped{'; the same command goes on from the last checkpoint' if lasting else ''}"
