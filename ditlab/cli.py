@@ -2,77 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
-import re
 import signal
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
 from ditlab import __version__
 from ditlab.errors import UserError, nearest
-
-T = TypeVar("T")
+from ditlab.flags import parse
 
 
 def say(line: str) -> None:
     """Tell the person at the terminal."""
     print(line, flush=True)
-
-
-def _flags(kind: type, prefix: str = "") -> list[str]:
-    """Every flag of a dataclass of options."""
-    found = []
-    types = typing.get_type_hints(kind, include_extras=True)
-    for item in dataclasses.fields(kind):
-        hint = types[item.name]
-        metadata = getattr(hint, "__metadata__", ())
-        inner = typing.get_args(hint)[0] if metadata else hint
-        name = f"{prefix}{item.name.replace('_', '-')}"
-        if dataclasses.is_dataclass(inner):
-            found += _flags(inner, prefix if metadata else f"{name}.")  # type: ignore[arg-type]
-        elif tyro.conf.Positional not in metadata:
-            found.append(f"--{name}")
-            if inner is bool:
-                head, _, tail = name.rpartition(".")
-                found.append(f"--{head}{'.' if head else ''}no-{tail}")
-    return found
-
-
-def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
-    """A dataclass of options from the command line.
-
-    Raises:
-        UserError: an unknown flag, with the nearest one, or a value that does not fit.
-    """
-    known = _flags(kind)
-    for argument in arguments:
-        flag = argument.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in (*known, "--help"):
-            raise UserError(
-                f"unknown flag {argument.split('=')[0]}; {nearest(flag, known)}; see `ditlab {command} --help`"
-            )
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            kwargs: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", **kwargs)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        # Colours and lines of a box, drawn one way or another, as the terminal can.
-        box = re.sub(r"[│╭╮╰╯─]|-{3,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue()))
-        _, *lines = (line for line in box.splitlines() if line.strip())  # the first is the title
-        message = re.split(r" Argument helptext:| For full helptext", " ".join(" ".join(lines).split()))[0]
-        raise UserError(f"{message}; see `ditlab {command} --help`") from None
 
 
 def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:

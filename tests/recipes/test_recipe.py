@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditlab.cli import parse
+from ditlab.flags import parse
 from ditlab.errors import UserError
 from ditlab.recipes import NAMES, Recipe, find_recipe, settle
 from ditlab.recipes.recipe import flatten, refuse_other, save_recipe
