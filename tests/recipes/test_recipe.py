@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditlab.flags import parse
 from ditlab.errors import UserError
+from ditlab.flags import parse
 from ditlab.recipes import NAMES, Recipe, find_recipe, settle
 from ditlab.recipes.recipe import flatten, refuse_other, save_recipe
 
