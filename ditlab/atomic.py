@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,7 +13,8 @@ from pathlib import Path
 from ditlab.errors import UserError
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to say of a disk that is full, or a place that cannot be written."""
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}; make room or choose another place, then run the same command")
 
@@ -46,41 +48,88 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder, then rename it to ``path``; on any failure nothing appears there.
+def begin_folder(path: Path) -> Path:
+    """An empty temporary folder beside ``path``, which ``finishing_folder`` renames to it.
 
-    A folder already at ``path`` is replaced only after the new one is complete.
+    Raises:
+        UserError: the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return temporary
+
+
+@contextlib.contextmanager
+def finishing_folder(temporary: Path, path: Path) -> Iterator[None]:
+    """Fill ``temporary``, then rename it to ``path``; on any failure nothing appears there.
+
+    A folder already at ``path`` is moved away only after the new one is complete.
 
     Raises:
         UserError: the disk is full or the place cannot be written.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        temporary.chmod(0o755)
-        yield temporary
+        yield
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         sync_folder(temporary)
+        replaced = path.with_name(f".{path.name}.old.part")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(replaced)
         temporary.rename(path)
         sync_folder(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Keep a folder for this process as long as it lasts; the operating system frees it however the process ends.
+
+    Args:
+        folder: made where it is missing; an empty file ``.lock`` is in it as long as it is held.
+        what: it holds, for the message.
+
+    Raises:
+        UserError: another process holds it, or the place cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(folder / ".lock", error) from error
+    path = folder / ".lock"
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_ino != path.stat().st_ino:  # one that its last holder has deleted since
+                raise BlockingIOError
+        except OSError as error:
+            raise UserError(
+                f"another process is at work on {what} {folder}; wait for it to end, or choose another --out"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # stays where there is something in it
+                folder.rmdir()
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from ditlab import __version__
-from ditlab.errors import UserError, nearest
+from ditlab.errors import Stopped, UserError, nearest
 from ditlab.flags import parse
 
 
@@ -23,8 +23,13 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def _say_nothing(line: str) -> None:
+    """What processes other than the first say."""
+
+
 def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:
     """The recipe, flags applied and settled for this machine, and the place it runs in."""
+    from ditlab.processes import join
     from ditlab.recipes import NAMES, Place, Recipe, default_device, find_recipe, settle
 
     known = f"one of {', '.join(NAMES)}, a .py file, a recipe.json or a run folder"
@@ -36,15 +41,19 @@ def _recipe_command(arguments: list[str], command: str) -> tuple[Any, Any]:
         raise UserError(f"`ditlab {command}` needs a recipe first: {known}")
     recipe, out = find_recipe(arguments[0])
     where = Annotated[str, tyro.conf.arg(help="Run folder.")]
+    look = Annotated[bool, tyro.conf.arg(help="Write where a training step's time goes into DIR/profile.")]
     options = dataclasses.make_dataclass(
-        "Options", [("recipe", Annotated[Recipe, tyro.conf.arg(name="")]), ("out", where)]
+        "Options", [("recipe", Annotated[Recipe, tyro.conf.arg(name="")]), ("out", where), ("profile", look)]
     )
-    given = parse(options, arguments[1:], f"{command} {arguments[0]}", options(recipe, str(out)))
+    given = parse(options, arguments[1:], f"{command} {arguments[0]}", options(recipe, str(out), False))
     place = Path(given.out)
     if place == out and out.name == recipe.name:
         place = out.with_name(given.recipe.name)  # the recipe's name names the folder, unless --out does
-    device = default_device()
-    return settle(given.recipe, device, say, open_size=recipe.name == "folder"), Place(place, device, say)
+    processes = join(given.recipe.train.timeout)
+    tell = say if processes.first else _say_nothing
+    device = default_device(processes)
+    recipe = settle(given.recipe, device, tell, open_size=recipe.name == "folder")
+    return recipe, Place(place, device, tell, processes, given.profile)
 
 
 def train(arguments: list[str]) -> None:
@@ -233,8 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"unknown command {words[0]!r}; {nearest(words[0], COMMANDS)}")
         COMMANDS[words[0]](words[1:])
     except UserError as error:
-        print(f"ditlab: {' '.join(str(error).split())}", file=sys.stderr)
+        who = f" [process {rank}]" if (rank := os.environ.get("RANK", "0")) != "0" else ""
+        print(f"ditlab:{who} {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Stopped as stop:
+        say(str(stop))
     except KeyboardInterrupt:
         print(_stopped(words), file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""The one exception that reaches a person as one line and exit code 2."""
+"""What reaches a person as one line: errors, with exit code 2, and a stop that was asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(Exception):
     The message is one line: what was wrong, with the value, and what would be right.
     The command line prints it and exits with code 2; the Python API raises it.
     """
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A long run was told to stop (SIGTERM) and has saved all it did; the message says how it goes on. Exit code 0."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

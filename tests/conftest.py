@@ -30,6 +30,8 @@ TINY = (
 )
 SHORT = "--train.images 640 --train.log 160 --train.checkpoint 320 --train.samples 640"
 
+CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu")  # of a row of metrics, what differs from run to run
+
 KL_RECIPE = '''"""Digits in latents: 8x8 to 4x4 with two channels."""
 
 from ditlab.data import DataConfig
@@ -167,7 +169,7 @@ def metrics() -> Callable[[Path], list[dict]]:
 
     def read(folder: Path) -> list[dict]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
+        return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
     return read
 

@@ -1,4 +1,8 @@
+import contextlib
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,13 @@ def test_a_file_is_written_with_its_folder_and_replaces_what_stood_there(tmp_pat
     assert path.read_bytes() == b"two"
     assert [item.name for item in path.parent.iterdir()] == ["b.txt"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    temporary = atomic.begin_folder(path)
+    with atomic.finishing_folder(temporary, path):
+        yield temporary
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
@@ -37,13 +48,13 @@ def test_a_place_that_is_a_file_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         atomic.write_file(tmp_path / "file" / "below", "x")
-    with pytest.raises(UserError, match="cannot write"), atomic.new_folder(tmp_path / "file" / "below"):
+    with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "file" / "below"):
         pass
 
 
 def test_a_folder_is_invisible_until_it_is_whole(tmp_path: Path):
     path = tmp_path / "new"
-    with atomic.new_folder(path) as temporary:
+    with new_folder(path) as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "file").write_text("x")
         assert not path.exists()
@@ -59,7 +70,7 @@ def test_a_folder_whose_writer_raises_leaves_nothing_and_the_old_one_stands(tmp_
     (path / "kept").write_text("old")
 
     def write() -> None:
-        with atomic.new_folder(path) as temporary:
+        with new_folder(path) as temporary:
             (temporary / "half").write_text("x")
             raise error
 
@@ -73,6 +84,43 @@ def test_a_folder_already_there_is_replaced_as_a_whole(tmp_path: Path):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").write_text("old")
-    with atomic.new_folder(path) as temporary:
+    with new_folder(path) as temporary:
         (temporary / "new").write_text("new")
     assert [item.name for item in path.iterdir()] == ["new"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from ditlab import atomic
+with atomic.held(Path(sys.argv[1]), "the run"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_freed_when_it_is_killed(tmp_path: Path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=Path(atomic.__file__).parent.parent,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is at work on the run"), atomic.held(tmp_path, "the run"):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    with atomic.held(tmp_path, "the run"):
+        pass
+
+
+def test_a_folder_is_held_once_in_one_process_too(tmp_path: Path):
+    with (
+        atomic.held(tmp_path / "new", "the run"),
+        pytest.raises(UserError, match="another process"),
+        atomic.held(tmp_path / "new", "the run"),
+    ):
+        pass

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+EXPLICIT = 512  # tokens up to which bfloat16 training on a CPU writes attention out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of q (N, heads, T, d) to k, v (N, heads, S, d), by the fastest way there is.
+
+    That is PyTorch's fused kernel, but for training in bfloat16 on a CPU: the backward pass of the fused one takes there up
+    to nine times as long as two matrix products with a float32 softmax between (benchmarks/attention.py).
+    """
+    training = torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if not training or k.shape[2] > EXPLICIT:
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 class SelfAttention(nn.Module):
@@ -19,7 +35,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend within x (N, T, D)."""
         q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v)  # (N, heads, T, D / heads)
+        x = attend(q, k, v)  # (N, heads, T, D / heads)
         return self.projection(rearrange(x, "n h t d -> n t (h d)"))
 
 
@@ -37,5 +53,5 @@ class CrossAttention(nn.Module):
         """Attend from x (N, T, D) to context (N, S, D)."""
         q = rearrange(self.query(x), "n t (h d) -> n h t d", h=self.heads)
         k, v = rearrange(self.key_value(context), "n s (two h d) -> two n h s d", two=2, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.projection(rearrange(x, "n h t d -> n t (h d)"))

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ditlab.errors import UserError, nearest
 from ditlab.models.blocks import BLOCKS, AdaLNZeroBlock, FinalLayer
@@ -81,6 +82,7 @@ class DiT(nn.Module):
         super().__init__()
         self._check(config, shape)
         self.config, self.input = config, shape
+        self.recompute = False  # keep only what enters each block for the backward pass (Chen et al. 2016)
         self.adaptive = issubclass(BLOCKS[config.block], AdaLNZeroBlock)
         patch_size = config.patch**2
         rows, columns = shape.height // config.patch, shape.width // config.patch
@@ -143,8 +145,12 @@ class DiT(nn.Module):
         tokens = x.shape[1]
         if self.config.block == "in-context":
             x = torch.cat([x, c.to(x.dtype)], dim=1)  # (N, T + 2, D)
-        for block in self.blocks:
-            x = block(x, c)  # (N, T, D)
+        for block in self.blocks:  # each (N, T, D) -> (N, T, D)
+            x = (
+                checkpoint(block, x, c, use_reentrant=False, preserve_rng_state=False)
+                if self.recompute
+                else block(x, c)
+            )
         x = self.final_layer(x[:, :tokens], c)  # (N, T, patch * patch * out)
         return unpatchify(x, self.config.patch, self.input.height)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from ditlab import atomic
 from ditlab.data import Dataset, Images, open_data
 from ditlab.errors import UserError
 from ditlab.latents import (
@@ -21,6 +23,7 @@ from ditlab.latents import (
     record,
     to_unit,
 )
+from ditlab.processes import ALONE, Processes
 from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
 from ditlab.train import AutoencoderObjective, progress_bar, train, write_report
 from ditlab.train.checkpoint import existing
@@ -37,11 +40,15 @@ class Place:
         out: the run folder.
         device: where to compute.
         say: tells a person something, in one line.
+        processes: that share the work.
+        profile: write where a training step's time goes.
     """
 
     out: Path
     device: torch.device
     say: Say
+    processes: Processes = ALONE
+    profile: bool = False
 
     def beside(self, name: str) -> Path:
         """A folder beside the run: RUN-autoencoder, RUN-latents."""
@@ -49,9 +56,21 @@ class Place:
         return out.with_name(f"{out.name}-{name}")
 
 
-def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def default_device(processes: Processes = ALONE) -> torch.device:
+    """The process's GPU, or the CPU."""
+    return torch.device("cuda", processes.local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def held(folder: Path, what: str, processes: Processes) -> Iterator[None]:
+    """Keep a folder for the processes of this run.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    with ExitStack() as stack:
+        processes.agree(lambda: stack.enter_context(atomic.held(folder, what)))
+        yield
 
 
 def open_images(recipe: Recipe, place: Place) -> Dataset:
@@ -98,12 +117,18 @@ def train_autoencoder(recipe: Recipe, place: Place) -> Path:
         )
     recipe.check()
     folder = autoencoder_folder(recipe, place)
-    refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
+    place.processes.agree(lambda: refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS))
+    with held(folder, "the autoencoder", place.processes):
+        _train_autoencoder(recipe, place, folder)
+    return folder
+
+
+def _train_autoencoder(recipe: Recipe, place: Place, folder: Path) -> None:
     dataset = open_images(recipe, place)
     channels, height, width = dataset.shape
     autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
     latent = autoencoder.latent_shape(height, width)
-    save_recipe(_autoencoder_recipe(recipe), folder)
+    place.processes.agree(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
     images = load_images(dataset, place.say)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.say(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
@@ -118,6 +143,8 @@ def train_autoencoder(recipe: Recipe, place: Place) -> Path:
         device=place.device,
         say=place.say,
         title="autoencoder",
+        processes=place.processes,
+        profile=place.profile,
     )
     facts = {
         "data": dataset.describe(),
@@ -126,9 +153,8 @@ def train_autoencoder(recipe: Recipe, place: Place) -> Path:
         "PSNR is of": what,
     }
     command = f"ditlab autoencoder {folder / 'recipe.json'} --out {place.out}"
-    report = write_report(folder, f"Autoencoder of {recipe.name}", command, facts)
+    report = place.processes.agree(lambda: write_report(folder, f"Autoencoder of {recipe.name}", command, facts))
     place.say(f"autoencoder: {folder}, report: {report}")
-    return folder
 
 
 def _held_out(recipe: Recipe, images: Images) -> tuple[Images, str]:
@@ -161,12 +187,16 @@ def prepare_autoencoder(recipe: Recipe, place: Place) -> Autoencoder:
     if recipe.autoencoder.kind == "pretrained":
         return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
     folder = autoencoder_folder(recipe, place)
+    if place.processes.agree(lambda: _to_train(recipe, folder)):
+        train_autoencoder(recipe, place)
+    return record.load(folder)
+
+
+def _to_train(recipe: Recipe, folder: Path) -> bool:
     own = not recipe.autoencoder.path  # one that was asked for by its path may have been made in any way
     if own and (folder / "recipe.json").exists():
         refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
-    if not (folder / record.RECORD).exists() or (own and not _finished(recipe, folder)):
-        train_autoencoder(recipe, place)
-    return record.load(folder)
+    return not (folder / record.RECORD).exists() or (own and not _finished(recipe, folder))
 
 
 def _finished(recipe: Recipe, folder: Path) -> bool:
@@ -188,7 +218,7 @@ def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: 
         UserError: a cache of other things is in the place, nothing is readable, or the disk is full.
     """
     folder = cache_folder(recipe, place)
-    with progress_bar() as bar:
+    with held(folder, "the latents", place.processes), progress_bar(shown=place.processes.first) as bar:
         task = bar.add_task("encoding", total=len(dataset), rate="")
         left_out = encode(
             dataset,
@@ -196,6 +226,7 @@ def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: 
             folder,
             flip=recipe.data.flip,
             device=place.device,
+            processes=place.processes,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _tell_left_out(left_out, place.say)

@@ -31,6 +31,9 @@ AUTOENCODER_TRAIN = TrainConfig(
     samples=64_000,
 )
 
+# Of training, what may change between the starts of one run: how long, how often looked at, and how it is computed.
+FREE = ("images", "log", "samples", "checkpoint", "keep", "compile", "parallel", "part", "recompute", "timeout")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -171,7 +174,7 @@ def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -
         )
     if path.exists():
         stood = dict(flatten(read_recipe(path)))
-        free = ("name", "train.images", "train.log", "train.samples", "train.checkpoint", "train.keep", "sample_images")
+        free = ("name", "sample_images", *(f"train.{field}" for field in FREE))
         differences = [
             f"{name} {stood[name]} there, {value} here"
             for name, value in flatten(recipe)

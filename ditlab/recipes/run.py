@@ -15,6 +15,7 @@ from ditlab.recipes.prepare import (
     Place,
     cache_folder,
     encode_dataset,
+    held,
     load_images,
     open_images,
     pixel_autoencoder,
@@ -105,9 +106,16 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
         UserError: settings, data or disk are in the way; nothing that stood is lost.
     """
     recipe.check()
-    refuse_other(recipe, place.out)
+    recipe.train.check_processes(place.processes.size)
+    place.processes.agree(lambda: refuse_other(recipe, place.out))
     dataset = open_images(recipe, place)
     _check_before(recipe, dataset)
+    with held(place.out, "the run", place.processes):
+        _train(recipe, place, dataset)
+    return Model.load(place.out).to(place.device)
+
+
+def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
     data: Images | LatentCache
     if recipe.autoencoder.kind == "pixels":
         data = load_images(dataset, place.say)
@@ -118,7 +126,7 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
         _check_channels(autoencoder, dataset)
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
         data = encode_dataset(recipe, place, dataset, autoencoder)
-    save_recipe(recipe, place.out)
+    place.processes.agree(lambda: save_recipe(recipe, place.out))
     count = cost(recipe.model, model.network.input)
     place.say(
         f"DiT: {count.total_parameters:,} parameters, {count.tokens} tokens, {count.gmacs:.4g} GMACs a sample; "
@@ -135,6 +143,8 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
         device=place.device,
         say=place.say,
         title=recipe.name,
+        processes=place.processes,
+        profile=place.profile,
     )
     facts = {
         "data": dataset.describe() + (f", {len(data.left_out):,} left out" if data.left_out else ""),
@@ -146,6 +156,5 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
         "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.rate:g}, {recipe.train.ema:g}",
         "samples": f"{recipe.sample.sampler}, {recipe.sample.steps} steps, guidance {recipe.sample.guidance.scale:g}",
     }
-    report = write_report(place.out, recipe.name, f"ditlab train {place.out}", facts)
+    report = place.processes.agree(lambda: write_report(place.out, recipe.name, f"ditlab train {place.out}", facts))
     place.say(f"model: {place.out}, report: {report}")
-    return Model.load(place.out).to(place.device)

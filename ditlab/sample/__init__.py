@@ -1,6 +1,6 @@
 """The model file, seeds to images, and pictures of them."""
 
-from ditlab.sample.generate import denoising, generate, label_indices, to_images
+from ditlab.sample.generate import denoising, gather, generate, label_indices, to_images
 from ditlab.sample.model import Model, SampleConfig
 from ditlab.sample.pictures import check_ending, filmstrip, grid, write, write_png
 
@@ -10,6 +10,7 @@ __all__ = [
     "check_ending",
     "denoising",
     "filmstrip",
+    "gather",
     "generate",
     "grid",
     "label_indices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ditlab.diffusion import sample as run_sampler
 from ditlab.diffusion.denoiser import Denoise
 from ditlab.errors import UserError
 from ditlab.models import Condition
+from ditlab.processes import ALONE, Processes
 from ditlab.sample.model import Model, SampleConfig
 
 
@@ -74,9 +76,15 @@ def to_images(model: Model, latents: Tensor) -> np.ndarray:
 
 
 def generate(
-    model: Model, labels: Sequence[str | int] | None, seed: int, count: int, config: SampleConfig, batch: int = 64
+    model: Model,
+    labels: Sequence[str | int] | None,
+    seed: int,
+    count: int,
+    config: SampleConfig,
+    batch: int = 64,
+    processes: Processes = ALONE,
 ) -> Iterator[np.ndarray]:
-    """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C).
+    """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); of many processes each makes every size-th batch.
 
     Raises:
         UserError: an unknown label or sampler, or guidance the model was not trained for.
@@ -84,6 +92,16 @@ def generate(
     if count < 1 or batch < 1:
         raise UserError(f"count {count} and batch {batch} must be 1 or more")
     indices = label_indices(model, labels, count)
-    for first in range(0, count, batch):
+    for first in range(processes.rank * batch, count, processes.size * batch):
         (last,) = deque(denoising(model, indices[first : first + batch], seed, first, config), maxlen=1)
         yield to_images(model, last.x)
+
+
+def gather(made: Iterator[np.ndarray], processes: Processes) -> np.ndarray:
+    """What ``generate`` makes in all processes, in order, in the first one; nothing (0, ...) in the others."""
+    batches = list(made)
+    everyone = processes.gather(batches)
+    if not processes.first:
+        return np.empty(0, np.uint8)
+    rounds = zip_longest(*everyone)
+    return np.concatenate([images for turn in rounds for images in turn if images is not None])

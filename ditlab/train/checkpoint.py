@@ -12,6 +12,8 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from ditlab import atomic
 from ditlab.errors import UserError
+from ditlab.processes import Processes
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Say = Callable[[str], None]
@@ -70,36 +73,6 @@ def _cause(error: CheckpointException) -> BaseException:
     return cause or error
 
 
-def save(folder: Path, images: int, tensors: dict[str, Tensor], state: dict[str, object], keep: int) -> Path:
-    """Write a checkpoint and delete all but the newest ``keep``.
-
-    Args:
-        folder: ``checkpoints`` of the run.
-        images: images trained on, the checkpoint's name.
-        tensors: weights, average, optimiser and meters.
-        state: numbers that go with them, as JSON.
-        keep: how many to keep.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; earlier checkpoints stand.
-    """
-    path = folder / f"{images:012d}"
-    with atomic.new_folder(path) as temporary:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of its own deprecated storages here
-                dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=True)
-        except CheckpointException as error:
-            raise _cause(error) from error
-        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
-        sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
-        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
-    # Newer ones can only be damaged ones that were passed over: they do not count.
-    for old in [other for other in existing(folder) if other.name <= path.name][:-keep]:
-        shutil.rmtree(old)
-    return path
-
-
 def existing(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
@@ -119,32 +92,118 @@ def _damage(path: Path) -> str:
     return "" if STATE in sums and ".metadata" in sums else "files are missing"
 
 
-def load_latest(folder: Path, tensors: dict[str, Tensor], say: Say) -> dict[str, object] | None:
-    """Read the newest good checkpoint into ``tensors``, in place; damaged ones are named and passed over.
+class Checkpoints:
+    """The checkpoints of a run, written while training goes on.
 
-    Returns:
-        The state written with it, or nothing where there is no checkpoint.
-
-    Raises:
-        UserError: the checkpoint belongs to another architecture, or every one is damaged.
+    Args:
+        folder: ``checkpoints`` of the run.
+        keep: how many to keep.
+        processes: each writes the tensors, or the shards of tensors, that lie with it; the first does all else.
+        say: is told of damaged ones.
     """
-    found = existing(folder)
-    damage = ""
-    for path in reversed(found):
-        if damage:
-            say(f"{damage}; using the one before")
-        damage = _damage(path)
-        if not damage:
-            _read(path, tensors)
-            return json.loads((path / STATE).read_text())
-        damage = f"checkpoint {path} is damaged ({damage})"
-    if found:
-        what = f"every checkpoint in {folder} is damaged; the last tried: {damage}" if len(found) > 1 else damage
-        raise UserError(f"{what}; delete {folder} to train from the beginning")
-    return None
+
+    def __init__(self, folder: Path, keep: int, processes: Processes, say: Say):
+        self.folder, self.keep, self.processes, self.say = folder, keep, processes, say
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def load(self, tensors: dict[str, Tensor]) -> dict[str, object] | None:
+        """Read the newest good checkpoint into ``tensors``, in place; damaged ones are named and passed over.
+
+        Returns:
+            The state written with it, or nothing where there is no checkpoint.
+
+        Raises:
+            UserError: the checkpoint belongs to another architecture, or every one is damaged.
+        """
+        path = self.processes.agree(self._newest_good)
+        if path is None:
+            return None
+        _read(path, tensors, self.processes)
+        return json.loads((path / STATE).read_text())
+
+    def _newest_good(self) -> Path | None:
+        found = existing(self.folder)
+        damage = ""
+        for path in reversed(found):
+            if damage:
+                self.say(f"{damage}; using the one before")
+            damage = _damage(path)
+            if not damage:
+                return path
+            damage = f"checkpoint {path} is damaged ({damage})"
+        if found:
+            many = len(found) > 1
+            what = f"every checkpoint in {self.folder} is damaged; the last tried: {damage}" if many else damage
+            raise UserError(f"{what}; delete {self.folder} to train from the beginning")
+        return None
+
+    def save(self, images: int, tensors: dict[str, Tensor], state: dict[str, object]) -> None:
+        """Copy everything to memory, and write it to disk from there while training goes on; then delete old ones.
+
+        Args:
+            images: images trained on, the checkpoint's name.
+            tensors: weights, average and optimiser.
+            state: numbers that go with them, as JSON.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; earlier checkpoints stand.
+        """
+        self.wait()
+        path = self.folder / f"{images:012d}"
+        unfinished = self.processes.agree(lambda: atomic.begin_folder(path))
+        alone = self.processes.size == 1
+        _quiet()
+        written = dcp.async_save(
+            dict(tensors),
+            storage_writer=dcp.FileSystemWriter(unfinished, sync_files=not alone),
+            process_group=self.processes.writers,
+            no_dist=alone,
+        )
+        assert isinstance(written, Future)
+        self._writing = self._writer.submit(self._finish, written, unfinished, path, state)
+
+    def _finish(self, written: Future, unfinished: Path, path: Path, state: dict[str, object]) -> None:
+        try:
+            with atomic.finishing_folder(unfinished, path) if self.processes.first else nullcontext():
+                try:
+                    written.result()  # in the first process: when all processes have written
+                except CheckpointException as error:
+                    raise _cause(error) from error
+                if self.processes.first:
+                    (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")
+                    sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir())}
+                    (unfinished / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+        except OSError as error:
+            raise atomic.cannot_write(path, error) from error
+        if self.processes.first:
+            # Newer ones can only be damaged ones that were passed over: they do not count.
+            for old in [other for other in existing(self.folder) if other.name <= path.name][: -self.keep]:
+                shutil.rmtree(old)
+
+    def poll(self) -> None:
+        """Raise what went wrong with the last ``save``, if it is known by now."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last ``save`` is on disk; raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Let a checkpoint that is being written become whole."""
+        self._writer.shutdown(wait=True)
 
 
-def _read(path: Path, tensors: dict[str, Tensor]) -> None:
+def _quiet() -> None:
+    """No warnings of what torch's own checkpoint code does; for good, since it goes on in threads."""
+    for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
+        warnings.filterwarnings("ignore", message)
+
+
+def _read(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
     reader = _SafeReader(path)
     try:
         stored = reader.read_metadata().state_dict_metadata
@@ -158,10 +217,9 @@ def _read(path: Path, tensors: dict[str, Tensor]) -> None:
         if shape != tuple(tensors[name].shape):
             wanted = tuple(tensors[name].shape)
             raise UserError(f"checkpoint {path} is of another architecture: {name} is {shape}, not {wanted}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dcp.load(tensors, storage_reader=reader, no_dist=True)
-        except CheckpointException as error:
-            reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
-            raise UserError(f"checkpoint {path} is refused: {reason}; delete it") from error
+    _quiet()
+    try:
+        dcp.load(tensors, storage_reader=reader, process_group=processes.host, no_dist=processes.size == 1)
+    except CheckpointException as error:
+        reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+        raise UserError(f"checkpoint {path} is refused: {reason}; delete it") from error

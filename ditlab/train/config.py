@@ -32,6 +32,18 @@ class TrainConfig:
     """Decay a step of the exponential moving average of the weights, which is what samples are made with."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes matrix products in bfloat16 over float32 weights; auto takes it on GPUs."""
+    clip: float = 0.0
+    """Largest norm of the gradient; longer ones are shortened to it. 0 leaves them as they are."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """On many processes: a copy of everything in each, or a shard of every parameter."""
+    part: int = 0
+    """Images a process computes at a time, whose gradients are added up to a batch; 0 finds what fits in memory."""
+    recompute: bool = False
+    """Keep only what enters each block and compute the rest again going back: less memory, a third more work."""
+    timeout: float = 1800.0
+    """Seconds without a finished step after which a process that hangs is ended."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network's blocks with torch.compile; auto does so on GPUs."""
     log: int = 25_600
     """Images between rows of metrics.jsonl."""
     checkpoint: int = 2_560_000
@@ -55,8 +67,21 @@ class TrainConfig:
                 f"--{flags}.warmup {self.warmup} and --{flags}.cooldown {self.cooldown} are shares of one run: from 0, "
                 "together at most 1"
             )
+        if self.clip < 0:
+            raise UserError(f"--{flags}.clip {self.clip} must be 0, which is off, or more")
+        if self.timeout <= 0:
+            raise UserError(f"--{flags}.timeout {self.timeout} is in seconds, more than 0")
+        if self.part < 0:
+            raise UserError(f"--{flags}.part {self.part} must be 0, which finds what fits, or more")
         if self.images < self.batch:
             raise UserError(f"--{flags}.images {self.images} is less than one batch of {self.batch}")
+
+    def check_processes(self, size: int) -> None:
+        """Raise UserError where a batch does not divide among ``size`` processes."""
+        if self.batch % size:
+            below = self.batch // size * size
+            nearest = f"{below} or {below + size}" if below else str(size)
+            raise UserError(f"a batch of {self.batch} does not divide among {size} processes; nearest: {nearest}")
 
     @property
     def steps(self) -> int:
@@ -75,6 +100,10 @@ class TrainConfig:
         if self.precision == "auto":
             return "bf16" if device.type == "cuda" else "fp32"
         return self.precision
+
+    def compiles_on(self, device: torch.device) -> bool:
+        """Whether blocks are compiled on a device."""
+        return device.type == "cuda" if self.compile == "auto" else self.compile == "on"
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context networks run in: bfloat16 matrix products, or nothing."""

@@ -1,4 +1,4 @@
-"""The training loop, for networks and autoencoders alike.
+"""The training loop, for networks and autoencoders alike, on one process or many.
 
 Every draw of step k comes from (seed, k) and every image from (seed, position), so a run that was killed and started again
 goes through the same numbers to the bit; nothing but weights, average, optimiser state and meters has to be kept.
@@ -6,65 +6,35 @@ goes through the same numbers to the bit; nothing but weights, average, optimise
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from ditlab import atomic
 from ditlab.data import Order
-from ditlab.errors import UserError
-from ditlab.train import checkpoint
+from ditlab.errors import Stopped, UserError
+from ditlab.processes import ALONE, Processes
+from ditlab.train.checkpoint import Checkpoints
 from ditlab.train.config import TrainConfig
 from ditlab.train.ema import Average
-from ditlab.train.objectives import Batch, Objective
+from ditlab.train.feed import Feed
+from ditlab.train.meter import Meter, Metrics
+from ditlab.train.objectives import Objective
+from ditlab.train.parallel import Parallel, gradient_norm, shard
+from ditlab.train.profile import Profile
+from ditlab.train.speed import Speed, part_that_fits
+from ditlab.train.stop import StopSignal
+from ditlab.train.watchdog import Watchdog
 
-BINS = 10  # of time, in which losses are logged
-METRICS = "metrics.jsonl"
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of everything drawn in a step."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-class Meter:
-    """Losses added up on the device since the last row of metrics, in all and by bin of time."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(BINS, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(BINS, dtype=torch.float64, device=device)
-
-    def add(self, losses: Tensor, times: Tensor | None) -> None:
-        """Add losses (N,) at times (N,) in [0, 1]; without times they fall into the first bin."""
-        bins = (
-            torch.zeros_like(losses, dtype=torch.int64) if times is None else (times * BINS).long().clamp(0, BINS - 1)
-        )
-        self.sums.index_add_(0, bins, losses.detach().double())
-        self.counts.index_add_(0, bins, torch.ones_like(losses, dtype=torch.float64))
-
-    def result(self, timed: bool) -> dict[str, object]:
-        """Mean loss and mean loss by bin (None where a bin is empty); then start anew. Waits for the device."""
-        sums, counts = self.sums.tolist(), self.counts.tolist()
-        self.sums.zero_()
-        self.counts.zero_()
-        row: dict[str, object] = {"loss": sum(sums) / max(sum(counts), 1)}
-        if timed:
-            row["loss_by_time"] = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
-        return row
+MOST_SKIPPED = 20  # steps in a row whose loss or gradient is no number, after which a run is given up
 
 
-def run_tensors(
-    module: nn.Module, average: Average, optimiser: torch.optim.Optimizer, meter: Meter
-) -> dict[str, Tensor]:
-    """Everything a checkpoint keeps, by name; the tensors themselves, so that reading into them restores the run."""
+def run_tensors(module: nn.Module, average: Average, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a checkpoint keeps, by name; the tensors themselves, so that reading into them restores the run."""
     tensors = {f"weights.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
     for name, parameter in module.named_parameters():
@@ -73,41 +43,76 @@ def run_tensors(
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         tensors |= {f"optimiser.{name}.{key}": value for key, value in state.items()}
-    return tensors | {"meter.sums": meter.sums, "meter.counts": meter.counts}
+    return tensors
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
     return before // every != after // every
 
 
-class _Metrics:
-    """metrics.jsonl: rows up to the checkpoint a run goes on from are kept, later ones are made again."""
+class Trainer:
+    """What changes from step to step: weights, average, optimiser, losses added up."""
 
-    def __init__(self, folder: Path, images: int):
-        self.path = folder / METRICS
-        rows = [row for row in read_metrics(folder) if row["images"] <= images]
-        atomic.write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    def __init__(self, objective: Objective, config: TrainConfig, processes: Processes, device: torch.device):
+        self.objective, self.config, self.processes, self.device = objective, config, processes, device
+        self.sharded = processes.size > 1 and config.parallel == "fsdp"
+        objective.to(device)
+        module = objective.module.train()
+        self.part = config.part or part_that_fits(objective, config, device, processes)
+        if config.recompute:
+            objective.recompute()
+        self.average = Average(module, config.ema)
+        if config.compiles_on(device):  # not the average, which samples other shapes
+            for part in objective.parts(module):
+                part.compile()
+        if self.sharded:
+            for each in (module, self.average.module):
+                shard(each, objective, config, processes, device)
+        self.parallel = Parallel(objective, config, processes, device)
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        )
+        self.meter = Meter(device)
+        self.tensors = run_tensors(module, self.average, self.optimiser)
 
-    def add(self, row: dict[str, object]) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
+    def step(self, step: int, batch: dict[str, Tensor], draws: dict[str, Tensor], profile: Profile) -> None:
+        """Train on one batch; nothing here waits for the device.
+
+        Where the loss or the gradient is no number, weights and optimiser stay as they are and the step is counted.
+        """
+        with profile.phase("forward and backward"):
+            losses = self.parallel.backward(batch, draws, self.part)
+        with profile.phase("optimiser"):
+            norm = gradient_norm(self.parameters)
+            finite = norm.isfinite() & self.parallel.everywhere(losses.isfinite().all())
+            if self.config.clip:
+                shorter = (self.config.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+                torch._foreach_mul_([_grad(parameter) for parameter in self.parameters], shorter)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.config.rate_at(step)
+            # Where this is 1 the fused kernel leaves everything as it is.
+            self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+        with profile.phase("average"):
+            self.average.update(step)
+        self.meter.add(losses, draws.get("t"), finite)
+
+    def check(self, saving: bool) -> None:
+        """Raise UserError where the run is lost: too many steps left out in a row, or weights that are no numbers."""
+        total, _, longest = self.meter.skipped.tolist()
+        lost = longest >= MOST_SKIPPED
+        what = f"{total} steps had a loss or gradient that is no number, {longest} of them in a row"
+        if saving and not lost:
+            bad = sum(int(not _here(tensor).isfinite().all()) for tensor in self.tensors.values())
+            lost = bool(self.processes.sum(torch.tensor(bad)).item())
+            what = "a weight is no longer a number"
+        if lost:
             raise UserError(
-                f"cannot write {self.path}: {error.strerror}; make room, then run the same command"
-            ) from error
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a half-written last line is passed over."""
-    path = folder / METRICS
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+                f"{what}; the checkpoints before stand: try a lower --train.rate (now {self.config.rate:g}), "
+                "--train.warmup 0.05, --train.clip 1 or --train.precision fp32, with another --out"
+            )
 
 
 def train(
@@ -120,6 +125,8 @@ def train(
     device: torch.device,
     say: Callable[[str], None],
     title: str,
+    processes: Processes = ALONE,
+    profile: bool = False,
 ) -> None:
     """Train to the end, from the last good checkpoint of ``folder`` where there is one.
 
@@ -132,120 +139,103 @@ def train(
         device: where to compute.
         say: tells a person something, in one line.
         title: of the progress bar.
+        processes: that share every batch.
+        profile: write where a step's time goes into ``profile`` inside the folder.
 
     Raises:
-        UserError: a loss that is not a number, a full disk, checkpoints of another architecture.
+        UserError: losses that are not numbers, a full disk, checkpoints of another architecture.
+        Stopped: SIGTERM came; all is saved.
     """
     config.check()
-    objective.to(device)
-    module = objective.module.train()
-    optimiser = torch.optim.AdamW(
-        module.parameters(), lr=config.rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
-    average, meter = Average(module, config.ema), Meter(device)
-    tensors = run_tensors(module, average, optimiser, meter)
-    checkpoints = folder / "checkpoints"
-    for place in (folder, folder / "samples", checkpoints):
-        atomic.clear_unfinished(place)
-    state = checkpoint.load_latest(checkpoints, tensors, say)
+    config.check_processes(processes.size)
+    trainer = Trainer(objective, config, processes, device)
+    if trainer.part < config.batch // processes.size:
+        say(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.part)")
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes, say)
+    if processes.first:
+        for place in (folder, folder / "samples", checkpoints.folder):
+            atomic.clear_unfinished(place)
+    state = checkpoints.load(trainer.tensors)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
-    if state and state.get("data", objective.fingerprint) != objective.fingerprint:
-        raise UserError(
-            f"the images are not those {folder} was trained on so far; put them back or choose another --out"
-        )
-    if step:
-        say(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
-    metrics = _Metrics(folder, step * config.batch)
-    order = Order(objective.count, seed, flip)
-    bad = torch.full((), config.steps, dtype=torch.int64, device=device)  # first step with a loss that is no number
-    session = {"images": 0, "began": time.perf_counter(), "said": time.perf_counter(), "paused": 0.0}
-
-    def stop_if_bad(saving: bool) -> None:
-        first = int(bad)
-        if saving and first == config.steps and not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            first = step - 1  # the loss was still a number, the step it led to is not: such weights are not kept
-        if first < config.steps:
+    if state:
+        if state.get("data", objective.fingerprint) != objective.fingerprint:
             raise UserError(
-                f"the loss or a weight is not a number since step {first} ({first * config.batch:,} images); the "
-                f"checkpoints before it stand: try a lower --train.rate (now {config.rate:g}), --train.warmup 0.05 or "
-                "--train.precision fp32, with another --out"
+                f"the images are not those {folder} was trained on so far; put them back or choose another --out"
             )
-
-    shown_loss = ""
+        trainer.meter.restore(state["meter"], processes)  # type: ignore[arg-type]
+        say(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
+    if step == config.steps:
+        return
+    metrics = processes.agree(lambda: Metrics(folder, step * config.batch))
+    order, total = Order(objective.count, seed, flip), config.steps * config.batch
+    speed = Speed(config.precision_on(device), 3 * 2 * objective.macs, device, processes)
     with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task(title, total=config.steps * config.batch, completed=step * config.batch, rate="")
-        while step < config.steps:
-            losses, times = _step(objective, optimiser, config, order, seed, step, device)
-            bad = torch.where(torch.isfinite(losses).all() | (bad < step), bad, bad.clamp(max=step))
-            average.update(step)
-            meter.add(losses, times)
+        stack.callback(checkpoints.close)
+        feed = stack.enter_context(
+            closing(Feed(objective, order, seed, config.batch, config.steps, step, processes, device))
+        )
+        bar = stack.enter_context(progress_bar(shown=processes.first))
+        stop = stack.enter_context(StopSignal(processes))
+        watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes.rank))
+        profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.first else None, say))
+        task = bar.add_task(title, total=total, completed=step * config.batch, rate="")
+        speed.start()
+        while step < config.steps and not stop.asked:
+            with profiler.phase("waiting for data"):
+                batch, draws = feed.take()
+            trainer.step(step, batch, draws, profiler)
             before, step = step * config.batch, step + 1
             images, last = step * config.batch, step == config.steps
-            session["images"] += config.batch
-            elapsed = time.perf_counter() - session["began"] - session["paused"]
-            speed = session["images"] / max(elapsed, 1e-9)
-            bar.update(task, completed=images, rate=f"{speed:,.0f} images/s{shown_loss}")
-            due = {
-                name: last or _crossed(before, images, getattr(config, name))
-                for name in ("log", "samples", "checkpoint")
-            }
+            speed.add(config.batch)
+            watchdog.beat()
+            profiler.step()
+            stop.listen()
+            bar.update(task, completed=images, rate=speed.line)
+            due = {name: last or _crossed(before, images, getattr(config, name)) for name in ("log", "samples")}
+            due["checkpoint"] = last or stop.asked or _crossed(before, images, config.checkpoint)
+            checkpoints.poll()
             if not any(due.values()):
                 continue
-            stop_if_bad(due["checkpoint"])
-            pause = time.perf_counter()
-            row: dict[str, object] = {"images": images}
-            if due["log"]:
-                row |= {**meter.result(times is not None), "rate": config.rate_at(step - 1)}
-                shown_loss = f", loss {row['loss']:.4f}"
-                if (
-                    bar.disable and time.perf_counter() - session["said"] > 60
-                ):  # no terminal, but somebody may follow a log
-                    session["said"] = time.perf_counter()
-                    left = (config.steps - step) * config.batch / speed
-                    total = config.steps * config.batch
-                    say(
-                        f"{title}: {images:,} of {total:,}, {speed:,.0f} images/s{shown_loss}, {left / 60:.0f} min left"
-                    )
-            if due["samples"]:
-                row |= objective.picture(average.module, folder / "samples" / f"{images:012d}.png")
-            if due["log"] or due["samples"]:
-                metrics.add({**row, "images_per_second": round(speed, 1), "seconds": round(elapsed, 2)})
-            if due["checkpoint"]:
-                objective.save(average.module, folder, images)
-                state = {"step": step, "images": images, "data": objective.fingerprint}
-                checkpoint.save(checkpoints, images, tensors, state, config.keep)
-            session["paused"] += time.perf_counter() - pause
+            with speed.paused(), watchdog.paused():
+                trainer.check(due["checkpoint"])
+                row: dict[str, object] = {"images": images}
+                if due["log"]:
+                    row |= {**trainer.meter.result(processes, "t" in draws), "rate": config.rate_at(step - 1)}
+                    speed.loss = row["loss"]  # type: ignore[assignment]
+                    if bar.disable and speed.quiet_for(60):  # no terminal, but somebody may follow a log
+                        left = (total - images) / speed.images_per_second
+                        say(f"{title}: {images:,} of {total:,}, {speed.line}, {left / 60:.0f} min left")
+                average = trainer.average.whole() if due["samples"] or due["checkpoint"] else None
+                if due["samples"] and average is not None:
+                    row |= objective.picture(average, folder / "samples" / f"{images:012d}.png", processes)
+                if (due["log"] or due["samples"]) and processes.first:
+                    metrics.add({**row, **speed.row()})
+                if due["checkpoint"] and average is not None:
+                    if processes.first:
+                        objective.save(average, folder, images)
+                    meter = trainer.meter.state(processes)
+                    state = {"step": step, "images": images, "data": objective.fingerprint, "meter": meter}
+                    checkpoints.save(images, trainer.tensors, state)
+        checkpoints.wait()
+    processes.wait()
+    if step < config.steps:
+        raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; the same command goes on from there")
 
 
-def _step(
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    config: TrainConfig,
-    order: Order,
-    seed: int,
-    step: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor | None]:
-    """One optimiser step; gives the losses (N,) and their times (N,)."""
-    draws = objective.draw(step_generator(seed, step), config.batch)
-    indices, flips = order.batch(step * config.batch, config.batch)
-    batch: Batch = {name: value.to(device) for name, value in objective.read(indices, flips).items()}
-    draws = {name: value.to(device) for name, value in draws.items()}
-    with config.autocast(device):
-        losses = objective.losses(batch, draws)
-    losses.mean().backward()
-    for group in optimiser.param_groups:
-        group["lr"] = config.rate_at(step)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return losses.detach(), draws.get("t")
+def _grad(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return _here(parameter.grad)
 
 
-def progress_bar() -> Progress:
+def _here(tensor: Tensor) -> Tensor:
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def progress_bar(shown: bool = True) -> Progress:
     """The bar of all long work: what, how far, how fast, how long still."""
     from rich.console import Console
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal))

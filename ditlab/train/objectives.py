@@ -15,8 +15,9 @@ from ditlab.diffusion import Loss
 from ditlab.errors import UserError
 from ditlab.latents import Autoencoder, ChannelStatistics, DiffusersAutoencoder, LatentCache, record, to_unit
 from ditlab.latents.plane import plane_figure
-from ditlab.models import Condition, DiT
-from ditlab.sample import Model, grid, write_png
+from ditlab.models import Condition, DiT, cost
+from ditlab.processes import Processes
+from ditlab.sample import Model, gather, generate, grid, write_png
 
 Batch = dict[str, Tensor]
 
@@ -28,11 +29,13 @@ class Objective(ABC):
         module: what is trained.
         count: images in the training set.
         fingerprint: of the training set.
+        macs: multiply-accumulates of a forward pass of one image; 0 where nobody counted.
     """
 
     module: nn.Module
     count: int
     fingerprint: str
+    macs: float = 0.0
 
     @abstractmethod
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
@@ -51,12 +54,27 @@ class Objective(ABC):
         """Write the model file made of the averaged module into the run folder."""
 
     @abstractmethod
-    def picture(self, average: nn.Module, path: Path) -> dict[str, float]:
-        """Draw what the averaged module can do; gives numbers measured on the way, for metrics.jsonl."""
+    def picture(self, average: nn.Module, path: Path, processes: Processes) -> dict[str, float]:
+        """Draw what the averaged module can do, with the help of all processes; the first one writes.
+
+        Gives numbers measured on the way, for metrics.jsonl.
+        """
 
     def to(self, device: torch.device) -> None:
         """Move everything that computes to a device."""
         self.module.to(device)
+
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        """What of a module to compile, to shard, and to compute again going back, each on its own."""
+        return list(module.children())
+
+    def recompute(self) -> None:
+        """Keep less for the backward pass, in place.
+
+        Raises:
+            UserError: there is no way to.
+        """
+        raise UserError("--train.recompute true is for diffusion transformers only")
 
 
 class DiffusionObjective(Objective):
@@ -90,6 +108,7 @@ class DiffusionObjective(Objective):
         self.count, self.fingerprint = len(data), data.fingerprint
         self.labels = torch.from_numpy(np.asarray(data.labels, np.int64))
         self.latent = (network.input.channels, network.input.height, network.input.width)
+        self.macs = 1e9 * cost(network.config, network.input).gmacs
         if network.input.classes and int(self.labels.max()) >= network.input.classes:
             raise UserError(
                 f"label {int(self.labels.max())} in the data is out of range: the network has {network.input.classes} classes"
@@ -97,8 +116,7 @@ class DiffusionObjective(Objective):
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
         """Moments and labels."""
-        rows = self.data.read(indices, flips)
-        moments = to_unit(rows) if rows.dtype == np.uint8 else torch.from_numpy(rows)
+        moments = torch.from_numpy(self.data.read(indices, flips))
         labels = self.labels[indices] if self.module.input.classes else torch.full((len(indices),), -1)  # type: ignore[union-attr]
         return {"moments": moments, "labels": labels}
 
@@ -111,7 +129,8 @@ class DiffusionObjective(Objective):
 
     def losses(self, batch: Batch, draws: Batch) -> Tensor:
         """Draw latents and denoise them."""
-        moments = batch["moments"].float()
+        moments = batch["moments"]
+        moments = to_unit(moments) if moments.dtype == torch.uint8 else moments.float()
         x0 = self.autoencoder.latent(moments, draws.get("posterior", moments))
         return self.loss(self.module, x0, Condition(batch["labels"]), draws)
 
@@ -126,17 +145,28 @@ class DiffusionObjective(Objective):
         model.facts = {**model.facts, "images": images}
         model.save(folder)
 
-    def picture(self, average: nn.Module, path: Path) -> dict[str, float]:
-        """Write a grid, a class a row where there are classes."""
+    def picture(self, average: nn.Module, path: Path, processes: Processes) -> dict[str, float]:
+        """Write a grid, a class a row where there are classes; every process makes some of its images."""
         model = self._averaged(average)
         columns = max(1, round(self.sample_count**0.5))
         rows = max(1, self.sample_count // columns)
         classes = model.classes
         labels = [row % classes for row in range(rows) for _ in range(columns)] if classes else None
-        images = model.sample(labels, seed=self.seed, count=rows * columns)
-        names = [model.names[row % classes] for row in range(rows)] if classes and model.names else ()
-        write_png(grid(images, columns, names), path)
+        made = generate(model, labels, self.seed, rows * columns, model.defaults, processes=processes)
+        images = gather(made, processes)
+        if processes.first:
+            names = [model.names[row % classes] for row in range(rows)] if classes and model.names else ()
+            write_png(grid(images, columns, names), path)
         return {}
+
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        """The blocks: one compiled graph serves them all."""
+        assert isinstance(module, DiT)
+        return list(module.blocks)
+
+    def recompute(self) -> None:
+        """Keep only what enters each block."""
+        self.module.recompute = True  # type: ignore[assignment]
 
     def to(self, device: torch.device) -> None:
         """Move network, loss tables and autoencoder."""
@@ -164,8 +194,8 @@ class AutoencoderObjective(Objective):
         self.latent = autoencoder.latent_shape(*data.shape[1:])
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
-        """Pixels in [-1, 1]."""
-        return {"pixels": to_unit(self.data.read(indices, flips))}
+        """Pixels."""
+        return {"pixels": torch.from_numpy(self.data.read(indices, flips))}
 
     def draw(self, generator: torch.Generator, count: int) -> Batch:
         """Noise of the posterior."""
@@ -173,7 +203,7 @@ class AutoencoderObjective(Objective):
 
     def losses(self, batch: Batch, draws: Batch) -> Tensor:
         """Reconstruction and divergence."""
-        pixels, autoencoder = batch["pixels"], self.module
+        pixels, autoencoder = to_unit(batch["pixels"]), self.module
         assert isinstance(autoencoder, DiffusersAutoencoder)
         moments = autoencoder.encode(pixels).float()
         mean, log_variance = moments.chunk(2, dim=1)
@@ -182,6 +212,11 @@ class AutoencoderObjective(Objective):
         decoded = autoencoder.decode_raw(autoencoder.raw_latent(moments, draws["posterior"])).float()
         squared = (decoded - pixels).square().flatten(1).mean(dim=1)
         return squared + self.kl_weight * divergence / pixels[0].numel()
+
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        """Encoder and decoder."""
+        assert isinstance(module, DiffusersAutoencoder)
+        return [module.vae.encoder, module.vae.decoder]
 
     def save(self, average: nn.Module, folder: Path, images: int) -> None:
         """Measure the latents' statistics over at most 20,000 training images, and write the autoencoder with them."""
@@ -198,8 +233,13 @@ class AutoencoderObjective(Objective):
         average.set_statistics(*(value.float() for value in statistics.result()))
         record.save(average, folder)
 
-    def picture(self, average: nn.Module, path: Path) -> dict[str, float]:
-        """Write held-out images above their reconstructions; gives their PSNR in decibels, from the mean squared error."""
+    def picture(self, average: nn.Module, path: Path, processes: Processes) -> dict[str, float]:
+        """Write held-out images above their reconstructions; gives their PSNR in decibels, from the mean squared error.
+
+        The first process does it alone.
+        """
+        if not processes.first:
+            return {}
         assert isinstance(average, DiffusersAutoencoder)
         squares, drawn = 0.0, np.empty(0)
         device = average.mean.device

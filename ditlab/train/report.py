@@ -9,7 +9,7 @@ import torch
 
 import ditlab
 from ditlab import atomic
-from ditlab.train.loop import read_metrics
+from ditlab.train.meter import read_metrics
 
 
 def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) -> Path:
@@ -25,7 +25,7 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
         UserError: the disk is full or the folder cannot be written.
     """
     rows = read_metrics(folder)
-    losses = [row for row in rows if "loss" in row]
+    losses = [row for row in rows if row.get("loss") is not None]
     lines = [f"# {title}", "", f"`{command}`", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     if losses:

@@ -283,6 +283,29 @@ def test_a_missing_or_damaged_shard_is_refused(
     refuses(lambda: opened(digits, autoencoder, tmp_path, flip=True), str(tmp_path), "damaged", "encode again")
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_flipped_byte_is_found_when_its_row_is_read_and_the_shard_can_be_made_anew(
+    digits: Dataset, tmp_path: Path, refuses: Callable, tree: Callable, flipped: bool
+):
+    autoencoder = Autoencoder(1, 1, 1)
+    encode(digits, autoencoder, tmp_path, flip=True)
+    before = tree(tmp_path)
+    path = tmp_path / f"00001.{'flipped' if flipped else 'moments'}.npy"
+    content = bytearray(path.read_bytes())
+    content[-64 * 2 * 3 - 1] ^= 4  # the last byte of the fourth row from the end, 64 numbers of two bytes a row
+    path.write_bytes(content)
+    cache = opened(digits, autoencoder, tmp_path, flip=True)
+    rows = np.arange(SHARD, min(2 * SHARD, len(digits)))
+    others, bad = np.delete(rows, -4), rows[-4:-3]
+    cache.read(others, np.full(len(others), flipped))
+    cache.read(rows, np.full(len(rows), not flipped))
+    line = refuses(lambda: cache.read(bad, np.full(1, flipped)), str(path), f"row {len(rows) - 4} has changed")
+    assert "delete 00001.rows.npy" in line
+    (tmp_path / "00001.rows.npy").unlink()
+    encode(digits, autoencoder, tmp_path, flip=True)
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("change", [lambda text: "", lambda text: text[: len(text) // 2], lambda text: "[1]"])
 def test_a_damaged_manifest_is_refused_and_left(digits: Dataset, tmp_path: Path, refuses: Callable, change: Callable):
     autoencoder = Autoencoder(1, 1, 1)
@@ -295,7 +318,7 @@ def test_a_damaged_manifest_is_refused_and_left(digits: Dataset, tmp_path: Path,
     assert path.read_text() == damaged
 
 
-@pytest.mark.parametrize("field", ["data", "autoencoder", "flip", "shards", "complete", "left_out"])
+@pytest.mark.parametrize("field", ["data", "autoencoder", "flip", "rows", "complete", "left_out"])
 def test_a_manifest_without_a_field_never_ends_in_a_traceback(
     digits: Dataset, tmp_path: Path, refuses: Callable, field: str
 ):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ditlab import atomic
 from ditlab.errors import UserError
+from ditlab.processes import ALONE
 from ditlab.train import checkpoint
 
 
@@ -33,14 +34,25 @@ def make(value: float) -> dict[str, Tensor]:
 def folder(tmp_path: Path) -> Path:
     """Checkpoints after 10, 20 and 30 images, full of 1, 2 and 3."""
     for index in (1, 2, 3):
-        checkpoint.save(tmp_path / "checkpoints", index * 10, make(index), {"step": index}, keep=3)
+        save(tmp_path / "checkpoints", index * 10, index)
     return tmp_path / "checkpoints"
+
+
+def save(folder: Path, images: int, value: float) -> None:
+    checkpoints = checkpoint.Checkpoints(folder, 3, ALONE, print)
+    checkpoints.save(images, make(value), {"step": value})
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def load_into(folder: Path, tensors: dict[str, Tensor], say: Callable[[str], None]) -> dict[str, object] | None:
+    return checkpoint.Checkpoints(folder, 3, ALONE, say).load(tensors)
 
 
 def load(folder: Path) -> tuple[float, dict[str, object] | None, list[str]]:
     """The value all tensors came back with, the state, and what was said."""
     tensors, said = make(-1), []
-    state = checkpoint.load_latest(folder, tensors, said.append)
+    state = load_into(folder, tensors, said.append)
     values = {float(value) for tensor in tensors.values() for value in tensor.flatten()}
     assert len(values) == 1
     return values.pop(), state, said
@@ -126,7 +138,7 @@ def test_another_architecture_is_one_line_that_names_the_tensor_and_changes_noth
     change(tensors)
     expected = {name: tensor.clone() for name, tensor in tensors.items()}
     with pytest.raises(UserError, match="is of another architecture") as caught:
-        checkpoint.load_latest(folder, tensors, print)
+        load_into(folder, tensors, print)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
@@ -161,7 +173,7 @@ def test_an_index_with_code_in_it_is_refused_and_does_not_run(folder: Path, tmp_
     seal(path)
     tensors = make(-1)
     with pytest.raises(UserError, match="is refused") as caught:
-        checkpoint.load_latest(folder, tensors, print)
+        load_into(folder, tensors, print)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
     assert all((tensor == -1).all() for tensor in tensors.values())
@@ -204,7 +216,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c_and_leaves_nothing(
 
     monkeypatch.setattr(dcp.FileSystemWriter, "write_data", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(folder, 40, make(4), {"step": 4}, keep=3)
+        save(folder, 40, 4)
     assert tree(folder) == before
     assert not list(folder.glob(".*"))
 
@@ -215,3 +227,33 @@ def test_what_a_killed_process_was_writing_is_cleared_and_the_rest_stands(folder
     (folder / ".file.part").write_text("x")
     atomic.clear_unfinished(folder)
     assert tree(folder) == before
+
+
+def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, 3, ALONE, print)
+    tensors = {"weights.a": torch.full((512, 512), 1.0)}
+    checkpoints.save(10, tensors, {"step": 1})
+    tensors["weights.a"].fill_(2.0)  # as training does while the disk is busy
+    checkpoints.wait()
+    assert checkpoints.load(tensors) == {"step": 1}
+    assert (tensors["weights.a"] == 1).all()
+    checkpoints.close()
+
+
+def test_a_failed_write_is_told_at_the_next_look_and_older_ones_stand(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree
+):
+    before = tree(folder)
+    checkpoints = checkpoint.Checkpoints(folder, 3, ALONE, print)
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", full)
+    checkpoints.save(40, make(4), {"step": 4})
+    with pytest.raises(UserError, match=r"000000000040: No space left on device; make room"):
+        checkpoints.wait()
+    checkpoints.poll()  # told once
+    checkpoints.close()
+    assert tree(folder) == before
+    assert not list(folder.glob(".*"))

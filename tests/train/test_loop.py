@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,19 @@ from torch import Tensor, nn
 
 from ditlab.data import Order
 from ditlab.errors import UserError
+from ditlab.processes import ALONE, Processes
 from ditlab.sample import grid, write_png
 from ditlab.train import Objective, TrainConfig, read_metrics, train
-from ditlab.train.loop import Meter, step_generator
+from ditlab.train.feed import step_generator
+from ditlab.train.loop import MOST_SKIPPED
+from ditlab.train.meter import Meter
 
 CPU = torch.device("cpu")
 COUNT = 40
 
 
 class Line(Objective):
-    """Fit a line to points, with noise on them; some images may be poison, and reading may stop."""
+    """Fit a line to points, with noise on them; some images may be poison, and it may stop."""
 
     def __init__(self, poison: str = "", where: int = -1, stop_after: int = -1):
         torch.manual_seed(0)
@@ -30,12 +35,9 @@ class Line(Objective):
         random = np.random.default_rng(0)
         self.x = torch.from_numpy(random.normal(size=(COUNT, 3)).astype(np.float32))
         self.y = self.x @ torch.from_numpy(random.normal(size=(3, 2)).astype(np.float32))
-        self.poison, self.where, self.reads_left = poison, where, stop_after
+        self.poison, self.where, self.steps_left = poison, where, stop_after
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
-        if self.reads_left == 0:
-            raise InterruptedError("stopped by the test")
-        self.reads_left -= 1
         x = self.x[indices].clone()
         x[flips] = -x[flips]
         return {"x": x, "y": self.y[indices], "bad": torch.from_numpy(indices == self.where)}
@@ -44,6 +46,9 @@ class Line(Objective):
         return {"t": torch.rand(count, generator=generator), "noise": torch.randn(count, 3, generator=generator)}
 
     def losses(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        if self.steps_left == 0:
+            raise InterruptedError("stopped by the test")
+        self.steps_left -= 1
         noised = batch["x"] + draws["t"][:, None] * draws["noise"]
         losses = (self.module(noised) - batch["y"]).square().mean(dim=1)
         if self.poison == "loss":
@@ -56,14 +61,14 @@ class Line(Objective):
     def save(self, average: nn.Module, folder: Path, images: int) -> None:
         torch.save(average.state_dict(), folder / "model.pt")
 
-    def picture(self, average: nn.Module, path: Path) -> dict[str, float]:
+    def picture(self, average: nn.Module, path: Path, processes: Processes) -> dict[str, float]:
         write_png(grid(np.zeros((1, 8, 8, 1), np.uint8), 1), path)
         return {"weight": float(average.weight.sum())}  # type: ignore[operator]
 
 
 CONFIG = TrainConfig(
     images=16 * 12, batch=16, rate=0.05, beta2=0.95, weight_decay=0.1, warmup=0.25, cooldown=0.5, ema=0.7,
-    log=32, checkpoint=48, samples=96, keep=2,
+    log=32, checkpoint=48, samples=96, keep=2, part=16,
 )  # fmt: skip
 
 
@@ -149,11 +154,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one_just_written(tmp_path: Path):
-    config = TrainConfig(images=160, batch=16, checkpoint=80, keep=2)
+    config = TrainConfig(images=160, batch=16, checkpoint=80, keep=2, part=16)
     run(Line(), tmp_path, config)
     (tmp_path / "checkpoints" / "000000000160" / "state.json").write_text("{}")
     with pytest.raises(InterruptedError):
-        run(Line(stop_after=3), tmp_path, TrainConfig(images=160, batch=16, checkpoint=16, keep=1))
+        run(Line(stop_after=3), tmp_path, TrainConfig(images=160, batch=16, checkpoint=16, keep=1, part=16))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["000000000128", "000000000160"]
     assert run(Line(), tmp_path, config)[-1] == "going on from 128 of 160 images"
@@ -164,34 +169,88 @@ def first_step_with(index: int) -> int:
     return next(step for step in range(12) if index in order.batch(16 * step, 16)[0])
 
 
-def test_a_loss_that_is_no_number_stops_with_step_and_advice_and_earlier_checkpoints_stand(tmp_path: Path):
-    index = int(Order(COUNT, 3, True).batch(16 * 2, 8)[0][-1])  # first met in step 2, whose end would be a checkpoint
-    assert first_step_with(index) == 2
-    config = TrainConfig(images=192, batch=16, rate=0.05, log=32, checkpoint=16, samples=192, keep=5)
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_step_whose_gradient_is_no_number_is_left_out_and_counted(tmp_path: Path, poison: str):
+    index = int(Order(COUNT, 3, True).batch(16 * 2, 8)[0][-1])  # first met in step 2
+    bad = [step for step in range(12) if index in Order(COUNT, 3, True).batch(16 * step, 16)[0]]
+    assert bad[0] == 2
+    objective = Line(poison, index)
+    run(objective, tmp_path)
+    rows = read_metrics(tmp_path)
+    assert [row["skipped"] for row in rows] == [sum(step < row["images"] / 16 for step in bad) for row in rows]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert all(parameter.isfinite().all() for parameter in objective.module.parameters())
+    # By hand, without those steps: AdamW has not seen them, and the average stood where the weights stood.
+    by_hand = Line()
+    optimiser = torch.optim.AdamW(by_hand.module.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for step in set(range(12)) - set(bad):
+        generator = step_generator(3, step)
+        draws = by_hand.draw(generator, 16)
+        batch = by_hand.read(*Order(COUNT, 3, True).batch(16 * step, 16))
+        optimiser.zero_grad()
+        by_hand.losses(batch, draws).mean().backward()
+        optimiser.param_groups[0]["lr"] = CONFIG.rate_at(step)
+        optimiser.step()
+    trained, expected = objective.module.state_dict(), by_hand.module.state_dict()
+    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+
+
+class Poisoned(Line):
+    """From some step on every gradient is no number."""
+
+    def losses(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        return super().losses(batch, draws) * (torch.nan if self.steps_left < -30 else 1.0)
+
+
+def test_too_many_such_steps_in_a_row_stop_with_advice_and_earlier_checkpoints_stand(tmp_path: Path):
+    config = TrainConfig(images=16 * 200, batch=16, rate=0.05, log=160, checkpoint=320, samples=3200, keep=9)
     with pytest.raises(UserError) as caught:
-        run(Line("loss", index), tmp_path, config)
+        run(Poisoned(), tmp_path, config)
     message = str(caught.value)
-    assert "since step 2 (32 images)" in message
+    count = int(re.search(r"(\d+) of them in a row", message)[1])  # type: ignore[index]
+    assert MOST_SKIPPED <= count < MOST_SKIPPED + 20  # looked at every tenth step, and at checkpoints
     assert "--train.rate (now 0.05)" in message
     assert "\n" not in message
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["000000000016", "000000000032"]
-    assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path))
+    images = [int(path.name) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert images
+    assert images[-1] < 16 * 60
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].isfinite().all()
 
 
-def test_the_first_bad_step_is_named_though_it_is_noticed_later(tmp_path: Path):
-    index = int(Order(COUNT, 3, True).batch(0, 1)[0][0])
-    with pytest.raises(UserError, match=r"since step 0 \(0 images\)"):
-        run(Line("loss", index), tmp_path, CONFIG)
-    assert not (tmp_path / "checkpoints").exists()
+def test_weights_that_are_no_numbers_are_not_kept_though_every_gradient_was_one(tmp_path: Path):
+    objective = Line()
+    objective.module.weight.data.fill_(3e38)  # type: ignore[operator, union-attr]
+    config = TrainConfig(images=32, batch=16, rate=0.9, weight_decay=0.0, log=16, checkpoint=16)
+    objective.module.bias.data.fill_(torch.inf)  # type: ignore[operator, union-attr]
+    with pytest.raises(UserError, match="no longer a number"):
+        run(objective, tmp_path, config)
+    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-def test_weights_that_are_no_numbers_are_not_kept_though_the_loss_still_was_one(tmp_path: Path):
-    index = int(Order(COUNT, 3, True).batch(16 * 2, 8)[0][-1])
-    config = TrainConfig(images=192, batch=16, rate=0.05, checkpoint=48)
-    with pytest.raises(UserError, match="since step 2 "):
-        run(Line("gradient", index), tmp_path, config)
-    assert not (tmp_path / "checkpoints").exists()
+def test_a_long_gradient_is_shortened(tmp_path: Path):
+    runs = {}
+    for clip in (0.0, 1e-3, 1e9):
+        objective = Line()
+        config = TrainConfig(images=16, batch=16, rate=0.1, beta2=0.0, clip=clip)
+        run(objective, tmp_path / str(clip), config)
+        runs[clip] = objective.module.state_dict()
+    assert all(torch.equal(runs[0.0][name], runs[1e9][name]) for name in runs[0.0])
+    start = Line().module.state_dict()
+    # AdamW's first step does not see the gradient's length but for its epsilon of 1e-8: shorter is a little less.
+    moved = {clip: (weights["weight"] - start["weight"]).abs() for clip, weights in runs.items()}
+    assert (moved[1e-3] <= moved[0.0]).all()
+    assert not torch.equal(moved[1e-3], moved[0.0])
+
+
+@pytest.mark.parametrize("part", [1, 3, 5, 8, 16])
+def test_a_batch_in_parts_is_the_same_to_rounding(tmp_path: Path, part: int, metrics):
+    whole, parts = Line(), Line()
+    run(whole, tmp_path / "whole")
+    run(parts, tmp_path / "parts", replace(CONFIG, part=part))
+    for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for a, b in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
 def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path):
@@ -204,24 +263,39 @@ def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path):
     assert not list(tmp_path.rglob("*.part"))
 
 
+YES = torch.tensor(True)
+
+
 def test_losses_fall_into_the_bins_of_their_times():
     meter = Meter(CPU)
     losses, times = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0])
-    meter.add(losses[:2], times[:2])
-    meter.add(losses[2:], times[2:])
-    row = meter.result(timed=True)
+    meter.add(losses[:2], times[:2], YES)
+    meter.add(losses[2:], times[2:], YES)
+    meter.add(losses * torch.nan, times, ~YES)
+    row = meter.result(ALONE, timed=True)
     assert row["loss"] == pytest.approx(31 / 5)
     assert row["loss_by_time"] == [1.5, 4.0, None, None, None, None, None, None, None, 12.0]
-    assert meter.result(timed=True) == {"loss": 0.0, "loss_by_time": [None] * 10}
-    meter.add(losses, None)
-    assert meter.result(timed=False) == {"loss": pytest.approx(31 / 5)}
+    assert row["skipped"] == 1
+    assert meter.result(ALONE, timed=True) == {"loss": None, "loss_by_time": [None] * 10, "skipped": 1}
+    meter.add(losses, None, YES)
+    assert meter.result(ALONE, timed=False) == {"loss": pytest.approx(31 / 5), "skipped": 1}
+
+
+def test_steps_left_out_are_counted_in_all_and_in_a_row():
+    meter = Meter(CPU)
+    for finite in (True, False, False, True, False, False, False, True, False):
+        meter.add(torch.ones(2), None, torch.tensor(finite))
+    assert meter.skipped.tolist() == [6, 1, 3]
+    again = Meter(CPU)
+    again.restore(json.loads(json.dumps(meter.state(ALONE))), ALONE)
+    assert again.state(ALONE) == meter.state(ALONE)
 
 
 def test_many_small_losses_are_added_without_rounding_away():
     meter = Meter(CPU)
     for _ in range(100):
-        meter.add(torch.full((1000,), 0.1), torch.full((1000,), 0.35))
-    assert meter.result(timed=True)["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+        meter.add(torch.full((1000,), 0.1), torch.full((1000,), 0.35), YES)
+    assert meter.result(ALONE, timed=True)["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
 def test_metrics_pass_over_what_is_no_row(tmp_path: Path):

@@ -20,7 +20,7 @@ from ditlab.latents import Autoencoder, AutoencoderConfig, new_kl, record, to_un
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
 from ditlab.sample import Model, SampleConfig
 from ditlab.train import AutoencoderObjective, DiffusionObjective, read_metrics
-from ditlab.train.loop import step_generator
+from ditlab.train.feed import step_generator
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal")
 
@@ -136,10 +136,10 @@ def test_the_autoencoders_loss_is_squared_error_and_divergence_as_torch_has_it()
     draws = objective.draw(step_generator(0, 0), 8)
     with torch.no_grad():
         losses = objective.losses(batch, draws)
-        mean, log_variance = autoencoder.encode(batch["pixels"]).chunk(2, dim=1)
+        mean, log_variance = autoencoder.encode(to_unit(batch["pixels"])).chunk(2, dim=1)
         normal = torch.distributions.Normal(mean.double(), (0.5 * log_variance.double()).exp())
         standard = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
         divergence = torch.distributions.kl_divergence(normal, standard).sum(dim=(1, 2, 3))
         raw = mean + (0.5 * log_variance).exp() * draws["posterior"]
-        squared = (autoencoder.decode_raw(raw) - batch["pixels"]).double().square().mean(dim=(1, 2, 3))
+        squared = (autoencoder.decode_raw(raw) - to_unit(batch["pixels"])).double().square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses.double(), squared + 0.3 * divergence / 64, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,102 @@
+"""What a run tells of itself: losses by time since the last row, steps left out, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditlab import atomic
+from ditlab.errors import UserError
+from ditlab.processes import Processes
+
+BINS = 10  # of time, in which losses are logged
+METRICS = "metrics.jsonl"
+
+
+class Meter:
+    """Losses added up on the device since the last row of metrics, in all and by bin of time; steps left out.
+
+    Each process adds its own share of the losses; whether a step was left out is the same for all.
+    """
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(BINS, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(BINS, dtype=torch.float64, device=device)
+        self.skipped = torch.zeros(3, dtype=torch.int64, device=device)  # in all, in a row now, longest row
+
+    def add(self, losses: Tensor, times: Tensor | None, finite: Tensor) -> None:
+        """Add losses (N,) at times (N,) in [0, 1] of a step that was taken where ``finite`` (), and left out else.
+
+        Without times they fall into the first bin.
+        """
+        if times is None:
+            bins = torch.zeros_like(losses, dtype=torch.int64)
+        else:
+            bins = (times * BINS).long().clamp(0, BINS - 1)
+        taken = finite.double()
+        self.sums.index_add_(0, bins, torch.where(finite, losses.detach().double(), 0.0))
+        self.counts.index_add_(0, bins, taken.expand(len(losses)))
+        left_out = 1 - taken.long()
+        total, row = self.skipped[0] + left_out, (self.skipped[1] + 1) * left_out
+        self.skipped.copy_(torch.stack([total, row, torch.maximum(self.skipped[2], row)]))
+
+    def result(self, processes: Processes, timed: bool) -> dict[str, object]:
+        """Mean loss, mean loss by bin (None where a bin is empty), steps left out so far; then start anew."""
+        both = processes.sum(torch.stack([self.sums, self.counts]))
+        sums, counts = both.tolist()
+        self.sums.zero_()
+        self.counts.zero_()
+        row: dict[str, object] = {"loss": sum(sums) / sum(counts) if sum(counts) else None}
+        if timed:
+            row["loss_by_time"] = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
+        return row | {"skipped": int(self.skipped[0])}
+
+    def state(self, processes: Processes) -> dict[str, list[float]]:
+        """Everything here, over all processes, as numbers; float64 goes through JSON unchanged."""
+        both = processes.sum(torch.stack([self.sums, self.counts]))
+        return {"sums": both[0].tolist(), "counts": both[1].tolist(), "skipped": self.skipped.tolist()}
+
+    def restore(self, state: dict[str, list[float]], processes: Processes) -> None:
+        """Go on from a state; the first process takes what all had added up."""
+        for name in ("sums", "counts"):
+            values = torch.tensor(state[name], dtype=torch.float64)
+            getattr(self, name).copy_(values if processes.first else values * 0)
+        self.skipped.copy_(torch.tensor(state["skipped"]))
+
+
+class Metrics:
+    """metrics.jsonl: rows up to the checkpoint a run goes on from are kept, later ones are made again."""
+
+    def __init__(self, folder: Path, images: int):
+        self.path = folder / METRICS
+        rows = [row for row in read_metrics(folder) if row["images"] <= images]
+        atomic.write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def add(self, row: dict[str, object]) -> None:
+        """Append a row.
+
+        Raises:
+            UserError: the disk is full or the folder is gone.
+        """
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; make room, then run the same command"
+            ) from error
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl; a half-written last line is passed over."""
+    path = folder / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

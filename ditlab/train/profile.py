@@ -1,0 +1,76 @@
+"""Where a step's time goes: a trace and a table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ditlab import atomic
+
+WARM, STEPS = 3, 5  # steps before, since the first ones compile and allocate, and steps that are looked at
+PREFIX = "ditlab: "
+
+
+class Profile:
+    """Looks at a few steps of training and writes ``trace.json`` and ``profile.txt``.
+
+    Args:
+        folder: where to; nothing is looked at without one.
+        say: is told where the result is.
+    """
+
+    def __init__(self, folder: Path | None, say: Callable[[str], None]):
+        self.folder, self.say = folder, say
+        self._step = 0
+        self._profiler: profile | None = None
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._profiler is not None:  # the run ended before enough steps
+            self._profiler.stop()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A part of a step, with a row of its own in the table."""
+        if self._profiler is None:
+            yield
+        else:
+            with record_function(PREFIX + name):
+                yield
+
+    def step(self) -> None:
+        """A step is over."""
+        if self.folder is None:
+            return
+        self._step += 1
+        if self._step == WARM:
+            activities = [ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(ProfilerActivity.CUDA)
+            self._profiler = profile(activities=activities)
+            self._profiler.start()
+        elif self._step == WARM + STEPS and self._profiler is not None:
+            self._profiler.stop()
+            self._write(self._profiler, self.folder)
+            self._profiler, self.folder = None, None
+
+    def _write(self, profiler: profile, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(folder / "trace.json"))
+        events = profiler.key_averages()
+        phases = {event.key: event.cpu_time_total for event in events if event.key.startswith(PREFIX)}
+        total = sum(phases.values())
+        lines = [f"{STEPS} steps, {total / STEPS / 1000:.2f} ms each on the CPU's clock", ""]
+        for name, microseconds in sorted(phases.items(), key=lambda item: -item[1]):
+            milliseconds = microseconds / STEPS / 1000
+            lines.append(f"{name.removeprefix(PREFIX):24s} {milliseconds:9.2f} ms a step {microseconds / total:6.1%}")
+        order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        lines += ["", f"By operation, {STEPS} steps together:", "", events.table(sort_by=order, row_limit=30)]
+        atomic.write_file(folder / "profile.txt", "\n".join(lines))
+        self.say(f"profile: {folder / 'profile.txt'}, trace for Perfetto or chrome://tracing: {folder / 'trace.json'}")
