@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,7 +46,11 @@ class Parallel:
         self.losses: nn.Module = Losses(objective)
         self.module, self.processes = objective.module, processes
         if processes.size > 1 and config.parallel == "ddp":
-            self.losses = DistributedDataParallel(self.losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames the argument, 2.9 has only this name
+                self.losses = DistributedDataParallel(
+                    self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         self.autocast = config.autocast(device)
 
     def backward(self, batch: Batch, draws: Batch, part: int) -> Tensor:
