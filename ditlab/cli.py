@@ -6,16 +6,18 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from ditlab import __version__
 from ditlab.errors import Stopped, UserError, nearest
 from ditlab.flags import parse
+
+T = TypeVar("T", bound=Sized)
 
 
 def say(line: str) -> None:
@@ -105,7 +107,11 @@ class SampleOptions:
     count: int = 64
     """How many images."""
     batch: int = 64
-    """How many at a time."""
+    """How many at a time; fewer where they do not fit in the GPU's memory."""
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    """bf16 computes matrix products in bfloat16; auto takes it on GPUs."""
+    compile: bool = False
+    """Compile the network first, which pays for thousands of steps."""
     out: str = "samples.png"
     """A .png is a grid, an .npz an archive in ADM's layout, a folder one PNG an image."""
     filmstrip: bool = True
@@ -115,15 +121,27 @@ class SampleOptions:
 def sample(arguments: list[str]) -> None:
     """Make images with a trained model."""
     options = parse(SampleOptions, arguments, "sample")
-    import numpy as np
-
+    from ditlab.processes import join
     from ditlab.recipes import default_device
-    from ditlab.sample import Model, SampleConfig, check_ending, filmstrip, generate, label_indices, write, write_png
+    from ditlab.sample import (
+        Model,
+        SampleConfig,
+        check_ending,
+        filmstrip,
+        gather,
+        generate,
+        label_indices,
+        write,
+        write_png,
+    )
     from ditlab.train import progress_bar
 
     out = Path(options.out)
     check_ending(out)
-    model = Model.load(options.run).to(default_device())
+    processes = join()
+    model = Model.load(options.run).to(default_device(processes))
+    if options.compile:
+        model.compile()
     default = model.defaults
     told = {
         "scale": options.guidance,
@@ -135,22 +153,29 @@ def sample(arguments: list[str]) -> None:
         default.guidance, **{name: value for name, value in told.items() if value is not None}
     )
     steps = default.steps if options.steps is None else options.steps
-    config = SampleConfig(options.sampler or default.sampler, steps, guidance)
+    config = SampleConfig(options.sampler or default.sampler, steps, guidance, options.precision or default.precision)
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     indices = label_indices(model, labels, options.count)
-    images = []
-    with progress_bar() as bar:
+    with progress_bar(shown=processes.first) as bar:
         task = bar.add_task("sampling", total=options.count, rate="")
-        for made in generate(model, labels, options.seed, options.count, config, options.batch):
-            images.append(made)
-            bar.update(task, advance=len(made))
+        made = generate(model, labels, options.seed, options.count, config, options.batch, processes)
+        images = gather(_told(made, lambda count: bar.update(task, advance=count * processes.size)), processes)
+    if not processes.first:
+        return
     settings = {"model": options.run, "labels": labels, "seed": options.seed, **dataclasses.asdict(config)}
-    write(np.concatenate(images), indices.numpy(), model.names, out, settings)
+    write(images, indices.numpy(), model.names, out, settings)
     say(f"{options.count} image{'s' * (options.count != 1)}: {out}")
     if options.filmstrip:
         strip = out.with_name(f"{out.stem}-filmstrip.png")
         write_png(filmstrip(model, labels, options.seed, min(options.count, 4), config), strip, settings)
         say(f"filmstrip: {strip}")
+
+
+def _told(batches: Iterable[T], tell: Callable[[int], None]) -> Iterator[T]:
+    """Batches as they come, their sizes told."""
+    for batch in batches:
+        tell(len(batch))
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -163,6 +188,16 @@ class InspectOptions:
     """Side of the image in pixels, of which the latent is an eighth (models of the paper)."""
     block: str = "adaln-zero"
     """Block design (models of the paper)."""
+    batch: int = 256
+    """Images a training step, over all GPUs."""
+    gpus: int = 1
+    """GPUs that share a training step."""
+    part: int = 0
+    """Images a GPU computes at a time; 0 is its whole share of the batch."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of training."""
+    recompute: bool = False
+    """Training computes activations again going back."""
     json: bool = False
     """Print JSON."""
 
@@ -172,7 +207,7 @@ def inspect(arguments: list[str]) -> None:
     options = parse(InspectOptions, arguments, "inspect")
     from ditlab.recipes import inspect_model
 
-    inspect_model(options.model, options.image, options.block, options.json)
+    inspect_model(**dataclasses.asdict(options))
 
 
 @dataclass(frozen=True)
@@ -274,6 +309,8 @@ def run() -> None:
     signal.signal(signal.SIGINT, stop)
     try:
         main()
+        if "ditlab.processes" in sys.modules:
+            sys.modules["ditlab.processes"].leave()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -66,12 +67,20 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module, schedule: Schedule, target: str, learned_variance: bool):
         super().__init__()
         self.network, self.schedule = network, schedule
-        self.target, self.learned_variance = target, learned_variance
+        self.target, self.learned_variance, self.bf16 = target, learned_variance, False
+
+    def cast(self, bf16: bool) -> Denoiser:
+        """The same denoiser with its network's matrix products in bfloat16, or in float32."""
+        other = copy.copy(self)
+        other.bf16 = bf16
+        return other
 
     def forward(self, x: Tensor, point: Point, condition: Condition) -> Prediction:
         """Predict from noised latents x (N, C, H, W) at one point of the schedule."""
         shown = torch.full((x.shape[0],), point.shown, device=x.device)
-        output = self.network(x, shown, condition).to(x.dtype)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.network(x, shown, condition)
+        output = output.to(x.dtype, copy=True)  # a compiled network's own output is overwritten by its next call
         variance = None
         if self.learned_variance:
             output, variance = output.chunk(2, dim=1)

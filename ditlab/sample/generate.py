@@ -60,7 +60,7 @@ def denoising(model: Model, labels: Tensor, seed: int, first: int, config: Sampl
     def noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
-    denoise: Denoise = ClassifierFree(model.denoiser, config.guidance)
+    denoise: Denoise = ClassifierFree(model.denoiser.cast(config.bf16_on(device)), config.guidance)
     if model.autoencoder.bounds is not None:
         denoise = Bounded(denoise, *model.autoencoder.bounds)
     condition = Condition(labels.to(device))
@@ -86,15 +86,27 @@ def generate(
 ) -> Iterator[np.ndarray]:
     """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); of many processes each makes every size-th batch.
 
+    A batch that does not fit in the GPU's memory is made in halves, and so are those after it.
+
     Raises:
         UserError: an unknown label or sampler, or guidance the model was not trained for.
     """
     if count < 1 or batch < 1:
         raise UserError(f"count {count} and batch {batch} must be 1 or more")
-    indices = label_indices(model, labels, count)
+    indices, part = label_indices(model, labels, count), batch
     for first in range(processes.rank * batch, count, processes.size * batch):
-        (last,) = deque(denoising(model, indices[first : first + batch], seed, first, config), maxlen=1)
-        yield to_images(model, last.x)
+        stop, made = min(first + batch, count), []
+        while first < stop:
+            here = indices[first : min(first + part, stop)]
+            try:
+                (last,) = deque(denoising(model, here, seed, first, config), maxlen=1)
+                made.append(to_images(model, last.x))
+                first += len(here)
+            except torch.OutOfMemoryError:
+                if part == 1:
+                    raise
+                part = (part + 1) // 2
+        yield np.concatenate(made)
 
 
 def gather(made: Iterator[np.ndarray], processes: Processes) -> np.ndarray:

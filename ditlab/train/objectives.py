@@ -74,7 +74,7 @@ class Objective(ABC):
         Raises:
             UserError: there is no way to.
         """
-        raise UserError("--train.recompute true is for diffusion transformers only")
+        raise UserError("--train.recompute is for diffusion transformers only")
 
 
 class DiffusionObjective(Objective):
