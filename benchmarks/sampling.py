@@ -37,9 +37,11 @@ def their_pipeline(config: DiTConfig, sampler: str, device: torch.device):
         num_attention_heads=config.heads, attention_head_dim=config.width // config.heads, in_channels=4, out_channels=8,
         num_layers=config.depth, sample_size=32, patch_size=config.patch, num_embeds_ada_norm=1000,
     ).eval()  # fmt: skip
-    kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
-    scheduler = kind(variance_type="learned_range") if sampler == "ddpm" else kind(clip_sample=False)
-    pipeline = DiTPipeline(network, new_kl(VAE, 3, 0).vae.eval(), scheduler)
+    if sampler == "ddim":
+        scheduler = DDIMScheduler(clip_sample=False)
+    else:
+        scheduler = DDPMScheduler(clip_sample=False, variance_type="learned_range")
+    pipeline = DiTPipeline(network, new_kl(VAE, 3, 0).vae.eval(), scheduler)  # type: ignore[arg-type]
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path) -> Model:
-    """A trained model from a run folder or a ``model.safetensors``; ``load(path).sample()`` makes images.
+    """A trained model from a run folder, a ``model.safetensors``, or one that ships; ``load("fashion").sample()`` makes images.
 
     Raises:
         UserError: nothing readable there.

@@ -87,7 +87,7 @@ class SampleOptions:
     """Make images with a trained model."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run folder or a model.safetensors."""
+    """A run folder, a model.safetensors, or a model that ships: fashion."""
     labels: str = ""
     """Classes by name or number, between commas, given out in turn; all where empty."""
     guidance: float | None = None

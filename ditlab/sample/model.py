@@ -18,6 +18,7 @@ from ditlab.errors import UserError, nearest
 from ditlab.latents import Autoencoder
 from ditlab.latents.record import load_weights, restore
 from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.sample.shipped import SHIPPED, locate
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 FORMAT = 1
@@ -173,8 +174,12 @@ class Model:
         count = count if count is not None else len(labels or ()) or 16
         return np.concatenate(list(generate(self, labels, seed, count, config, batch)))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, half: bool = False) -> None:
         """Write ``model.safetensors`` and ``model.json`` into ``folder``; a pretrained autoencoder is only referred to.
+
+        Args:
+            folder: where to.
+            half: write weights in float16, half the bytes; they are float32 again when they are loaded.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -183,7 +188,8 @@ class Model:
         for name, tensor in self.autoencoder.state_dict().items():
             if self.autoencoder.shipped or name in ("mean", "std"):
                 tensors[f"autoencoder.{name}"] = tensor
-        data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data = safetensors.torch.save({name: tensor.half() if half else tensor for name, tensor in tensors.items()})
         record = {
             "format": FORMAT,
             "network": {"config": asdict(self.network.config), "input": asdict(self.network.input)},
@@ -199,16 +205,19 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """Read a run folder or a ``model.safetensors`` with its ``model.json`` beside it.
+        """Read a run folder, a ``model.safetensors`` with its ``model.json`` beside it, or a shipped model by its name.
 
         Raises:
             UserError: nothing there, a damaged file, or weights of another architecture.
         """
-        path = Path(path)
+        path = locate(path)
         folder = path.parent if path.suffix == ".safetensors" else path
         weights_file = path if path.suffix == ".safetensors" else path / WEIGHTS
         if not (folder / RECORD).exists() or not weights_file.exists():
-            raise UserError(f"no model in {path}: expected a run folder with {WEIGHTS} and {RECORD}")
+            raise UserError(
+                f"no model in {path}: expected a run folder with {WEIGHTS} and {RECORD}, or a shipped model "
+                f"({', '.join(SHIPPED)})"
+            )
         try:
             record = json.loads((folder / RECORD).read_text())
             tensors = safetensors.torch.load(weights_file.read_bytes())

@@ -1,0 +1,151 @@
+"""Ways to compute the same run: compiled, in parts, computing again going back. The losses agree to float order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ditlab.data import DataConfig, open_data
+from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.errors import UserError
+from ditlab.latents import Autoencoder, AutoencoderConfig, new_kl
+from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.processes import ALONE
+from ditlab.sample import Model, SampleConfig
+from ditlab.train import AutoencoderObjective, DiffusionObjective, TrainConfig, read_metrics, train
+from ditlab.train.speed import matrix_rate, part_that_fits, saved_bytes
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    images=16 * 10, batch=16, rate=3e-3, log=16, checkpoint=160, samples=160, precision="fp32", part=16
+)
+BLOCKS = ("adaln-zero", "adaln", "cross-attention", "in-context")
+
+
+def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionObjective:
+    images = open_data(DataConfig(source="digits", limit=64)).load()
+    shape = NetworkInput(1, 8, 8, classes=10, learned_variance=True)
+    network = DiT(DiTConfig(2, 16, 2, 8 // tokens, block), shape)  # type: ignore[arg-type]
+    network.initialise(torch.Generator().manual_seed(1))
+    with torch.no_grad():  # no gate is zero, so that every part has a gradient
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    diffusion, autoencoder = DiffusionConfig(), Autoencoder(1, 1, 1)
+    model = Model(network, diffusion, autoencoder, (1, 8, 8), images.names, SampleConfig("ddim", 2))
+    return DiffusionObjective(network, build_loss(diffusion), autoencoder, images, model, 4, 0)
+
+
+def losses(folder: Path, made: DiffusionObjective | AutoencoderObjective, **changes: object) -> np.ndarray:
+    """The loss of each of ten steps."""
+    from dataclasses import replace
+
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]
+    train(made, config, seed=0, flip=False, folder=folder, device=CPU, say=print, title="ways")
+    return np.array([row["loss"] for row in read_metrics(folder)])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_computing_again_going_back_gives_the_same_losses(tmp_path: Path, block: str):
+    kept = losses(tmp_path / "kept", objective(block))
+    again = losses(tmp_path / "again", objective(block), recompute=True)
+    assert len(kept) == 10
+    np.testing.assert_allclose(again, kept, rtol=1e-6)
+
+
+@pytest.mark.parametrize("part", [1, 6, 8])
+def test_a_batch_in_parts_gives_the_same_losses(tmp_path: Path, part: int):
+    np.testing.assert_allclose(
+        losses(tmp_path / "parts", objective(), part=part), losses(tmp_path / "whole", objective()), rtol=1e-5
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Path):
+    eager = losses(tmp_path / "eager", objective())
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    made = objective()
+    compiled = losses(tmp_path / "compiled", made, compile="on")
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # two blocks, one graph
+    again = losses(tmp_path / "again", objective(), compile="on", recompute=True, part=8)
+    np.testing.assert_allclose(again, eager, rtol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_bfloat16_training_follows_float32_closely(tmp_path: Path):
+    exact = losses(tmp_path / "fp32", objective())
+    made = objective()
+    rounded = losses(tmp_path / "bf16", made, precision="bf16")
+    assert not np.array_equal(rounded, exact)
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in made.module.parameters())
+
+
+def test_an_autoencoder_has_nothing_to_compute_again(tmp_path: Path):
+    images = open_data(DataConfig(source="digits", limit=32)).load()
+    autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(4, 8)), 1, 0)
+    made = AutoencoderObjective(autoencoder, images, images, 1e-3)
+    with pytest.raises(UserError, match="diffusion transformers only"):
+        losses(tmp_path, made, recompute=True)
+
+
+def test_recompute_keeps_less_for_the_backward_pass():
+    made = objective(tokens=8)
+    kept = saved_bytes(made, CONFIG, CPU, 8)
+    made.recompute()
+    assert saved_bytes(made, CONFIG, CPU, 8) < kept / 2
+
+
+def test_what_is_kept_grows_with_the_images_and_decides_the_part(monkeypatch: pytest.MonkeyPatch):
+    made = objective(tokens=8)
+    one, two, four = (saved_bytes(made, CONFIG, CPU, count) for count in (1, 2, 4))
+    each = two - one
+    assert abs(four - (one + 3 * each)) < 0.02 * four
+    made.module.train()
+    assert part_that_fits(made, CONFIG, CPU, ALONE) == 16
+    for room, expected in ((5.5 * each, 4), (1.3 * each, 1), (16.5 * each, 16), (0.1 * each, 1)):
+        monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=room: room / 0.8)
+        assert part_that_fits(made, CONFIG, CPU, ALONE) == expected
+
+
+def test_what_is_kept_is_what_autograd_holds():
+    """Counted by hand for one layer: its input, and its output where the next operation squares it."""
+
+    class Layer(DiffusionObjective):
+        def __init__(self) -> None:
+            self.module, self.count = nn.Linear(32, 64), 8
+
+        def read(self, indices, flips):
+            return {"x": torch.ones(len(indices), 32)}
+
+        def draw(self, generator, count):
+            return {}
+
+        def losses(self, batch, draws):
+            return self.module(batch["x"]).square().mean(dim=1)
+
+    assert saved_bytes(Layer(), CONFIG, CPU, 8) == 8 * (32 + 64) * 4
+
+
+def test_the_matrix_rate_is_that_of_a_matrix_product():
+    rate = matrix_rate(CPU, "fp32")
+    assert 1e9 < rate < 1e14
+
+
+def test_attention_written_out_is_attention():
+    from ditlab.models.attention import attend
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 8, generator=generator).bfloat16() for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    written = attend(q.requires_grad_(), k, v)  # bfloat16, training, on a CPU
+    with torch.no_grad():
+        fused = attend(q, k, v)
+    for made in (written, fused):
+        assert made.dtype == torch.bfloat16
+        torch.testing.assert_close(made.double(), expected, rtol=0.02, atol=0.02)
