@@ -1,4 +1,4 @@
-"""``ditlab demo``: the main job end to end on one machine: train on digits, make digits, measure them, draw them."""
+"""``ditlab demo``: clothes by the model that ships, then the main job end to end: train on digits, make, measure, draw."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def _judge(model: Model, judge: Judge, guidance: float) -> tuple[Numbers, np.nda
     return judge.measure(images, labels), images
 
 
+def show_shipped(out: Path, say: Callable[[str], None]) -> Path:
+    """Draw what the shipped FashionMNIST model makes, a class a row: something to look at while training goes on."""
+    model = Model.load("fashion").to(default_device())
+    images = model.sample([label for label in range(10) for _ in range(8)], seed=0)
+    path = out / "fashion.png"
+    write_png(grid(images, 8, model.names), path, {"model": "fashion", "seed": 0, "steps": model.defaults.steps})
+    say(f"clothes made by the model that ships with ditlab: {path}")
+    return path
+
+
 def run_demo(out: Path, say: Callable[[str], None], images: int = 0) -> dict[str, Numbers]:
     """Train (or go on, or reuse what is in ``out``), sample, measure, draw; says the numbers and where the results are.
 
@@ -94,6 +104,7 @@ def run_demo(out: Path, say: Callable[[str], None], images: int = 0) -> dict[str
     recipe, _ = find_recipe("digits")
     recipe = replace(recipe, name="demo", train=replace(recipe.train, images=images or recipe.train.images))
     judge = Judge(open_data(recipe.data).load())
+    show_shipped(out, say)
     say("training a diffusion transformer on 1,797 handwritten digits, about three minutes on two cores")
     model = train_recipe(recipe, Place(out, default_device(), say))
     trained = time.perf_counter() - began
@@ -117,7 +128,7 @@ def run_demo(out: Path, say: Callable[[str], None], images: int = 0) -> dict[str
     Console().print(table)
     say("guidance: more of the samples look real (precision), less of what is real gets made (recall)")
     say(f"trained in {trained:.0f} s, measured and drawn in {time.perf_counter() - began - trained:.0f} s")
-    say(f"picture: {out / 'digits.png'}  denoising: {out / 'filmstrip.png'}  numbers: {out / 'demo.md'}")
+    say(f"pictures: {out / 'digits.png'}, {out / 'fashion.png'}  denoising: {out / 'filmstrip.png'}  numbers: {out / 'demo.md'}")
     return rows
 
 

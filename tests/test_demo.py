@@ -37,7 +37,7 @@ def test_the_demo_ends_with_pictures_numbers_and_their_places(tmp_path: Path):
     rows = run_demo(tmp_path / "demo", said.append, images=2560)
     assert len(rows) == 3
     assert all(0 <= share <= 1 for row in rows.values() for share in (row.right, row.precision, row.recall))
-    for name in ("digits.png", "filmstrip.png"):
+    for name in ("digits.png", "filmstrip.png", "fashion.png"):
         with Image.open(tmp_path / "demo" / name) as picture:
             assert min(picture.size) > 200
         assert any(str(tmp_path / "demo" / name) in line for line in said)

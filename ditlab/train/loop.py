@@ -26,7 +26,7 @@ from ditlab.train.meter import Meter, Metrics
 from ditlab.train.objectives import Objective
 from ditlab.train.parallel import Parallel, gradient_norm, shard
 from ditlab.train.profile import Profile
-from ditlab.train.speed import Speed, part_that_fits
+from ditlab.train.speed import Speed, check_compiler, part_that_fits
 from ditlab.train.stop import StopSignal
 from ditlab.train.watchdog import Watchdog
 
@@ -63,6 +63,7 @@ class Trainer:
             objective.recompute()
         self.average = Average(module, config.ema)
         if config.compiles_on(device):  # not the average, which samples other shapes
+            check_compiler(device)
             for part in objective.parts(module):
                 part.compile()
         if self.sharded:

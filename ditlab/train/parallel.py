@@ -47,7 +47,9 @@ class Parallel:
         self.module, self.processes = objective.module, processes
         if processes.size > 1 and config.parallel == "ddp":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames the argument, 2.9 has only this name
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # torch 2.13 renames the argument, 2.9 has only this name
                 self.losses = DistributedDataParallel(
                     self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
                 )

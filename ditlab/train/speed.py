@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ditlab.errors import UserError
 from ditlab.processes import Processes
 from ditlab.train.config import TrainConfig
 from ditlab.train.feed import step_generator
@@ -36,6 +39,13 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return 2 * side**3 / float(np.median(seconds[2:]))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile would find no C++ compiler, which it needs on a CPU."""
+    known = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if device.type == "cpu" and not any(shutil.which(name) for name in known):
+        raise UserError("--train.compile on needs a C++ compiler on a CPU, and there is no g++ or clang++; use off")
 
 
 def _wait(device: torch.device) -> None:

@@ -77,6 +77,12 @@ def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Pa
     torch._dynamo.reset()
 
 
+def test_where_there_is_no_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        losses(tmp_path / "run", objective(), compile="on")
+
+
 def test_bfloat16_training_follows_float32_closely(tmp_path: Path):
     exact = losses(tmp_path / "fp32", objective())
     made = objective()
