@@ -22,7 +22,7 @@ from ditlab.train.checkpoint import Checkpoints
 from ditlab.train.config import TrainConfig
 from ditlab.train.ema import Average
 from ditlab.train.feed import Feed
-from ditlab.train.meter import Meter, Metrics
+from ditlab.train.meter import Meter, Metrics, read_metrics
 from ditlab.train.objectives import Objective
 from ditlab.train.parallel import Parallel, gradient_norm, shard
 from ditlab.train.profile import Profile
@@ -46,6 +46,11 @@ def run_tensors(module: nn.Module, average: Average, optimiser: torch.optim.Opti
     return tensors
 
 
+def _clear_unfinished(*places: Path) -> None:
+    for place in places:
+        atomic.clear_unfinished(place)
+
+
 def _crossed(before: int, after: int, every: int) -> bool:
     return before // every != after // every
 
@@ -58,9 +63,9 @@ class Trainer:
         self.sharded = processes.size > 1 and config.parallel == "fsdp"
         objective.to(device)
         module = objective.module.train()
-        self.part = config.part or part_that_fits(objective, config, device, processes)
         if config.recompute:
             objective.recompute()
+        self.part = config.part or part_that_fits(objective, config, device, processes)
         self.average = Average(module, config.ema)
         if config.compiles_on(device):  # not the average, which samples other shapes
             check_compiler(device)
@@ -153,9 +158,7 @@ def train(
     if trainer.part < config.batch // processes.size:
         say(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.part)")
     checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes, say)
-    if processes.first:
-        for place in (folder, folder / "samples", checkpoints.folder):
-            atomic.clear_unfinished(place)
+    processes.agree(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))
     state = checkpoints.load(trainer.tensors)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
     if state:
@@ -165,6 +168,8 @@ def train(
             )
         trainer.meter.restore(state["meter"], processes)  # type: ignore[arg-type]
         say(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
+    elif processes.first and read_metrics(folder):
+        say(f"no checkpoint in {checkpoints.folder}: training from the beginning")
     if step == config.steps:
         return
     metrics = processes.agree(lambda: Metrics(folder, step * config.batch))
@@ -177,7 +182,7 @@ def train(
         )
         bar = stack.enter_context(progress_bar(shown=processes.first))
         stop = stack.enter_context(StopSignal(processes))
-        watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes.rank))
+        watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes))
         profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.first else None, say))
         task = bar.add_task(title, total=total, completed=step * config.batch, rate="")
         speed.start()
@@ -218,7 +223,7 @@ def train(
                     state = {"step": step, "images": images, "data": objective.fingerprint, "meter": meter}
                     checkpoints.save(images, trainer.tensors, state)
         checkpoints.wait()
-    processes.wait()
+        processes.wait()
     if step < config.steps:
         raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; the same command goes on from there")
 

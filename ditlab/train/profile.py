@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Profile:
             return
         self._step += 1
         if self._step == WARM:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it prints lines of its own
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)

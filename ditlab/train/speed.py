@@ -20,6 +20,7 @@ from ditlab.train.feed import step_generator
 from ditlab.train.objectives import Objective
 
 GIB = 2**30
+STATE = 16  # bytes a parameter of gradient, two moments and average
 MARGIN = 0.8  # of the free memory that activations may take
 
 
@@ -93,12 +94,15 @@ def saved_bytes(objective: Objective, config: TrainConfig, device: torch.device,
 def part_that_fits(objective: Objective, config: TrainConfig, device: torch.device, processes: Processes) -> int:
     """The most images, of those that divide this process's share of a batch, whose activations fit in memory.
 
-    What one and two images keep for the backward pass gives the bytes an image takes.
+    What one and two images keep for the backward pass gives the bytes an image takes; gradients, moments and average, which
+    are not there yet, take theirs first.
     """
     share = config.batch // processes.size
     if objective.module.training and share > 1:
         one, two = (saved_bytes(objective, config, device, count) for count in (1, 2))
-        fit = max(1, int(MARGIN * free_memory(device, processes) / max(two - one, 1)))
+        state = STATE * sum(parameter.numel() for parameter in objective.module.parameters())
+        room = free_memory(device, processes) - state / (processes.size if config.parallel == "fsdp" else 1)
+        fit = max(1, int(MARGIN * room / max(two - one, 1)))
     else:
         fit = 1
     return max(part for part in range(1, share + 1) if share % part == 0 and part <= fit)
