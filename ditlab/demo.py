@@ -128,7 +128,9 @@ def run_demo(out: Path, say: Callable[[str], None], images: int = 0) -> dict[str
     Console().print(table)
     say("guidance: more of the samples look real (precision), less of what is real gets made (recall)")
     say(f"trained in {trained:.0f} s, measured and drawn in {time.perf_counter() - began - trained:.0f} s")
-    say(f"pictures: {out / 'digits.png'}, {out / 'fashion.png'}  denoising: {out / 'filmstrip.png'}  numbers: {out / 'demo.md'}")
+    say(
+        f"pictures: {out / 'digits.png'}, {out / 'fashion.png'}  denoising: {out / 'filmstrip.png'}  numbers: {out / 'demo.md'}"
+    )
     return rows
 
 

@@ -54,7 +54,7 @@ def attempt(mode, value, arguments):
             os.replace, os.rename = (die_at(call, left, value[1]) for call in (os.replace, os.rename))
         if mode == "full":
             writer = checkpoint.Checkpoints
-            writer._finish = limit_after_first(writer._finish, value)
+            writer._write = limit_after_first(writer._write, value)
         code = 0
         try:
             main(arguments)

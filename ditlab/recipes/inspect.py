@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from json import dumps
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from ditlab.data import open_data
+from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError
 from ditlab.models import Cost, DiTConfig, NetworkInput, cost
 from ditlab.recipes.find import find_recipe
 from ditlab.sample import Model
+from ditlab.train import TrainConfig
+from ditlab.train.memory import Sharing, Subject, checkpoint_bytes, kept_bytes, training_memory
 
 # Table 1, figure 5 and section 5 of the paper: its "Gflops", and millions of parameters, at 256 pixels.
 PAPER = {
@@ -22,6 +26,17 @@ PAPER = {
 }  # fmt: skip
 PAPER_BLOCKS = {"in-context": (119.37, 449), "cross-attention": (137.62, 598), "adaln": (118.56, 600)}
 PAPER_512 = (524.60, 675)
+
+SHARINGS = {"one": "one GPU", "ddp": "DDP", "fsdp": "FSDP2"}
+MEMORY = {
+    "weights": "weights, float32",
+    "gradients": "gradients, float32",
+    "moments": "AdamW's two moments",
+    "average": "average of the weights (EMA)",
+    "weights_bf16": "bfloat16 copies of weights",
+    "gathered": "gathered: two blocks and what is in none",
+    "activations": "kept for the backward pass",
+}
 
 
 def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
@@ -34,7 +49,7 @@ def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
     return PAPER_512 if (short, image) == ("XL/2", 512) else None
 
 
-def _cost(name: str, image: int, block: str) -> tuple[Cost, tuple[float, int] | None]:
+def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
     if "/" in name and not Path(name).exists():
         if image < 8 or image % 8:
             below = max(image // 8 * 8, 8)
@@ -42,10 +57,10 @@ def _cost(name: str, image: int, block: str) -> tuple[Cost, tuple[float, int] | 
                 f"image {image} is not divisible by the VAE's factor 8; nearest sizes: {below} or {below + 8}"
             )
         shape = NetworkInput(4, image // 8, image // 8, classes=1000, learned_variance=True)
-        return cost(DiTConfig.named(name, block=block), shape), paper_figure(name, image, block)
+        return Subject(DiTConfig.named(name, block=block), shape, DiffusionConfig()), paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):
-        network = Model.load(name).network
-        return cost(network.config, network.input), None
+        model = Model.load(name)
+        return Subject(model.network.config, model.network.input, model.diffusion), None
     recipe, _ = find_recipe(name)
     kind = recipe.autoencoder.kind
     if kind == "pretrained" or (recipe.data.source in ("folder", "archive", "parquet") and not recipe.data.path):
@@ -56,43 +71,85 @@ def _cost(name: str, image: int, block: str) -> tuple[Cost, tuple[float, int] | 
     channels, height, width = dataset.shape
     factor = recipe.autoencoder.factor if kind == "kl" else 1
     channels = recipe.autoencoder.latent_channels if kind == "kl" else channels
-    shape = NetworkInput(
-        channels, height // factor, width // factor, len(dataset.names), recipe.diffusion.learned_variance
-    )
-    return cost(recipe.model, shape), None
+    classes, diffusion = len(dataset.names), recipe.diffusion
+    null_class = classes == 0 or diffusion.label_dropout > 0
+    latent = (channels, height // factor, width // factor)
+    shape = NetworkInput(*latent, classes, diffusion.learned_variance, null_class)
+    return Subject(recipe.model, shape, diffusion), None
 
 
-def inspect_model(name: str, image: int, block: str, as_json: bool) -> None:
-    """Print what a model costs, as a table or as JSON.
+def inspect_model(
+    model: str,
+    image: int,
+    block: str,
+    batch: int,
+    gpus: int,
+    part: int,
+    precision: Literal["bf16", "fp32"],
+    recompute: bool,
+    json: bool,
+) -> None:
+    """Print what a model costs, as tables or as JSON.
 
     Args:
-        name: a model of the paper, a recipe, or a run folder.
+        model: a model of the paper, a recipe, or a run folder.
         image: side of the image in pixels, for models of the paper.
         block: design, for models of the paper.
-        as_json: print JSON with at least ``parameters``, ``gmacs`` and ``tokens``.
+        batch: images a training step.
+        gpus: how many share it.
+        part: images a GPU computes at a time; 0 for its share.
+        precision: of training.
+        recompute: whether training keeps only what enters each block.
+        json: print JSON with at least ``parameters``, ``gmacs`` and ``tokens``.
 
     Raises:
-        UserError: unknown model, or an image no latent fits.
+        UserError: unknown model, an image no latent fits, or a batch that does not divide.
     """
-    counted, paper = _cost(name, image, block)
-    total = counted.total_parameters
-    memory = {"weights_fp32": 4 * total, "training_state_fp32": 20 * total}  # weights, gradients, two moments, average
-    if as_json:
-        parts = {
+    for flag, value, least in (("batch", batch, 1), ("gpus", gpus, 1), ("part", part, 0)):
+        if value < least:
+            raise UserError(f"--{flag} {value} must be {least} or more")
+    subject, paper = _subject(model, image, block)
+    counted = cost(subject.config, subject.shape)
+    train = TrainConfig(batch=batch, part=part, precision=precision, recompute=recompute)
+    sharings = training_memory(subject, train, gpus)
+    bf16 = precision == "bf16"
+    an_image = {name: kept_bytes(subject, 1, bf16, again)[0] for name, again in (("all", False), ("recompute", True))}
+    on_disk = checkpoint_bytes(subject.network())
+    if json:
+        total = counted.total_parameters
+        result: dict[str, object] = {"model": model, "parameters": total, "gmacs": counted.gmacs}
+        result["tokens"] = counted.tokens
+        result["parts"] = {
             part: {"parameters": count, "gmacs": counted.macs.get(part, 0) / 1e9}
             for part, count in counted.parameters.items()
         }
-        result: dict[str, object] = {
-            "model": name,
-            "parameters": total,
-            "gmacs": counted.gmacs,
-            "tokens": counted.tokens,
+        result["training"] = {
+            "how": {"batch": batch, "gpus": gpus, "part": part, "precision": precision, "recompute": recompute},
+            "flops_an_image": 6 * sum(counted.macs.values()),
+            "activation_bytes_an_image": an_image,
+            "memory_bytes_a_gpu": {name: sharing.memory for name, sharing in sharings.items()},
+            "traffic_bytes_a_step": {name: sharing.traffic for name, sharing in sharings.items()},
+            "checkpoint_bytes": on_disk,
         }
-        result |= {"parts": parts, "bytes": memory}
         if paper:
             result["paper"] = {"gmacs": paper[0], "parameters": paper[1] * 1_000_000}
-        print(json.dumps(result, indent=2))
+        print(dumps(result, indent=2))
         return
+    console = Console()
+    console.print(_parts(model, counted, paper))
+    console.print('GMACs: 1e9 multiply-accumulates of one forward pass of one sample, the paper\'s "Gflops".\n')
+    share = batch // gpus
+    how = f"batch {batch} on {gpus}, {min(part or share, share)} images at a time, {precision}"
+    console.print(_memory(how + ", recompute" * recompute, sharings))
+    console.print(
+        f"An image keeps {an_image['all'] / 2**20:.1f} MiB for the backward pass, {an_image['recompute'] / 2**20:.1f} "
+        "with --recompute; counted without torch.compile, which keeps less. Not in it: the allocator, CUDA itself, and "
+        "what a kernel takes while it runs."
+    )
+    console.print(f"A checkpoint is {on_disk / 1e9:.3g} GB: weights, average and two moments of every parameter.")
+
+
+def _parts(name: str, counted: Cost, paper: tuple[float, int] | None) -> Table:
     table = Table(title=f"{name}: {counted.tokens:,} tokens", title_justify="left")
     table.add_column("part")
     table.add_column("parameters", justify="right")
@@ -100,15 +157,24 @@ def inspect_model(name: str, image: int, block: str, as_json: bool) -> None:
     for part, count in counted.parameters.items():
         table.add_row(part, f"{count:,}", f"{counted.macs.get(part, 0) / 1e9:.4f}")
     table.add_section()
-    table.add_row("in all", f"{total:,}", f"{counted.gmacs:.4f}")
+    table.add_row("in all", f"{counted.total_parameters:,}", f"{counted.gmacs:.4f}")
     if paper:
         gmacs, millions = paper
         table.add_row("the paper", f"{millions} M", f"{gmacs:.2f} ({100 * (counted.gmacs / gmacs - 1):+.2f}%)")
-    console = Console()
-    console.print(table)
-    console.print('GMACs: 1e9 multiply-accumulates of one forward pass of one sample, the paper\'s "Gflops".')
-    gigabytes = {key: value / 2**30 for key, value in memory.items()}
-    console.print(
-        f"Memory: weights {gigabytes['weights_fp32']:.2f} GiB; training state in fp32 (weights, gradients, AdamW, EMA) "
-        f"{gigabytes['training_state_fp32']:.2f} GiB, activations not counted."
-    )
+    return table
+
+
+def _memory(how: str, sharings: dict[str, Sharing]) -> Table:
+    sums = [sum(sharing.memory.values()) for sharing in sharings.values()]
+    unit, name = (2**30, "GiB") if max(sums) >= 2**30 else (2**20, "MiB")
+    table = Table(title=f"training memory of a GPU, {name}, computed: {how}", title_justify="left")
+    table.add_column("what")
+    for kind in sharings:
+        table.add_column(SHARINGS[kind], justify="right")
+    for key, what in MEMORY.items():
+        row = [sharing.memory.get(key, 0) for sharing in sharings.values()]
+        if any(row):
+            table.add_row(what, *(f"{value / unit:.2f}" for value in row))
+    table.add_section()
+    table.add_row("in all", *(f"{total / unit:.2f}" for total in sums))
+    return table

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shutil
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from ditlab import atomic
 from ditlab.errors import UserError
-from ditlab.processes import Processes
+from ditlab.processes import ALONE, Processes
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Say = Callable[[str], None]
@@ -98,12 +97,14 @@ class Checkpoints:
     Args:
         folder: ``checkpoints`` of the run.
         keep: how many to keep.
-        processes: each writes the tensors, or the shards of tensors, that lie with it; the first does all else.
+        processes: of the run.
         say: is told of damaged ones.
+        sharded: each process writes the shards that lie with it; otherwise the first writes what all have.
     """
 
-    def __init__(self, folder: Path, keep: int, processes: Processes, say: Say):
+    def __init__(self, folder: Path, keep: int, processes: Processes, say: Say, sharded: bool = False):
         self.folder, self.keep, self.processes, self.say = folder, keep, processes, say
+        self.sharded = sharded
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -114,15 +115,19 @@ class Checkpoints:
             The state written with it, or nothing where there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint belongs to another architecture, or every one is damaged.
+            UserError: the checkpoint belongs to another architecture, every one is damaged, or there can be none.
         """
         path = self.processes.agree(self._newest_good)
         if path is None:
             return None
-        _read(path, tensors, self.processes)
+        _read(path, tensors, self.processes if self.sharded else ALONE)
         return json.loads((path / STATE).read_text())
 
     def _newest_good(self) -> Path | None:
+        try:  # where a file has its name, or a link leads nowhere, a run that began anew would be lost later
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise atomic.cannot_write(self.folder, error) from error
         found = existing(self.folder)
         damage = ""
         for path in reversed(found):
@@ -152,22 +157,22 @@ class Checkpoints:
         self.wait()
         path = self.folder / f"{images:012d}"
         unfinished = self.processes.agree(lambda: atomic.begin_folder(path))
-        alone = self.processes.size == 1
-        _quiet()
-        written = dcp.async_save(
-            dict(tensors),
-            storage_writer=dcp.FileSystemWriter(unfinished, sync_files=not alone),
-            process_group=self.processes.writers,
-            no_dist=alone,
-        )
-        assert isinstance(written, Future)
-        self._writing = self._writer.submit(self._finish, written, unfinished, path, state)
+        if not (self.sharded or self.processes.first):
+            return
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._writing = self._writer.submit(self._write, copies, unfinished, path, state)
 
-    def _finish(self, written: Future, unfinished: Path, path: Path, state: dict[str, object]) -> None:
+    def _write(self, copies: dict[str, Tensor], unfinished: Path, path: Path, state: dict[str, object]) -> None:
         try:
             with atomic.finishing_folder(unfinished, path) if self.processes.first else nullcontext():
+                _quiet()
                 try:
-                    written.result()  # in the first process: when all processes have written
+                    dcp.save(  # ends in the first process when all processes have written
+                        copies,
+                        storage_writer=dcp.FileSystemWriter(unfinished, sync_files=self.sharded),
+                        process_group=self.processes.writers,
+                        no_dist=not self.sharded,
+                    )
                 except CheckpointException as error:
                     raise _cause(error) from error
                 if self.processes.first:
@@ -179,7 +184,7 @@ class Checkpoints:
         if self.processes.first:
             # Newer ones can only be damaged ones that were passed over: they do not count.
             for old in [other for other in existing(self.folder) if other.name <= path.name][: -self.keep]:
-                shutil.rmtree(old)
+                atomic.remove_folder(old)
 
     def poll(self) -> None:
         """Raise what went wrong with the last ``save``, if it is known by now."""

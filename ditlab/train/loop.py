@@ -80,7 +80,11 @@ class Trainer:
             self.parameters, lr=config.rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
         self.meter = Meter(device)
-        self.tensors = run_tensors(module, self.average, self.optimiser)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps; asked for each time, since FSDP may move parameters to other storage."""
+        return run_tensors(self.objective.module, self.average, self.optimiser)
 
     def step(self, step: int, batch: dict[str, Tensor], draws: dict[str, Tensor], profile: Profile) -> None:
         """Train on one batch; nothing here waits for the device.
@@ -157,7 +161,7 @@ def train(
     trainer = Trainer(objective, config, processes, device)
     if trainer.part < config.batch // processes.size:
         say(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.part)")
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes, say)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes, say, trainer.sharded)
     processes.agree(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))
     state = checkpoints.load(trainer.tensors)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]

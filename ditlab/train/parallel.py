@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,9 +78,7 @@ class Parallel:
 
     @contextmanager
     def _meeting(self, last: bool) -> Iterator[None]:
-        """Gradients are exchanged in the last part only."""
-        if isinstance(self.module, FSDPModule):
-            self.module.set_requires_gradient_sync(last)
+        """Copies exchange gradients in the last part only; shards in each, or they would hold whole gradients meanwhile."""
         if isinstance(self.losses, DistributedDataParallel) and not last:
             with self.losses.no_sync():
                 yield

@@ -1,15 +1,22 @@
-"""A run that hangs ends, and says where."""
+"""A run that hangs, or whose other processes are gone, ends and says so."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ditlab.processes import ALONE, Processes
 
 HUNG = 3  # exit code
 
@@ -18,16 +25,17 @@ class Watchdog:
     """Ends the process with one line and exit code 3 where no step is finished for ``timeout`` seconds.
 
     A process that waits for another one, for a file system or for a GPU that stopped answering would wait for ever; under
-    ``torchrun --max-restarts`` its end is what brings the run back.
+    ``torchrun --max-restarts`` its end is what brings the run back. Likewise where talking to another process failed,
+    since that one was killed, or hangs and had its time.
 
     Args:
         timeout: seconds.
         folder: where ``hang-RANK.txt`` tells what every thread was doing.
-        rank: of this process.
+        processes: this process among those of the run.
     """
 
-    def __init__(self, timeout: float, folder: Path, rank: int):
-        self.timeout, self.path, self.rank = timeout, folder / f"hang-{rank}.txt", rank
+    def __init__(self, timeout: float, folder: Path, processes: Processes = ALONE):
+        self.timeout, self.path, self.processes = timeout, folder / f"hang-{processes.rank}.txt", processes
         self._last = time.monotonic()
         self._paused = 0
         self._done = threading.Event()
@@ -38,8 +46,10 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._done.set()
+        if self.processes.size > 1 and error is not None and (reason := _unreachable(error)):
+            self._end(f"lost another process ({reason}) and ends")
 
     def beat(self) -> None:
         """A step is finished."""
@@ -61,11 +71,23 @@ class Watchdog:
             if waited > self.timeout and not self._paused:
                 with contextlib.suppress(OSError), self.path.open("w") as file:
                     faulthandler.dump_traceback(file)
-                who = f"process {self.rank}" if "RANK" in os.environ else "training"
-                print(
-                    f"ditlab: {who} finished no step for {waited:.0f} s (--train.timeout {self.timeout:g}) and ends; "
-                    f"{self.path} says where it hung; the same command goes on from the last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
+                self._end(
+                    f"finished no step for {waited:.0f} s (--train.timeout {self.timeout:g}) and ends; {self.path} says "
+                    "where it hung"
                 )
-                os._exit(HUNG)
+
+    def _end(self, what: str) -> NoReturn:
+        """One line, and out: closing down in order would wait for what does not answer."""
+        who = f"process {self.processes.rank}" if self.processes.size > 1 else "training"
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        line = f"{cursor}ditlab: {who} {what}; the same command goes on from the last checkpoint\n"
+        os.write(2, line.encode())  # one piece, whatever other processes write at the same time
+        os._exit(HUNG)
+
+
+def _unreachable(error: BaseException) -> str:
+    """Why another process could not be reached, where that is what went wrong; empty for any other error."""
+    if not isinstance(error, (RuntimeError, CheckpointException)):
+        return ""
+    found = re.search(r"(?:gloo|nccl).*?\] ?(.*?)(?:\. |$)", str(error), re.IGNORECASE | re.MULTILINE)
+    return found[1] if found else str(error).splitlines()[0] if isinstance(error, dist.DistError) else ""

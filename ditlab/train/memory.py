@@ -1,0 +1,213 @@
+"""What a GPU holds while a DiT trains, counted on the real network and loss, for which no GPU and no memory is needed.
+
+All of it is computed. What the allocator and CUDA itself take, and what a kernel takes while it runs, is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
+from ditlab.train.config import TrainConfig
+
+FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
+FORMAT = 1800  # bytes that torch.distributed.checkpoint adds to each tensor, its index included: measured
+
+
+class OnGPU(TorchFunctionMode):
+    """Sends tensors of the meta device the way of a GPU: through its autocast and its fused attention.
+
+    The meta device has neither, and a CPU's own keep other tensors. Attention is the flash kernel in bfloat16 and the
+    memory-efficient one in float32: they keep queries, keys, values, the result and one logarithm a row, never T x T scores.
+
+    Args:
+        bf16: whether autocast is on.
+
+    Attributes:
+        copies: bfloat16 copies of weights that autocast made, by the identity of the weight.
+    """
+
+    # Of the lists of torch's ATen/autocast_mode.h, the functions that a DiT calls. Layer norm is listed as float32, which
+    # the tokens that enter one are.
+    lower = (F.linear, F.scaled_dot_product_attention)
+    widest = (torch.addcmul,)
+
+    def __init__(self, bf16: bool):
+        super().__init__()
+        self.bf16 = bf16
+        self.copies: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Cast as autocast does, then call."""
+        kwargs = kwargs or {}
+        if self.bf16 and func in (*self.lower, *self.widest):
+            args, kwargs = self._cast(func, (args, kwargs))
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        if args[0].dtype == torch.bfloat16:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, True)[0]
+
+    def _cast(self, func: Any, arguments: Any) -> Any:
+        found: set[torch.dtype] = set()
+        tree_map_only(Tensor, lambda tensor: found.add(tensor.dtype), arguments)
+        lower = func in self.lower or torch.float32 not in found
+        dtype = torch.bfloat16 if lower else torch.float32
+
+        def cast(tensor: Tensor) -> Tensor:
+            if tensor.dtype not in (torch.float32, torch.bfloat16) or tensor.dtype == dtype:
+                return tensor
+            if not isinstance(tensor, nn.Parameter):
+                return tensor.to(dtype)
+            if id(tensor) not in self.copies:  # of a weight, autocast keeps one copy for the whole pass
+                self.copies[id(tensor)] = tensor.to(dtype)
+            return self.copies[id(tensor)]
+
+        return tree_map_only(Tensor, cast, arguments)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: a network, what goes through it, and the loss.
+
+    Attributes:
+        config: the network's shape.
+        shape: of what goes through it.
+        diffusion: decides the loss.
+    """
+
+    config: DiTConfig
+    shape: NetworkInput
+    diffusion: DiffusionConfig
+
+    def network(self) -> DiT:
+        """The network without memory.
+
+        Raises:
+            UserError: the configuration is not a valid one.
+        """
+        with torch.device("meta"):
+            return DiT(self.config, self.shape)
+
+
+def kept_bytes(subject: Subject, images: int, bf16: bool, recompute: bool = False) -> tuple[int, int]:
+    """Bytes that a forward pass of network and loss keeps for the backward pass, on a GPU without torch.compile.
+
+    With ``recompute`` that is what enters each block, and what one block keeps while it goes back.
+
+    Returns:
+        Activations of ``images`` images, and the bfloat16 copies of weights, which serve all of them.
+    """
+    one, two = (_kept(_of_depth(subject, depth), images, bf16, recompute) for depth in (1, 2))
+    # The blocks are all alike: what the second adds, each of the others adds.
+    activations, copies = (
+        first + (subject.config.depth - 1) * (both - first) for first, both in zip(one, two, strict=True)
+    )
+    if recompute:
+        alone, beside = (_kept(_of_depth(subject, depth), images, bf16, False)[0] for depth in (1, 2))
+        activations += beside - alone
+    return activations, copies
+
+
+def _of_depth(subject: Subject, depth: int) -> Subject:
+    return replace(subject, config=replace(subject.config, depth=depth))
+
+
+def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[int, int]:
+    network, loss = subject.network(), build_loss(subject.diffusion)
+    network.recompute = recompute
+    latent = (subject.shape.channels, subject.shape.height, subject.shape.width)
+    drawn = loss.draw(torch.Generator(), 1, latent)  # to know names and types
+    draws = {name: value.to("meta").expand(images, *value.shape[1:]).clone() for name, value in drawn.items()}
+    x0, labels = torch.empty(images, *latent, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    gpu = OnGPU(bf16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), gpu:
+        loss.to("meta")(network, x0, Condition(labels), draws)
+    copies = list(gpu.copies.values())
+    for tensor in (*network.parameters(), *network.buffers(), *loss.buffers(), *copies):
+        storages.pop(tensor.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in storages.values()), sum(_bytes(copy) for copy in copies)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What one way of sharing the work among GPUs takes of each.
+
+    Attributes:
+        memory: bytes by what they are for; some of it comes when other of it has gone, so the sum is a bound.
+        traffic: bytes a GPU sends a step, in the exchanges that send the least (rings).
+    """
+
+    memory: dict[str, int]
+    traffic: int
+
+
+def checkpoint_bytes(network: nn.Module) -> int:
+    """Bytes of a checkpoint: weight, average and two moments of every parameter, and AdamW's count of steps of each tensor."""
+    count = len(list(network.parameters()))
+    return FLOAT32 * (4 * _numbers(network) + count) + 5 * FORMAT * count
+
+
+def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str, Sharing]:
+    """What training takes of each of ``gpus`` GPUs: alone, or by way of sharing, with the fields of TrainConfig for names.
+
+    Args:
+        subject: what is trained.
+        train: batch, part (0: all of a GPU's share at a time), precision (auto: bf16) and recompute.
+        gpus: how many share a batch.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    train.check_processes(gpus)
+    share, bf16 = train.batch // gpus, train.precision != "fp32"
+    part = min(train.part or share, share)
+    network = subject.network()
+    activations, copies = kept_bytes(subject, part, bf16, train.recompute)
+    whole = _numbers(network)
+    block = _numbers(network.blocks[0])
+    root = whole - len(network.blocks) * block
+    others = (gpus - 1) / gpus
+
+    def held(numbers: int) -> dict[str, int]:
+        names = {"weights": 1, "gradients": 1, "moments": 2, "average": 1}
+        return {name: times * FLOAT32 * numbers for name, times in names.items()}
+
+    copied = {"weights_bf16": copies, "activations": activations}
+    copy = Sharing(held(whole) | copied, round(2 * others * FLOAT32 * whole))
+    if gpus == 1:
+        return {"one": copy}
+    # A GPU has whole, at a time, the root (all that is in no block), a block, and the one fetched ahead or sent off.
+    computed = BFLOAT16 if bf16 else FLOAT32
+    parts = ceil(share / part)
+    gathered = (root + 2 * block) * computed
+    unsharded = FLOAT32 * (root + 2 * block)  # gradients, until they are exchanged: in every part
+    shards = sum(ceil(parameter.shape[0] / gpus) * parameter[0].numel() for parameter in network.parameters())
+    fetched = computed * (2 * whole - root)  # blocks are fetched for the way forward and the way back
+    traffic = round(others * parts * (fetched + FLOAT32 * whole))
+    memory = held(shards) | {"gathered": gathered + unsharded, "activations": activations}
+    return {"ddp": copy, "fsdp": Sharing(memory, traffic)}
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
