@@ -79,7 +79,7 @@ def encode(arguments: list[str]) -> None:
     from ditlab.recipes import encode_latents
 
     recipe, place = _recipe_command(arguments, "encode")
-    say(f"latents: {encode_latents(recipe, place)}")
+    place.say(f"latents: {encode_latents(recipe, place)}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from ditlab.latents.autoencoder import Autoencoder, AutoencoderConfig
 from ditlab.latents.cache import LatentCache, encode, identity, to_unit
+from ditlab.latents.remote import Remote, encode_behind, is_url
 from ditlab.latents.statistics import ChannelStatistics
 from ditlab.latents.vae import DiffusersAutoencoder, load_pretrained, new_kl
 
@@ -11,8 +12,11 @@ __all__ = [
     "ChannelStatistics",
     "DiffusersAutoencoder",
     "LatentCache",
+    "Remote",
     "encode",
+    "encode_behind",
     "identity",
+    "is_url",
     "load_pretrained",
     "new_kl",
     "to_unit",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from rich.progress import TaskID
 
 from ditlab import atomic
 from ditlab.data import Dataset, Images, open_data
@@ -17,7 +19,9 @@ from ditlab.latents import (
     ChannelStatistics,
     LatentCache,
     encode,
+    encode_behind,
     identity,
+    is_url,
     load_pretrained,
     new_kl,
     record,
@@ -207,29 +211,38 @@ def _finished(recipe: Recipe, folder: Path) -> bool:
 
 
 def cache_folder(recipe: Recipe, place: Place) -> Path:
-    """Where the recipe's latents are, or will be."""
-    return Path(recipe.latents) if recipe.latents else place.beside("latents")
+    """Where the recipe's latents are, or will be; for those behind a URL, their local copy."""
+    return Path(recipe.latents) if recipe.latents and not is_url(recipe.latents) else place.beside("latents")
 
 
 def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
     """Encode images into the recipe's cache, what is missing of it, and open it.
 
     Raises:
-        UserError: a cache of other things is in the place, nothing is readable, or the disk is full.
+        UserError: a cache of other things is in the place, nothing is readable, the disk is full, or the cache is behind
+            a URL that cannot be reached.
     """
-    folder = cache_folder(recipe, place)
+    folder, flip = cache_folder(recipe, place), recipe.data.flip
     with held(folder, "the latents", place.processes), progress_bar(shown=place.processes.first) as bar:
-        task = bar.add_task("encoding", total=len(dataset), rate="")
-        left_out = encode(
-            dataset,
-            autoencoder,
-            folder,
-            flip=recipe.data.flip,
-            device=place.device,
-            processes=place.processes,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, rate="")
+            bar.update(tasks[what], completed=done, total=total)
+
+        if is_url(recipe.latents):
+            left_out = encode_behind(
+                recipe.latents, dataset, autoencoder, folder, flip=flip, device=place.device, progress=show,
+                processes=place.processes,
+            )  # fmt: skip
+        else:
+            left_out = encode(
+                dataset, autoencoder, folder, flip=flip, device=place.device, progress=partial(show, "encoding"),
+                processes=place.processes,
+            )  # fmt: skip
     _tell_left_out(left_out, place.say)
-    cache = LatentCache(folder, identity(dataset, autoencoder, recipe.data.flip))
-    place.say(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}")
+    cache = LatentCache(folder, identity(dataset, autoencoder, flip))
+    at = f", a copy of {recipe.latents}" if is_url(recipe.latents) else ""
+    place.say(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
     return cache

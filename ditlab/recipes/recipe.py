@@ -13,7 +13,7 @@ from ditlab import atomic
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError, nearest
-from ditlab.latents import AutoencoderConfig
+from ditlab.latents import AutoencoderConfig, Remote, is_url
 from ditlab.models import DiTConfig
 from ditlab.sample import SampleConfig
 from ditlab.train import TrainConfig
@@ -50,7 +50,7 @@ class Recipe:
     autoencoder_train: TrainConfig = field(default_factory=lambda: AUTOENCODER_TRAIN)
     """How the autoencoder is trained (kl)."""
     latents: str = ""
-    """Folder of the encoded cache; empty: RUN-latents beside the run."""
+    """Folder of the encoded cache, or its URL (s3://...) with RUN-latents as the local copy; empty: RUN-latents."""
     model: DiTConfig = field(default_factory=DiTConfig)
     """The network."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -70,6 +70,8 @@ class Recipe:
             raise UserError(f"--sample-images {self.sample_images} must be 1 or more")
         self.train.check()
         self.diffusion.check()
+        if is_url(self.latents):
+            Remote(self.latents)  # raises where nothing could ever be read there
         if self.autoencoder.kind == "kl":
             self.autoencoder_train.check("autoencoder-train")
 
@@ -174,7 +176,7 @@ def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -
         )
     if path.exists():
         stood = dict(flatten(read_recipe(path)))
-        free = ("name", "sample_images", *(f"train.{field}" for field in FREE))
+        free = ("name", "sample_images", "latents", *(f"train.{field}" for field in FREE))
         differences = [
             f"{name} {stood[name]} there, {value} here"
             for name, value in flatten(recipe)

@@ -172,7 +172,7 @@ def train(
             )
         trainer.meter.restore(state["meter"], processes)  # type: ignore[arg-type]
         say(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
-    elif processes.first and read_metrics(folder):
+    elif processes.first and any(row["images"] > config.checkpoint for row in read_metrics(folder)):
         say(f"no checkpoint in {checkpoints.folder}: training from the beginning")
     if step == config.steps:
         return

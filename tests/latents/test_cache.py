@@ -1,3 +1,4 @@
+import binascii
 import json
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 
 from ditlab.data import DataConfig, Dataset, open_data
-from ditlab.latents import Autoencoder, LatentCache, cache, encode, identity, record
+from ditlab.errors import UserError
+from ditlab.latents import Autoencoder, LatentCache, cache, encode, identity, record, shards
 
 SHARD = 100
 DIGITS = DataConfig(source="digits", limit=250)  # three shards, the last one half full
@@ -347,3 +349,129 @@ def test_an_encoding_that_finds_no_room_is_one_line_and_goes_on_later(
     blocked.rmdir()
     encode(digits, Autoencoder(1, 1, 1), folder, flip=True, batch=40)
     assert tree(folder) == whole
+
+
+def test_rows_files_hold_image_label_and_checksums_and_the_manifest_vouches_for_them(tmp_path: Path):
+    dataset = photos(tmp_path / "photos", (3, 120))
+    for flip in (False, True):
+        folder = tmp_path / f"cache{flip}"
+        encode(dataset, Autoencoder(3, 3, 1), folder, flip=flip)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        names = [f"0000{shard}.rows.npy" for shard in range(3)]
+        assert list(manifest["rows"]) == names
+        rows = [np.load(folder / name) for name in names]
+        content = [(folder / name).read_bytes() for name in names]
+        assert list(manifest["rows"].values()) == [
+            [len(table), binascii.crc32(file)] for table, file in zip(rows, content, strict=True)
+        ]
+        table = np.concatenate(rows)
+        images = np.setdiff1d(np.arange(230), (3, 120))
+        np.testing.assert_array_equal(table[:, 0], images)
+        np.testing.assert_array_equal(table[:, 1], images >= 150)
+        for column, kind in ((2, "moments"), (3, "flipped"))[: 1 + flip]:
+            moments = np.concatenate([np.load(folder / name.replace("rows", kind)) for name in names])
+            assert table[:, column].tolist() == [binascii.crc32(row.tobytes()) for row in moments]
+        assert flip or not table[:, 3].any()
+
+
+@pytest.mark.parametrize("kind", ["moments", "flipped", "rows"])
+def test_no_flipped_bit_of_any_file_gives_other_numbers_or_a_traceback(
+    digits: Dataset, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache, "SHARD", 8)
+    few = open_data(DataConfig(source="digits", limit=12))
+    autoencoder = Autoencoder(1, 1, 1)
+    encode(few, autoencoder, tmp_path, flip=True)
+    latents = opened(few, autoencoder, tmp_path, flip=True)
+    right = [read_all(latents, flip) for flip in (False, True)], latents.labels
+    path = tmp_path / f"00000.{kind}.npy"
+    content = path.read_bytes()
+    refusals: list[str] = []
+    for position in [*range(128), *range(128, len(content), 37)]:  # the whole header, and some of the numbers
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                latents = opened(few, autoencoder, tmp_path, flip=True)
+                read = [read_all(latents, flip) for flip in (False, True)], latents.labels
+            except UserError as error:
+                refusals.append(str(error))
+            else:
+                np.testing.assert_array_equal(read[0], right[0])
+                np.testing.assert_array_equal(read[1], right[1])
+    assert len(refusals) > 8 * 80
+    assert all(f"{path} are damaged" in line and "\n" not in line for line in refusals)
+
+
+@pytest.mark.parametrize("kind", ["moments", "flipped", "rows"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "label"])
+def test_encoding_again_makes_shards_anew_that_are_not_whole(
+    digits: Dataset, tmp_path: Path, tree: Callable, whole: dict[str, str], kind: str, damage: str
+):
+    path = tmp_path / "whole" / f"00001.{kind}.npy"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "label":
+        changed = bytearray(content)
+        changed[128 + 8] ^= 3  # of rows, the first label: nothing but the manifest tells
+        path.write_bytes(changed)
+    again = Counting(1)
+    encode(digits, again, tmp_path / "whole", flip=True, batch=40)
+    if damage == "label" and kind != "rows":
+        assert again.seen == 0  # a changed number is found when it is read
+        path.write_bytes(content)
+    else:
+        assert again.seen == 2 * SHARD
+    assert tree(tmp_path / "whole") == whole
+
+
+def test_shards_that_no_manifest_says_anything_of_are_not_taken(
+    digits: Dataset, tmp_path: Path, tree: Callable, whole: dict[str, str]
+):
+    class Darker(Autoencoder):
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels / 2
+
+    encode(digits, Darker(1, 1, 1), tmp_path / "cache", flip=True, batch=40)
+    (tmp_path / "cache" / "manifest.json").unlink()
+    again = Counting(1)
+    encode(digits, again, tmp_path / "cache", flip=True, batch=40)
+    assert again.seen == 2 * 250
+    assert tree(tmp_path / "cache") == whole
+
+
+def test_a_cache_of_the_first_version_is_one_line_and_encoding_makes_it_anew(
+    digits: Dataset, tmp_path: Path, tree: Callable, whole: dict[str, str], refuses: Callable
+):
+    folder = tmp_path / "whole"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"] = [count for count, _ in manifest.pop("rows").values()]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for path in folder.glob("*.rows.npy"):
+        np.save(path, np.load(path)[:, :2])
+    refuses(lambda: opened(digits, Autoencoder(1, 1, 1), folder, flip=True), str(folder), "encode again")
+    encode(digits, Autoencoder(1, 1, 1), folder, flip=True, batch=40)
+    assert tree(folder) == whole
+
+
+def test_opening_checks_only_the_rows_files_and_reading_each_row_it_gives_once(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    autoencoder = Autoencoder(1, 1, 1)
+    encode(digits, autoencoder, tmp_path, flip=True)
+    checked: list[int] = []
+
+    def counting(content: Any) -> int:
+        checked.append(memoryview(content).nbytes)
+        return binascii.crc32(content)
+
+    monkeypatch.setattr(shards.zlib, "crc32", counting)
+    latents = opened(digits, autoencoder, tmp_path, flip=True)
+    assert sum(checked) == sum(path.stat().st_size for path in tmp_path.glob("*.rows.npy"))
+    checked.clear()
+    random = np.random.default_rng(0)
+    latents.read(random.integers(0, 250, 64), random.random(64) < 0.5)
+    assert checked == [64 * 2] * 64  # 8x8 numbers of two bytes, no more than is copied

@@ -201,8 +201,13 @@ def test_the_page_of_recipes_has_an_example_that_runs(tmp_path: Path, ditlab, ti
     shutil.rmtree(tmp_path / "run")
 
 
+TORCHRUN = {"--nproc-per-node", "--max-restarts"}
+
+
 def test_the_pages_name_only_flags_that_are_there():
-    known = {f"--{name.replace('_', '-')}" for name, _ in flatten(Recipe())} | {"--out", "--help"}
+    known = (
+        {f"--{name.replace('_', '-')}" for name, _ in flatten(Recipe())} | {"--out", "--help", "--profile"} | TORCHRUN
+    )
     for page in ("recipes.md", "train.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]+", (DOCS / page).read_text()):
             assert flag.replace(".no-", ".") in known, f"{page}: {flag}"

@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(folder / "ddp"),
         train(folder / "fsdp", "--train.parallel", "fsdp"),
         train(folder / "parts", "--train.part", 3),
-        train(folder / "recompute-fsdp", "--train.parallel", "fsdp", "--train.recompute"),
+        train(folder / "recompute-fsdp", "--train.parallel", "fsdp", "--train.recompute", "--train.part", 3),
         train(folder / "ddp-to-1", *half),
         train(folder / "fsdp-to-1", *half, "--train.parallel", "fsdp"),
         train(folder / "fsdp-to-2", *half, "--train.parallel", "fsdp"),
