@@ -98,6 +98,21 @@ def finishing_folder(temporary: Path, path: Path) -> Iterator[None]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder that stands under its final name: gone at once, whatever happens meanwhile.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    going = path.with_name(f".{path.name}.old.part")
+    try:
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 @contextlib.contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
     """Keep a folder for this process as long as it lasts; the operating system frees it however the process ends.
@@ -133,6 +148,13 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed process was writing into ``folder``."""
+    """Delete what a killed process was writing into ``folder``.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
     for path in folder.glob(".*.part"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            raise cannot_write(folder, error) from error
