@@ -774,7 +774,7 @@ DRILLS = (
     Drill("one of two hangs", "torchrun, a worker gets SIGSTOP, --train.timeout 15", frozen_worker),
     Drill(
         "one of two killed",
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts 2, a worker gets SIGKILL",
+        "torchrun --standalone --max-restarts 2, a worker gets SIGKILL",
         killed_worker,
     ),
 )
@@ -810,8 +810,6 @@ def run_drills(folder: Path, quick: bool, mounts: bool, drills: tuple[Drill, ...
         drills: which.
     """
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # torchrun's workers would else meet at addresses that those before a restart left behind (pytorch/pytorch#135712).
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     bench = Bench(folder, quick, mounts)
     (folder / "latents.py").write_text(KL_RECIPE)
     bench.unbroken("pair", launcher=TORCHRUN)

@@ -61,6 +61,7 @@ def _official(folder: Path) -> types.ModuleType:
     if spec is None or spec.loader is None or not (folder / "models.py").exists():
         raise SystemExit(f"no models.py in {folder}: give the folder of a checkout of the paper's code")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile looks there for a function's globals
     spec.loader.exec_module(module)
     return module
 

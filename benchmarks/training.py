@@ -114,7 +114,7 @@ def main() -> None:
     device = torch.device(given.device)
     gpu = device.type == "cuda"
     models = given.models.split(",") if given.models else ["XL/2", "L/2", "B/2", "S/2"] if gpu else ["S/2"]
-    rounds, repeats = (3, 1) if given.quick else (7, 10 if gpu else 1)
+    rounds, repeats = (3, 1) if given.quick else (5, 10 if gpu else 1)
     found: list[Row] = []
     for model in models:
         batch = given.batch or ({"XL/2": 64, "L/2": 96, "B/2": 256, "S/2": 512}.get(model, 64) if gpu else 16)

@@ -94,11 +94,17 @@ def join(timeout: float = 1800) -> Processes:
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     patience = timedelta(seconds=timeout)
     if not dist.is_initialized():
+        store, *_ = next(dist.rendezvous("env://", timeout=patience))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # Workers that torchrun starts again would meet at addresses the ones before left there (pytorch/pytorch#135712).
+            # Of several machines each counts its own restarts.
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        meeting: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": patience}
         if torch.cuda.is_available():
             torch.cuda.set_device(local)
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=patience, device_id=torch.device("cuda", local))
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", local), **meeting)
         else:
-            dist.init_process_group("gloo", timeout=patience)
+            dist.init_process_group("gloo", **meeting)
     groups = [dist.new_group(backend="gloo", timeout=patience) for _ in range(2)]
     return Processes(rank, size, local, *groups)
 

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-EXPLICIT = 512  # tokens up to which bfloat16 training on a CPU writes attention out
+EXPLICIT = 256  # tokens up to which bfloat16 training on a CPU writes attention out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention of q (N, heads, T, d) to k, v (N, heads, S, d), by the fastest way there is.
 
-    That is PyTorch's fused kernel, but for training in bfloat16 on a CPU: the backward pass of the fused one takes there up
-    to nine times as long as two matrix products with a float32 softmax between (benchmarks/attention.py).
+    That is PyTorch's fused kernel, but for training in bfloat16 on a CPU: two matrix products with a float32 softmax between
+    are there up to four times as fast for few tokens (benchmarks/attention.py), and in a compiled step still at 256.
     """
     training = torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not training or k.shape[2] > EXPLICIT:

@@ -66,7 +66,18 @@ def test_the_command_line_samples_it(elsewhere: Path, ditlab):
 
 
 def test_the_wheel_carries_it(tmp_path: Path):
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path), "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
     copy = tmp_path / "source"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in listed.split("\0"):
