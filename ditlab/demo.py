@@ -79,9 +79,9 @@ def _judge(model: Model, judge: Judge, guidance: float) -> tuple[Numbers, np.nda
 def show_shipped(out: Path, say: Callable[[str], None]) -> Path:
     """Draw what the shipped FashionMNIST model makes, a class a row: something to look at while training goes on."""
     model = Model.load("fashion").to(default_device())
-    images = model.sample([label for label in range(10) for _ in range(8)], seed=0)
+    images = model.sample([label for label in range(10) for _ in range(5)], seed=0)
     path = out / "fashion.png"
-    write_png(grid(images, 8, model.names), path, {"model": "fashion", "seed": 0, "steps": model.defaults.steps})
+    write_png(grid(images, 5, model.names), path, {"model": "fashion", "seed": 0, "steps": model.defaults.steps})
     say(f"clothes made by the model that ships with ditlab: {path}")
     return path
 
