@@ -146,6 +146,8 @@ class Command:
         self, words: list[str], log: Path, before: str, launcher: tuple[str, ...], warm: ForkServerContext | None
     ):
         self.log = log
+        for ending in (".out", ".err"):  # it may be killed before it opens them
+            log.with_suffix(ending).touch()
         if warm:
             forked = warm.Process(target=_become, args=(words, log, before))
             forked.start()

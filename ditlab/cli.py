@@ -281,8 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"ditlab:{who} {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":
-            say(str(stop))
+        (say if os.environ.get("RANK", "0") == "0" else _say_nothing)(str(stop))
     except KeyboardInterrupt:
         print(_stopped(words), file=sys.stderr)
         raise SystemExit(130) from None
