@@ -71,6 +71,13 @@ class Processes:
         dist.gather_object(value, values, dst=0, group=self.host)
         return values or []
 
+    def least(self, value: int) -> int:
+        """The smallest of every process's value, in every process."""
+        smallest = torch.tensor(value)
+        if self.size > 1:
+            dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self.host)
+        return int(smallest)
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in every process, on the CPU."""
         total = value.detach().cpu().clone()

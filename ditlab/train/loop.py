@@ -65,7 +65,8 @@ class Trainer:
         module = objective.module.train()
         if config.recompute:
             objective.recompute()
-        self.part = config.part or part_that_fits(objective, config, device, processes)
+        # The same for all: with shards, a part more in one process would wait for the others for ever.
+        self.part = config.part or processes.least(part_that_fits(objective, config, device, processes))
         self.average = Average(module, config.ema)
         if config.compiles_on(device):  # not the average, which samples other shapes
             check_compiler(device)
@@ -159,7 +160,7 @@ def train(
     config.check()
     config.check_processes(processes.size)
     trainer = Trainer(objective, config, processes, device)
-    if trainer.part < config.batch // processes.size:
+    if not config.part and trainer.part < config.batch // processes.size:
         say(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.part)")
     checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes, say, trainer.sharded)
     processes.agree(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))

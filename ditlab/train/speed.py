@@ -98,13 +98,12 @@ def part_that_fits(objective: Objective, config: TrainConfig, device: torch.devi
     are not there yet, take theirs first.
     """
     share = config.batch // processes.size
-    if objective.module.training and share > 1:
-        one, two = (saved_bytes(objective, config, device, count) for count in (1, 2))
-        state = STATE * sum(parameter.numel() for parameter in objective.module.parameters())
-        room = free_memory(device, processes) - state / (processes.size if config.parallel == "fsdp" else 1)
-        fit = max(1, int(MARGIN * room / max(two - one, 1)))
-    else:
-        fit = 1
+    if share == 1:
+        return 1
+    one, two = (saved_bytes(objective, config, device, count) for count in (1, 2))
+    state = STATE * sum(parameter.numel() for parameter in objective.module.parameters())
+    room = free_memory(device, processes) - state / (processes.size if config.parallel == "fsdp" else 1)
+    fit = max(1, int(MARGIN * room / max(two - one, 1)))
     return max(part for part in range(1, share + 1) if share % part == 0 and part <= fit)
 
 
