@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
+
+from ditlab.train.parallel import here
 
 
 class Average:
@@ -26,7 +28,7 @@ class Average:
         """Follow the weights after optimiser step ``step``, 0 the first."""
         decay = min(self.decay, (1 + step) / (10 + step))
         average, trained = (
-            [_here(parameter) for parameter in module.parameters()] for module in (self.module, self.trained)
+            [here(parameter.detach()) for parameter in module.parameters()] for module in (self.module, self.trained)
         )
         torch._foreach_lerp_(average, trained, 1 - decay)
 
@@ -45,8 +47,3 @@ class Average:
         for name, value in module.named_buffers():
             value.copy_(buffers[name])
         return module
-
-
-def _here(parameter: Tensor) -> Tensor:
-    """What of a parameter lies in this process."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()

@@ -24,7 +24,7 @@ from ditlab.train.ema import Average
 from ditlab.train.feed import Feed
 from ditlab.train.meter import Meter, Metrics, read_metrics
 from ditlab.train.objectives import Objective
-from ditlab.train.parallel import Parallel, gradient_norm, shard
+from ditlab.train.parallel import Parallel, gradient_norm, here, shard
 from ditlab.train.profile import Profile
 from ditlab.train.speed import Speed, check_compiler, part_that_fits
 from ditlab.train.stop import StopSignal
@@ -99,7 +99,8 @@ class Trainer:
             finite = norm.isfinite() & self.parallel.everywhere(losses.isfinite().all())
             if self.config.clip:
                 shorter = (self.config.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
-                torch._foreach_mul_([_grad(parameter) for parameter in self.parameters], shorter)
+                gradients = [here(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+                torch._foreach_mul_(gradients, shorter)
             for group in self.optimiser.param_groups:
                 group["lr"] = self.config.rate_at(step)
             # Where this is 1 the fused kernel leaves everything as it is.
@@ -116,8 +117,8 @@ class Trainer:
         lost = longest >= MOST_SKIPPED
         what = f"{total} steps had a loss or gradient that is no number, {longest} of them in a row"
         if saving and not lost:
-            bad = sum(int(not _here(tensor).isfinite().all()) for tensor in self.tensors.values())
-            lost = bool(self.processes.sum(torch.tensor(bad)).item())
+            bad = torch.stack([~here(tensor).isfinite().all() for tensor in self.tensors.values()]).any()
+            lost = bool(self.processes.sum(bad.long()))
             what = "a weight is no longer a number"
         if lost:
             raise UserError(
@@ -201,7 +202,8 @@ def train(
             watchdog.beat()
             profiler.step()
             stop.listen()
-            bar.update(task, completed=images, rate=speed.line)
+            if not bar.disable:
+                bar.update(task, completed=images, rate=speed.line)
             due = {name: last or _crossed(before, images, getattr(config, name)) for name in ("log", "samples")}
             due["checkpoint"] = last or stop.asked or _crossed(before, images, config.checkpoint)
             checkpoints.poll()
@@ -231,16 +233,6 @@ def train(
         processes.wait()
     if step < config.steps:
         raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; the same command goes on from there")
-
-
-def _grad(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return _here(parameter.grad)
-
-
-def _here(tensor: Tensor) -> Tensor:
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
 
 
 def progress_bar(shown: bool = True) -> Progress:

@@ -44,12 +44,11 @@ class Parallel:
 
     def __init__(self, objective: Objective, config: TrainConfig, processes: Processes, device: torch.device):
         self.losses: nn.Module = Losses(objective)
-        self.module, self.processes = objective.module, processes
+        self.processes = processes
         if processes.size > 1 and config.parallel == "ddp":
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # torch 2.13 renames the argument, 2.9 has only this name
+                # torch 2.13 renames the argument, 2.9 has this name only
+                warnings.simplefilter("ignore", FutureWarning)
                 self.losses = DistributedDataParallel(
                     self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
@@ -97,6 +96,11 @@ def shard(module: nn.Module, objective: Objective, config: TrainConfig, processe
     for part in objective.parts(module):
         fully_shard(part, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def here(tensor: Tensor) -> Tensor:
+    """What of a tensor lies in this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
