@@ -217,9 +217,8 @@ def test_too_many_such_steps_in_a_row_stop_with_advice_and_earlier_checkpoints_s
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].isfinite().all()
 
 
-def test_weights_that_are_no_numbers_are_not_kept_though_every_gradient_was_one(tmp_path: Path):
+def test_weights_that_are_no_numbers_reach_no_checkpoint(tmp_path: Path):
     objective = Line()
-    objective.module.weight.data.fill_(3e38)  # type: ignore[operator, union-attr]
     config = TrainConfig(images=32, batch=16, rate=0.9, weight_decay=0.0, log=16, checkpoint=16)
     objective.module.bias.data.fill_(torch.inf)  # type: ignore[operator, union-attr]
     with pytest.raises(UserError, match="no longer a number"):
