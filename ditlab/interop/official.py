@@ -23,6 +23,7 @@ from ditlab.errors import UserError
 from ditlab.latents import load_pretrained
 from ditlab.latents.record import load_weights
 from ditlab.models import SIZES, DiT, DiTConfig, NetworkInput
+from ditlab.models.blocks import BlockConfig
 from ditlab.sample import Model, SampleConfig
 
 # ditlab's name of each tensor in the public layout, N being a block's number.
@@ -114,12 +115,13 @@ def read(path: str | Path, heads: int = 0) -> DiT:
             f"{path} is of another architecture: {tokens} positions and {modulation / width:g} modulation vectors"
         )
     heads = heads or next((heads for _, w, heads in SIZES.values() if w == width), max(1, width // 64))
-    config = DiTConfig(max(blocks) + 1, width, heads, patch, mlp_ratio=inner / width)
+    config = DiTConfig(depth=max(blocks) + 1, width=width, heads=heads, patch=patch, mlp_ratio=inner / width)
     # The public table has a null row only where labels were dropped in training, as in every published checkpoint.
     shape = NetworkInput(channels, side * patch, side * patch, rows - 1, out == 2 * channels * patch**2)
     weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
     weights["patch_embedding.weight"] = kernel.float().flatten(1)
     network = DiT(config, shape)
+    assert network.positions is not None
     found, fixed = tensors[POSITIONS].float(), network.positions[None]
     # Half precision rounds them by up to 0.004; learned ones are further off.
     if found.shape != fixed.shape or not torch.allclose(found, fixed, rtol=0, atol=0.005):
@@ -140,6 +142,11 @@ def state_dict(network: DiT) -> dict[str, Tensor]:
             f"the public DiT layout holds adaln-zero blocks, square latents and a null class; this network has "
             f"{config.block}, {shape.height}x{shape.width}{'' if shape.null_class else ', no null class'}"
         )
+    after = {"mlp": config.mlp, "norm": config.norm, "positions": config.positions, "qk_norm": config.qk_norm}
+    after["modulation_rank"] = config.modulation_rank
+    differences = [f"{name} {value}" for name, value in after.items() if value != getattr(BlockConfig(), name)]
+    if differences or network.positions is None:
+        raise UserError(f"the public DiT layout holds the paper's blocks; this network has {', '.join(differences)}")
     table = {ours: theirs for theirs, ours in NAMES.items()}
     tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in network.state_dict().items()}
     kernel = tensors["x_embedder.proj.weight"]

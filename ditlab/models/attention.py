@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+EPSILON = 1e-6  # of every norm in a block
 EXPLICIT = 256  # tokens up to which bfloat16 training on a CPU writes attention out
 
 
@@ -23,19 +24,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
-class SelfAttention(nn.Module):
-    """Every token looks at every token: (N, T, D) -> (N, T, D), queries, keys and values with bias."""
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn queries or keys x (N, heads, T, d) by their positions: pairs (i, i + d / 2) by angles, ``rotation`` (2, T, d / 2).
 
-    def __init__(self, width: int, heads: int):
+    The angles come as their cosines and sines, from ``rotary_positions`` (Su et al. 2021, equation 34).
+    """
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Every token looks at every token: (N, T, D) -> (N, T, D), queries, keys and values with bias.
+
+    Args:
+        width: D.
+        heads: they divide the width.
+        qk_norm: queries and keys of each head through a root-mean-square norm of their own (Henry et al. 2020), in float32.
+    """
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = False):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.norm_q = nn.RMSNorm(width // heads, EPSILON) if qk_norm else None
+        self.norm_k = nn.RMSNorm(width // heads, EPSILON) if qk_norm else None
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within x (N, T, D)."""
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Attend within x (N, T, D), where ``rotation`` (2, T, D / heads / 2) turns queries and keys."""
         q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
-        x = attend(q, k, v)  # (N, heads, T, D / heads)
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q.float()), self.norm_k(k.float())
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        x = attend(q.to(v.dtype), k.to(v.dtype), v)  # (N, heads, T, D / heads)
         return self.projection(rearrange(x, "n h t d -> n t (h d)"))
 
 

@@ -7,35 +7,37 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditlab.errors import UserError, nearest
-from ditlab.models.blocks import BLOCKS, AdaLNZeroBlock, FinalLayer
+from ditlab.models.blocks import BLOCKS, AdaLNZeroBlock, BlockConfig, FinalLayer
 from ditlab.models.condition import Condition
-from ditlab.models.embeddings import LabelEmbedding, TimestepEmbedding, patchify, sincos_positions, unpatchify
+from ditlab.models.embeddings import (
+    LabelEmbedding,
+    TimestepEmbedding,
+    patchify,
+    rotary_positions,
+    sincos_positions,
+    unpatchify,
+)
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
 NAMES = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES)
 
 
-@dataclass(frozen=True)
-class DiTConfig:
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(BlockConfig):
     """The shape of a DiT; table 1 of the paper by default its S/2."""
 
     depth: int = 12
     """Transformer blocks."""
-    width: int = 384
-    """Width of every token (the paper's hidden size d)."""
-    heads: int = 6
-    """Attention heads; they divide the width."""
     patch: int = 2
     """Side of a patch, in latent pixels."""
     block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"] = "adaln-zero"
     """How timestep and label reach the blocks."""
-    mlp_ratio: float = 4.0
-    """Width of the MLP's inner layer over the token's."""
 
     @classmethod
     def named(cls, name: str, **changes: object) -> DiTConfig:
@@ -76,7 +78,8 @@ class DiT(nn.Module):
         UserError: the patch does not divide the input, or the heads the width.
     """
 
-    positions: Tensor
+    positions: Tensor | None
+    rotation: Tensor | None
 
     def __init__(self, config: DiTConfig, shape: NetworkInput):
         super().__init__()
@@ -87,13 +90,25 @@ class DiT(nn.Module):
         patch_size = config.patch**2
         rows, columns = shape.height // config.patch, shape.width // config.patch
         self.patch_embedding = nn.Linear(shape.channels * patch_size, config.width)
-        self.register_buffer("positions", sincos_positions(config.width, rows, columns), persistent=False)
+        rotary = config.positions == "rotary"
+        positions = None if rotary else sincos_positions(config.width, rows, columns)
+        rotation = rotary_positions(config.width // config.heads, rows, columns) if rotary else None
+        if (
+            rotation is not None and config.block == "in-context"
+        ):  # the condition's two tokens have no place: not turned
+            rotation = torch.cat(
+                [rotation, torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(2, 2, rotation.shape[2])], dim=1
+            )
+        self.register_buffer("positions", positions, persistent=False)
+        self.register_buffer("rotation", rotation, persistent=False)
         self.timestep_embedding = TimestepEmbedding(config.width)
         self.label_embedding = LabelEmbedding(shape.classes, config.width, shape.null_class)
         block = BLOCKS[config.block]
-        self.blocks = nn.ModuleList(block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        shared = config.modulation_rank > 0
+        self.modulation = nn.Linear(config.width, block.vectors * config.width) if shared else None  # type: ignore[attr-defined]
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
         out = patch_size * shape.channels * (2 if shape.learned_variance else 1)
-        self.final_layer = FinalLayer(config.width, out, self.adaptive)
+        self.final_layer = FinalLayer(config, out, self.adaptive)
 
     @staticmethod
     def _check(config: DiTConfig, shape: NetworkInput) -> None:
@@ -105,6 +120,19 @@ class DiT(nn.Module):
             raise UserError(f"MLP ratio {config.mlp_ratio} must be above 0; the paper's is 4")
         if config.width % config.heads or config.width % 4:
             raise UserError(f"width {config.width} must be divisible by 4 and by its {config.heads} heads")
+        if config.positions == "rotary" and config.width // config.heads % 4:
+            raise UserError(
+                f"rotary positions need heads of a width divisible by 4, not {config.width // config.heads} "
+                f"(width {config.width} over {config.heads} heads)"
+            )
+        if config.modulation_rank < 0 or config.modulation_rank > config.width:
+            raise UserError(
+                f"modulation rank {config.modulation_rank} must be from 0, off, to the width {config.width}"
+            )
+        if config.modulation_rank and not issubclass(BLOCKS[config.block], AdaLNZeroBlock):
+            raise UserError(
+                f"a modulation rank is for the blocks adaln-zero and adaln; {config.block!r} modulates nothing"
+            )
         if shape.height % config.patch or shape.width % config.patch:
             raise UserError(
                 f"latents of {shape.height}x{shape.width} are not divisible by patch {config.patch}; "
@@ -117,7 +145,8 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for table in (self.timestep_embedding.mlp[0], self.timestep_embedding.mlp[2], self.label_embedding.table):
             nn.init.normal_(table.weight, std=0.02, generator=generator)  # type: ignore[arg-type]
         # Zero modulation makes every adaLN-Zero block the identity; a zero last Linear makes the first prediction zero.
@@ -138,18 +167,23 @@ class DiT(nn.Module):
         Returns:
             (N, C, H, W), or (N, 2 C, H, W) with learned variance: the target's C channels, then the variance's.
         """
-        x = self.patch_embedding(patchify(x, self.config.patch)) + self.positions  # (N, T, D)
+        # In bf16 training what the blocks add to stays in the input's float32, whatever the Linear gives.
+        x = self.patch_embedding(patchify(x, self.config.patch)).to(x.dtype)  # (N, T, D)
+        if self.positions is not None:
+            x = x + self.positions
         time = self.timestep_embedding(t)  # (N, D)
         label = self.label_embedding(condition.labels)  # (N, D)
         c = time + label if self.adaptive else torch.stack([time, label], dim=1)  # (N, D) or (N, 2, D)
         tokens = x.shape[1]
         if self.config.block == "in-context":
             x = torch.cat([x, c.to(x.dtype)], dim=1)  # (N, T + 2, D)
+        shared = None if self.modulation is None else self.modulation(F.silu(c))  # (N, vectors D)
         for block in self.blocks:  # each (N, T, D) -> (N, T, D)
+            inputs = (x, c, self.rotation, shared)
             x = (
-                checkpoint(block, x, c, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
                 if self.recompute
-                else block(x, c)
+                else block(*inputs)
             )
         x = self.final_layer(x[:, :tokens], c)  # (N, T, patch * patch * out)
         return unpatchify(x, self.config.patch, self.input.height)

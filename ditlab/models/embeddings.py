@@ -43,6 +43,23 @@ def sincos_positions(width: int, rows: int, columns: int) -> Tensor:
     return torch.cat([axis(column.flatten()), axis(row.flatten())], dim=1).float()
 
 
+def rotary_positions(width: int, rows: int, columns: int) -> Tensor:
+    """Cosines and sines that turn a head of ``width`` by its patch's place, float32 (2, rows * columns, width / 2).
+
+    Half of the pairs turn with the column, half with the row, as ``position / 10000 ** (i / (width / 4))`` (Su et al. 2021,
+    applied to each axis on its own).
+
+    Raises:
+        ValueError: width is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"width {width} is not divisible by 4, which 2-D rotary positions need")
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = torch.cat([place.flatten().double()[:, None] * omega for place in (column, row)], dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
 class TimestepEmbedding(nn.Module):
     """Timesteps (N,) -> (N, width): 256 sinusoidal frequencies, Linear, SiLU, Linear (DiT, section 3.2)."""
 

@@ -193,4 +193,4 @@ def test_the_papers_defaults_are_the_defaults() -> None:
     GuidanceConfig().check()
     DiffusionConfig().check()
     assert GuidanceConfig() == GuidanceConfig(scale=1.0, low=0.0, high=1.0, channels=0)
-    assert DiffusionConfig() == DiffusionConfig("linear-beta", "epsilon", True, "uniform", 0.1)
+    assert DiffusionConfig() == DiffusionConfig("linear-beta", "epsilon", True, "uniform", 0.1, False)

@@ -243,3 +243,17 @@ def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_the_direction_term_is_one_minus_the_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, output = torch.randn(2, 5, 1, 4, 6, generator=generator)
+    plain, turned = build_loss(FLOW), build_loss(replace(FLOW, direction=True))
+    draws = plain.draw(torch.Generator().manual_seed(1), 5, (1, 4, 6))
+    condition = Condition(torch.zeros(5, dtype=torch.int64))
+
+    added = turned(Says(output), x0, condition, draws) - plain(Says(output), x0, condition, draws)
+    for sample in range(5):
+        target, said = (draws["epsilon"] - x0)[sample].flatten().double(), output[sample].flatten().double()
+        cosine = (target @ said / (target @ target).sqrt() / (said @ said).sqrt()).item()
+        assert added[sample].item() == pytest.approx(1 - cosine, abs=1e-5)

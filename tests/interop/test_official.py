@@ -30,7 +30,8 @@ SHAPE = NetworkInput(4, 8, 8, classes=10, learned_variance=True)
 def network(width: int = 64, depth: int = 2, shape: NetworkInput = SHAPE, patch: int = 2, **config: Any) -> DiT:
     """A network of the heads the layout implies, no weight of which is zero."""
     heads = {384: 6, 768: 12, 1024: 16, 1152: 16}.get(width, max(1, width // 64))
-    built, generator = DiT(DiTConfig(depth, width, heads, patch, **config), shape), torch.Generator().manual_seed(0)
+    built = DiT(DiTConfig(depth=depth, width=width, heads=heads, patch=patch, **config), shape)
+    generator = torch.Generator().manual_seed(0)
     for parameter in built.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     return built.eval()
@@ -136,7 +137,7 @@ def test_heads_are_those_of_the_papers_widths(width: int, heads: int, tmp_path: 
 
 
 def test_other_heads_have_to_be_told(tmp_path: Path) -> None:
-    ours = DiT(DiTConfig(2, 64, heads=4), SHAPE).eval()
+    ours = DiT(DiTConfig(depth=2, width=64, heads=4), SHAPE).eval()
     ours.load_state_dict(network().state_dict())
     torch.save(official.state_dict(ours), tmp_path / "DiT.pt")
     read = official.read(tmp_path / "DiT.pt", heads=4)
@@ -151,10 +152,12 @@ def test_other_heads_have_to_be_told(tmp_path: Path) -> None:
     ("built", "word"),
     [
         (network(block="cross-attention"), "cross-attention"),
+        (network(mlp="swiglu", qk_norm=True), "mlp swiglu, qk_norm True"),
+        (network(positions="rotary"), "positions rotary"),
         (network(shape=NetworkInput(4, 8, 12, classes=10)), "8x12"),
         (network(shape=NetworkInput(4, 8, 8, classes=10, null_class=False)), "no null class"),
     ],
-    ids=["another block", "rectangle", "no null class"],
+    ids=["another block", "what came after", "rotary", "rectangle", "no null class"],
 )
 def test_networks_the_layout_has_no_place_for_are_refused(built: DiT, word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:

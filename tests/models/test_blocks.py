@@ -7,9 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.models.attention import CrossAttention, SelfAttention
-from ditlab.models.blocks import MLP, AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, FinalLayer, InContextBlock
+from ditlab.models.blocks import (
+    MLP,
+    AdaLNBlock,
+    AdaLNZeroBlock,
+    BlockConfig,
+    CrossAttentionBlock,
+    FinalLayer,
+    InContextBlock,
+)
 
 WIDTH, HEADS = 24, 3
+CONFIG = BlockConfig(width=WIDTH, heads=HEADS)
 
 
 def randomise(module: nn.Module) -> None:
@@ -38,7 +47,7 @@ def fill(theirs: nn.MultiheadAttention, ours: SelfAttention | CrossAttention) ->
     theirs.load_state_dict(state)
 
 
-def encoder_layer(attention: SelfAttention, mlp: MLP, norms: list[nn.LayerNorm]) -> nn.TransformerEncoderLayer:
+def encoder_layer(attention: SelfAttention, mlp: MLP, norms: list[nn.Module]) -> nn.TransformerEncoderLayer:
     layer = nn.TransformerEncoderLayer(
         WIDTH, HEADS, 4 * WIDTH, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True
     )
@@ -51,7 +60,7 @@ def encoder_layer(attention: SelfAttention, mlp: MLP, norms: list[nn.LayerNorm])
 
 
 def test_the_in_context_block_is_torchs_encoder_layer() -> None:
-    block = InContextBlock(WIDTH, HEADS, 4.0)
+    block = InContextBlock(CONFIG)
     randomise(block)
     layer = encoder_layer(block.attention, block.mlp, [block.norm1, block.norm2])
     x = tokens(2, 7, 0)
@@ -59,7 +68,7 @@ def test_the_in_context_block_is_torchs_encoder_layer() -> None:
 
 
 def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
-    block = CrossAttentionBlock(WIDTH, HEADS, 4.0)
+    block = CrossAttentionBlock(CONFIG)
     randomise(block)
     layer = nn.TransformerDecoderLayer(
         WIDTH, HEADS, 4 * WIDTH, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True
@@ -77,7 +86,7 @@ def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
 
 
 def test_an_adaln_block_with_nothing_modulated_is_torchs_encoder_layer() -> None:
-    block = AdaLNBlock(WIDTH, HEADS, 4.0)
+    block = AdaLNBlock(CONFIG)
     randomise(block)
     nn.init.zeros_(block.modulation.weight)
     nn.init.zeros_(block.modulation.bias)
@@ -87,7 +96,7 @@ def test_an_adaln_block_with_nothing_modulated_is_torchs_encoder_layer() -> None
 
 
 def test_an_adaln_block_shifts_and_scales_before_attention_then_before_the_mlp() -> None:
-    block = AdaLNBlock(WIDTH, HEADS, 4.0)
+    block = AdaLNBlock(CONFIG)
     randomise(block)
     x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
     vectors = F.linear(F.silu(c), block.modulation.weight, block.modulation.bias)
@@ -98,7 +107,7 @@ def test_an_adaln_block_shifts_and_scales_before_attention_then_before_the_mlp()
 
 
 def test_an_adaln_zero_block_with_open_gates_is_an_adaln_block() -> None:
-    zero, plain = AdaLNZeroBlock(WIDTH, HEADS, 4.0), AdaLNBlock(WIDTH, HEADS, 4.0)
+    zero, plain = AdaLNZeroBlock(CONFIG), AdaLNBlock(CONFIG)
     randomise(plain)
     zero.attention.load_state_dict(plain.attention.state_dict())
     zero.mlp.load_state_dict(plain.mlp.state_dict())
@@ -115,7 +124,7 @@ def test_an_adaln_zero_block_with_open_gates_is_an_adaln_block() -> None:
 
 
 def test_closed_gates_leave_tokens_as_they_are() -> None:
-    block = AdaLNZeroBlock(WIDTH, HEADS, 4.0)
+    block = AdaLNZeroBlock(CONFIG)
     randomise(block)
     with torch.no_grad():
         for gate in (2, 5):
@@ -126,13 +135,14 @@ def test_closed_gates_leave_tokens_as_they_are() -> None:
 
 
 def test_the_final_layer_is_modulated_only_in_the_adaptive_designs() -> None:
-    adaptive, plain = FinalLayer(WIDTH, 8, adaptive=True), FinalLayer(WIDTH, 8, adaptive=False)
-    assert not list(adaptive.norm.parameters())
+    adaptive, plain = FinalLayer(CONFIG, 8, adaptive=True), FinalLayer(CONFIG, 8, adaptive=False)
+    assert adaptive.norm is None
     assert plain.modulation is None
     randomise(adaptive)
     randomise(plain)
     x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
     assert adaptive.modulation is not None
+    assert isinstance(plain.norm, nn.LayerNorm)
     vectors = adaptive.modulation(F.silu(c))[:, None]
     modulated = nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + vectors[..., WIDTH:]) + vectors[..., :WIDTH]
     torch.testing.assert_close(adaptive(x, c), adaptive.linear(modulated), atol=1e-5, rtol=1e-5)

@@ -68,7 +68,7 @@ def test_parameters_are_those_of_the_built_network(
 def test_multiply_accumulates_of_a_custom_size_are_those_of_paper_and_pencil() -> None:
     depth, width, inner, patch = 3, 40, 100, 4
     shape = NetworkInput(5, 8, 24, classes=7, learned_variance=True)
-    counted = cost(DiTConfig(depth, width, heads=5, patch=patch, mlp_ratio=2.5), shape)
+    counted = cost(DiTConfig(depth=depth, width=width, heads=5, patch=patch, mlp_ratio=2.5), shape)
     tokens, patch_size = 2 * 6, patch * patch * 5
     assert counted.tokens == tokens
     assert counted.macs == {

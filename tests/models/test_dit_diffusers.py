@@ -43,7 +43,8 @@ def converted(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 def test_outputs_are_those_of_diffusers(patch: int, channels: int, learned: bool) -> None:
     depth, width, heads, side, classes = 3, 32, 4, 16, 10
     shape = NetworkInput(channels, side, side, classes, learned)
-    ours, generator = DiT(DiTConfig(depth, width, heads, patch), shape).eval(), torch.Generator().manual_seed(0)
+    ours = DiT(DiTConfig(depth=depth, width=width, heads=heads, patch=patch), shape).eval()
+    generator = torch.Generator().manual_seed(0)
     for parameter in ours.parameters():
         nn.init.normal_(parameter, std=0.15, generator=generator)
     theirs = diffusers.DiTTransformer2DModel(

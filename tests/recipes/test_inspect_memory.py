@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ditlab.cli import COMMANDS
 from ditlab.diffusion import DiffusionConfig, build_loss
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
-from ditlab.models.blocks import AdaLNZeroBlock
+from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
 from ditlab.processes import Processes
 from ditlab.recipes import find_recipe
 from ditlab.train import DiffusionObjective, TrainConfig
@@ -153,7 +153,7 @@ def test_every_function_is_called_with_the_types_that_a_gpus_autocast_gives_it(b
 def test_recompute_keeps_what_enters_the_blocks_and_one_block():
     of = subject(side=8)
     counted, _ = kept_bytes(of, 4, bf16=False, recompute=True)
-    block = AdaLNZeroBlock(48, 3, 4.0)
+    block = AdaLNZeroBlock(BlockConfig(width=48, heads=3))
     kept = Kept(block)
     x, c = torch.randn(4, 64, 48, requires_grad=True), torch.randn(4, 48, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
@@ -176,7 +176,7 @@ def test_a_compiled_block_keeps_less():
         copies = sum(2 * weight.numel() for weight in own.parameters() if weight.ndim == 2)
         return (found.bytes - copies) / (1024 * 96)
 
-    block = AdaLNZeroBlock(96, 2, 4.0)
+    block = AdaLNZeroBlock(BlockConfig(width=96, heads=2))
     compiled = torch.compile(block, backend="aot_eager_decomp_partition")
     assert kept(block, block) == pytest.approx(48, abs=0.5)  # a byte count of docs/scale.md, less the gated sums' 4
     assert kept(compiled, block) == pytest.approx(36, abs=0.5)

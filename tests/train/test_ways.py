@@ -29,7 +29,7 @@ BLOCKS = ("adaln-zero", "adaln", "cross-attention", "in-context")
 def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionObjective:
     images = open_data(DataConfig(source="digits", limit=64)).load()
     shape = NetworkInput(1, 8, 8, classes=10, learned_variance=True)
-    network = DiT(DiTConfig(2, 16, 2, 8 // tokens, block), shape)  # type: ignore[arg-type]
+    network = DiT(DiTConfig(depth=2, width=16, heads=2, patch=8 // tokens, block=block), shape)  # type: ignore[arg-type]
     network.initialise(torch.Generator().manual_seed(1))
     with torch.no_grad():  # no gate is zero, so that every part has a gradient
         for parameter in network.parameters():
