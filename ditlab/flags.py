@@ -17,8 +17,8 @@ from ditlab.errors import UserError, nearest
 T = TypeVar("T")
 
 
-def _flags(kind: type, prefix: str = "") -> list[str]:
-    """Every flag of a dataclass of options."""
+def _flags(kind: type, default: object, prefix: str = "") -> list[str]:
+    """Every flag of a dataclass of options; where a field may be one dataclass or another, of the default's."""
     found = []
     types = typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
@@ -26,8 +26,10 @@ def _flags(kind: type, prefix: str = "") -> list[str]:
         metadata = getattr(hint, "__metadata__", ())
         inner = typing.get_args(hint)[0] if metadata else hint
         name = f"{prefix}{item.name.replace('_', '-')}"
+        value = getattr(default, item.name, None)
+        inner = type(value) if dataclasses.is_dataclass(value) else inner
         if dataclasses.is_dataclass(inner):
-            found += _flags(inner, prefix if metadata else f"{name}.")  # type: ignore[arg-type]
+            found += _flags(inner, value, prefix if metadata else f"{name}.")  # type: ignore[arg-type]
         elif tyro.conf.Positional not in metadata:
             found.append(f"--{name}")
             if inner is bool:
@@ -42,7 +44,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
     Raises:
         UserError: an unknown flag, with the nearest one, or a value that does not fit.
     """
-    known = _flags(kind)
+    known = _flags(kind, default)
     for argument in arguments:
         flag = argument.split("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in (*known, "--help"):
@@ -53,6 +55,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
     try:
         with contextlib.redirect_stderr(complaint):
             kwargs: dict[str, Any] = {} if default is None else {"default": default}
+            kwargs["config"] = (tyro.conf.AvoidSubcommands,)  # of either network, the default's fields are flags
             return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", **kwargs)
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -22,7 +22,7 @@ from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError
 from ditlab.latents import load_pretrained
 from ditlab.latents.record import load_weights
-from ditlab.models import SIZES, DiT, DiTConfig, NetworkInput
+from ditlab.models import SIZES, DiT, DiTConfig, Network, NetworkInput
 from ditlab.models.blocks import BlockConfig
 from ditlab.sample import Model, SampleConfig
 
@@ -130,12 +130,14 @@ def read(path: str | Path, heads: int = 0) -> DiT:
     return network.eval()
 
 
-def state_dict(network: DiT) -> dict[str, Tensor]:
+def state_dict(network: Network) -> dict[str, Tensor]:
     """A DiT's weights in the public layout, which does not say how many heads there are.
 
     Raises:
         UserError: the public layout has no place for this network.
     """
+    if not isinstance(network, DiT):
+        raise UserError("the public DiT layout holds diffusion transformers; this network is a U-Net")
     config, shape = network.config, network.input
     if config.block != "adaln-zero" or shape.height != shape.width or not shape.null_class:
         raise UserError(

@@ -46,7 +46,7 @@ class DiTConfig(BlockConfig):
         Raises:
             UserError: no such size, or a patch that is no positive number.
         """
-        match = re.fullmatch(r"(?:DiT-)?([A-Za-z]+)/(\d+)", name)
+        match = re.fullmatch(r"(?:DiT-)?([A-Z]+)/(\d+)", name, re.IGNORECASE)
         if not match or match[1].upper() not in SIZES or int(match[2]) < 1:
             raise UserError(f"unknown model {name!r}; {nearest(name, NAMES)}")
         depth, width, heads = SIZES[match[1].upper()]

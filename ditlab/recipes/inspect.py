@@ -12,7 +12,7 @@ from rich.table import Table
 from ditlab.data import open_data
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError
-from ditlab.models import Cost, DiTConfig, NetworkInput, cost
+from ditlab.models import UNETS, Cost, DiTConfig, NetworkInput, UNetConfig, cost
 from ditlab.recipes.find import find_recipe
 from ditlab.sample import Model
 from ditlab.train import TrainConfig
@@ -26,6 +26,13 @@ PAPER = {
 }  # fmt: skip
 PAPER_BLOCKS = {"in-context": (119.37, 449), "cross-attention": (137.62, 598), "adaln": (118.56, 600)}
 PAPER_512 = (524.60, 675)
+# The U-Nets it is compared with: its "Gflops" (appendix), and millions of parameters that their own papers give.
+PAPER_UNETS = {"ADM-128": (307, 422), "ADM-256": (1120, 554), "ADM-512": (1983, 559), "LDM-4": (103.6, 400)}
+# Their image, how many times smaller the latent is, its channels, and whether they learn the variance.
+UNET_INPUTS = {
+    "unet": (32, 1, 3, False), "ADM-128": (128, 1, 3, True), "ADM-256": (256, 1, 3, True), "ADM-512": (512, 1, 3, True),
+    "LDM-4": (256, 4, 3, False),
+}  # fmt: skip
 
 SHARINGS = {"one": "one GPU", "ddp": "DDP", "fsdp": "FSDP2"}
 MEMORY = {
@@ -49,13 +56,32 @@ def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
     return PAPER_512 if (short, image) == ("XL/2", 512) else None
 
 
+def _check_image(image: int, factor: int) -> None:
+    if image < factor or image % factor:
+        below = max(image // factor * factor, factor)
+        raise UserError(
+            f"image {image} is not divisible by the VAE's factor {factor}; nearest sizes: {below} or {below + factor}"
+        )
+
+
+def _unet_subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
+    if block != "adaln-zero":
+        raise UserError(f"{name} is a U-Net, which has no --block {block}; that is for DiTs")
+    own, factor, channels, learned_variance = UNET_INPUTS[name]
+    image = image or own
+    _check_image(image, factor)
+    shape = NetworkInput(channels, image // factor, image // factor, classes=1000, learned_variance=learned_variance)
+    subject = Subject(UNetConfig.named(name), shape, DiffusionConfig(learned_variance=learned_variance))
+    return subject, PAPER_UNETS.get(name) if image == own else None
+
+
 def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
+    unet = next((known for known in UNETS if known.lower() == name.lower()), None)
+    if unet and not Path(name).exists():
+        return _unet_subject(unet, image, block)
     if "/" in name and not Path(name).exists():
-        if image < 8 or image % 8:
-            below = max(image // 8 * 8, 8)
-            raise UserError(
-                f"image {image} is not divisible by the VAE's factor 8; nearest sizes: {below} or {below + 8}"
-            )
+        image = image or 256
+        _check_image(image, 8)
         shape = NetworkInput(4, image // 8, image // 8, classes=1000, learned_variance=True)
         return Subject(DiTConfig.named(name, block=block), shape, DiffusionConfig()), paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):
@@ -93,7 +119,7 @@ def inspect_model(
 
     Args:
         model: a model of the paper, a recipe, or a run folder.
-        image: side of the image in pixels, for models of the paper.
+        image: side of the image in pixels, for models of the paper; 0 is their own.
         block: design, for models of the paper.
         batch: images a training step.
         gpus: how many share it.
@@ -150,7 +176,8 @@ def inspect_model(
 
 
 def _parts(name: str, counted: Cost, paper: tuple[float, int] | None) -> Table:
-    table = Table(title=f"{name}: {counted.tokens:,} tokens", title_justify="left")
+    tokens = f": {counted.tokens:,} tokens" if counted.tokens else ""
+    table = Table(title=f"{name}{tokens}", title_justify="left")
     table.add_column("part")
     table.add_column("parameters", justify="right")
     table.add_column("GMACs", justify="right")

@@ -14,7 +14,8 @@ from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError, nearest
 from ditlab.latents import AutoencoderConfig, Remote, is_url
-from ditlab.models import DiTConfig
+from ditlab.models import DiTConfig, NetworkConfig
+from ditlab.models.network import kind, of_record, to_record
 from ditlab.sample import SampleConfig
 from ditlab.train import TrainConfig
 from ditlab.train.checkpoint import existing
@@ -51,7 +52,7 @@ class Recipe:
     """How the autoencoder is trained (kl)."""
     latents: str = ""
     """Folder of the encoded cache, or its URL (s3://...) with RUN-latents as the local copy; empty: RUN-latents."""
-    model: DiTConfig = field(default_factory=DiTConfig)
+    model: NetworkConfig = field(default_factory=DiTConfig)
     """The network."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The diffusion process."""
@@ -77,7 +78,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """As JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({**dataclasses.asdict(self), "model": to_record(self.model)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str = "recipe") -> Recipe:
@@ -104,6 +105,8 @@ def _build(kind: type, value: object, where: str) -> typing.Any:
             raise UserError(f"{where} has an unknown field {name!r}; {nearest(str(name), sorted(names))}")
     arguments = {}
     for name, item in value.items():
+        if types[name] == NetworkConfig:  # either network; the record says which
+            types[name], item = of_record(item, f"{where}: {name}") if isinstance(item, dict) else (DiTConfig, item)
         if dataclasses.is_dataclass(types[name]):
             arguments[name] = _build(types[name], item, f"{where}: {name}")  # type: ignore[arg-type]
         else:
@@ -175,12 +178,16 @@ def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -
             f"{folder} was trained on {trained:,} images, more than {recipe.train.images:,}; choose another --out"
         )
     if path.exists():
-        stood = dict(flatten(read_recipe(path)))
+        other = read_recipe(path)
+        stood = {"model": kind(other.model), **dict(flatten(other))}
         free = ("name", "sample_images", "latents", *(f"train.{field}" for field in FREE))
         differences = [
             f"{name} {stood[name]} there, {value} here"
-            for name, value in flatten(recipe)
-            if stood[name] != value and name.startswith(parts) and name not in free and not name.startswith("sample.")
+            for name, value in (("model", kind(recipe.model)), *flatten(recipe))
+            if stood.get(name, value) != value  # what only the other kind of network has is told by its kind
+            and name.startswith(parts)
+            and name not in free
+            and not name.startswith("sample.")
         ]
         if differences:
             raise UserError(

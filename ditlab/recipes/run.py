@@ -10,7 +10,8 @@ from ditlab.data import Dataset, Images
 from ditlab.diffusion import build_loss, samplers
 from ditlab.errors import UserError
 from ditlab.latents import Autoencoder, LatentCache, new_kl
-from ditlab.models import DiT, NetworkInput, cost
+from ditlab.models import NetworkInput, build, cost
+from ditlab.models.network import describe, divisor, kind
 from ditlab.recipes.prepare import (
     Place,
     cache_folder,
@@ -27,14 +28,15 @@ from ditlab.train import DiffusionObjective, train, write_report
 
 
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
-    unit = factor * max(recipe.model.patch, 1)  # a patch below 1 is refused by the network itself
+    least, why = divisor(recipe.model)
+    unit = factor * least
     for side in (height, width):
         if side % unit:
             below = side // unit * unit
             sizes = f"{below} or {below + unit}" if below else str(unit)
             raise UserError(
-                f"images of {height}x{width} are not divisible by {unit} (autoencoder factor {factor} x patch "
-                f"{recipe.model.patch}); nearest sizes for {side}: {sizes} (--data.size)"
+                f"images of {height}x{width} are not divisible by {unit} (autoencoder factor {factor} x {why}); "
+                f"nearest sizes for {side}: {sizes} (--data.size)"
             )
 
 
@@ -83,7 +85,7 @@ def build_model(
         learned_variance=recipe.diffusion.learned_variance,
         null_class=classes == 0 or recipe.diffusion.label_dropout > 0,
     )
-    network = DiT(recipe.model, shape).initialise(torch.Generator().manual_seed(recipe.seed))
+    network = build(recipe.model, shape).initialise(torch.Generator().manual_seed(recipe.seed))
     model = Model(network, recipe.diffusion, autoencoder, pixels, names, recipe.sample, {"recipe": recipe.name})
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
@@ -128,8 +130,9 @@ def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
         data = encode_dataset(recipe, place, dataset, autoencoder)
     place.processes.agree(lambda: save_recipe(recipe, place.out))
     count = cost(recipe.model, model.network.input)
+    tokens = f"{count.tokens} tokens, " if count.tokens else ""
     place.say(
-        f"DiT: {count.total_parameters:,} parameters, {count.tokens} tokens, {count.gmacs:.4g} GMACs a sample; "
+        f"{kind(recipe.model)}: {count.total_parameters:,} parameters, {tokens}{count.gmacs:.4g} GMACs a sample; "
         f"batch {recipe.train.batch}, {recipe.train.precision_on(place.device)}, {place.device}"
     )
     loss = build_loss(recipe.diffusion)
@@ -149,7 +152,7 @@ def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
     facts = {
         "data": dataset.describe() + (f", {len(data.left_out):,} left out" if data.left_out else ""),
         "autoencoder": f"{recipe.autoencoder.kind}, factor {autoencoder.factor}",
-        "network": f"depth {recipe.model.depth}, width {recipe.model.width}, patch {recipe.model.patch}, {recipe.model.block}",
+        "network": describe(recipe.model),
         "parameters": f"{count.total_parameters:,}",
         "GMACs a sample": f"{count.gmacs:.4g}",
         "diffusion": f"{recipe.diffusion.schedule}, {recipe.diffusion.target}, times {recipe.diffusion.times}",

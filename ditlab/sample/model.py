@@ -17,7 +17,8 @@ from ditlab.diffusion import SCHEDULES, Denoiser, DiffusionConfig, GuidanceConfi
 from ditlab.errors import UserError, nearest
 from ditlab.latents import Autoencoder
 from ditlab.latents.record import load_weights, restore
-from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.models import Network, NetworkInput, build
+from ditlab.models.network import from_record, to_record
 from ditlab.sample.shipped import SHIPPED, locate
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
@@ -43,7 +44,7 @@ class SampleConfig:
 
 
 class Model:
-    """A trained diffusion transformer, ready to make images.
+    """A trained diffusion network, ready to make images.
 
     Attributes:
         denoiser: network, schedule and target.
@@ -56,7 +57,7 @@ class Model:
 
     def __init__(
         self,
-        network: DiT,
+        network: Network,
         diffusion: DiffusionConfig,
         autoencoder: Autoencoder,
         pixels: tuple[int, int, int],
@@ -192,7 +193,7 @@ class Model:
         data = safetensors.torch.save({name: tensor.half() if half else tensor for name, tensor in tensors.items()})
         record = {
             "format": FORMAT,
-            "network": {"config": asdict(self.network.config), "input": asdict(self.network.input)},
+            "network": {"config": to_record(self.network.config), "input": asdict(self.network.input)},
             "diffusion": asdict(self.diffusion),
             "autoencoder": self.autoencoder.record(),
             "pixels": self.pixels,
@@ -230,7 +231,7 @@ class Model:
                 raise UserError(
                     f"{folder / RECORD} has format {record['format']}; this version of ditlab reads format {FORMAT}"
                 )
-            network = DiT(DiTConfig(**record["network"]["config"]), NetworkInput(**record["network"]["input"]))
+            network = build(from_record(record["network"]["config"]), NetworkInput(**record["network"]["input"]))
             diffusion = DiffusionConfig(**record["diffusion"])
             diffusion.check()
             guidance = GuidanceConfig(**record["sample"].pop("guidance"))

@@ -1,4 +1,4 @@
-"""What a GPU holds while a DiT trains, counted on the real network and loss, for which no GPU and no memory is needed.
+"""What a GPU holds while a network trains, counted on the real network and loss, for which no GPU and no memory is needed.
 
 All of it is computed. What the allocator and CUDA itself take, and what a kernel takes while it runs, is not in it.
 """
@@ -6,6 +6,7 @@ All of it is computed. What the allocator and CUDA itself take, and what a kerne
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
+from ditlab.models import Condition, DiTConfig, Network, NetworkConfig, NetworkInput
+from ditlab.models.network import numbers, on_meta
 from ditlab.train.config import TrainConfig
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
@@ -36,9 +38,9 @@ class OnGPU(TorchFunctionMode):
         copies: bfloat16 copies of weights that autocast made, by the identity of the weight.
     """
 
-    # Of the lists of torch's ATen/autocast_mode.h, the functions that a DiT calls. Layer norm is listed as float32, which
-    # the tokens that enter one are.
-    lower = (F.linear, F.scaled_dot_product_attention)
+    # Of the lists of torch's ATen/autocast_mode.h, the functions that networks call.
+    lower = (F.linear, F.conv2d, F.scaled_dot_product_attention)
+    higher = (F.layer_norm, F.rms_norm, F.group_norm, F.interpolate)
     widest = (torch.addcmul,)
 
     def __init__(self, bf16: bool):
@@ -49,7 +51,7 @@ class OnGPU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Cast as autocast does, then call."""
         kwargs = kwargs or {}
-        if self.bf16 and func in (*self.lower, *self.widest):
+        if self.bf16 and func in (*self.lower, *self.higher, *self.widest):
             args, kwargs = self._cast(func, (args, kwargs))
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
@@ -60,7 +62,7 @@ class OnGPU(TorchFunctionMode):
     def _cast(self, func: Any, arguments: Any) -> Any:
         found: set[torch.dtype] = set()
         tree_map_only(Tensor, lambda tensor: found.add(tensor.dtype), arguments)
-        lower = func in self.lower or torch.float32 not in found
+        lower = func in self.lower or (func in self.widest and torch.float32 not in found)
         dtype = torch.bfloat16 if lower else torch.float32
 
         def cast(tensor: Tensor) -> Tensor:
@@ -85,18 +87,17 @@ class Subject:
         diffusion: decides the loss.
     """
 
-    config: DiTConfig
+    config: NetworkConfig
     shape: NetworkInput
     diffusion: DiffusionConfig
 
-    def network(self) -> DiT:
+    def network(self) -> Network:
         """The network without memory.
 
         Raises:
             UserError: the configuration is not a valid one.
         """
-        with torch.device("meta"):
-            return DiT(self.config, self.shape)
+        return on_meta(self.config, self.shape)
 
 
 def kept_bytes(subject: Subject, images: int, bf16: bool, recompute: bool = False) -> tuple[int, int]:
@@ -107,22 +108,23 @@ def kept_bytes(subject: Subject, images: int, bf16: bool, recompute: bool = Fals
     Returns:
         Activations of ``images`` images, and the bfloat16 copies of weights, which serve all of them.
     """
-    one, two = (_kept(_of_depth(subject, depth), images, bf16, recompute) for depth in (1, 2))
+    if not isinstance(subject.config, DiTConfig):
+        activations, copies, _ = _kept(subject, images, bf16, recompute)
+        return activations + (_kept(subject, images, bf16, False)[2] if recompute else 0), copies
+    shallow = [replace(subject, config=replace(subject.config, depth=depth)) for depth in (1, 2)]
+    one, two = (_kept(each, images, bf16, recompute) for each in shallow)
     # The blocks are all alike: what the second adds, each of the others adds.
     activations, copies = (
-        first + (subject.config.depth - 1) * (both - first) for first, both in zip(one, two, strict=True)
+        first + (subject.config.depth - 1) * (both - first) for first, both in zip(one[:2], two[:2], strict=True)
     )
     if recompute:
-        alone, beside = (_kept(_of_depth(subject, depth), images, bf16, False)[0] for depth in (1, 2))
+        alone, beside = (_kept(each, images, bf16, False)[0] for each in shallow)
         activations += beside - alone
     return activations, copies
 
 
-def _of_depth(subject: Subject, depth: int) -> Subject:
-    return replace(subject, config=replace(subject.config, depth=depth))
-
-
-def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[int, int]:
+def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[int, int, int]:
+    """Bytes of activations, of copies of weights, and of the activations of the block that keeps most."""
     network, loss = subject.network(), build_loss(subject.diffusion)
     network.recompute = recompute
     latent = (subject.shape.channels, subject.shape.height, subject.shape.width)
@@ -130,19 +132,27 @@ def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[i
     draws = {name: value.to("meta").expand(images, *value.shape[1:]).clone() for name, value in drawn.items()}
     x0, labels = torch.empty(images, *latent, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+    owners: dict[int, nn.Module | None] = {}  # the block that a storage was first kept in
+    running: list[nn.Module] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage._cdata] = storage
+        owners.setdefault(storage._cdata, running[-1] if running else None)
         return tensor
 
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda module, _: running.append(module))
+        block.register_forward_hook(lambda *_: running.clear())
     gpu = OnGPU(bf16)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), gpu:
         loss.to("meta")(network, x0, Condition(labels), draws)
     copies = list(gpu.copies.values())
     for tensor in (*network.parameters(), *network.buffers(), *loss.buffers(), *copies):
         storages.pop(tensor.untyped_storage()._cdata, None)
-    return sum(storage.nbytes() for storage in storages.values()), sum(_bytes(copy) for copy in copies)
+    kept = {key: storage.nbytes() for key, storage in storages.items()}
+    shares = [sum(count for key, count in kept.items() if owners[key] is block) for block in network.blocks]
+    return sum(kept.values()), sum(_bytes(copy) for copy in copies), max(shares)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -165,7 +175,7 @@ class Sharing:
 def checkpoint_bytes(network: nn.Module) -> int:
     """Bytes of a checkpoint: weight, average and two moments of every parameter, and AdamW's count of steps of each tensor."""
     count = len(list(network.parameters()))
-    return FLOAT32 * (4 * _numbers(network) + count) + 5 * FORMAT * count
+    return FLOAT32 * (4 * numbers(network) + count) + 5 * FORMAT * count
 
 
 def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str, Sharing]:
@@ -184,30 +194,27 @@ def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str
     part = min(train.part or share, share)
     network = subject.network()
     activations, copies = kept_bytes(subject, part, bf16, train.recompute)
-    whole = _numbers(network)
-    block = _numbers(network.blocks[0])
-    root = whole - len(network.blocks) * block
+    whole = numbers(network)
+    blocks = [numbers(block) for block in network.blocks]
+    root, two = whole - sum(blocks), max(map(sum, pairwise(blocks)), default=2 * blocks[0])
     others = (gpus - 1) / gpus
 
-    def held(numbers: int) -> dict[str, int]:
+    def held(count: int) -> dict[str, int]:
         names = {"weights": 1, "gradients": 1, "moments": 2, "average": 1}
-        return {name: times * FLOAT32 * numbers for name, times in names.items()}
+        return {name: times * FLOAT32 * count for name, times in names.items()}
 
     copied = {"weights_bf16": copies, "activations": activations}
     copy = Sharing(held(whole) | copied, round(2 * others * FLOAT32 * whole))
     if gpus == 1:
         return {"one": copy}
-    # A GPU has whole, at a time, the root (all that is in no block), a block, and the one fetched ahead or sent off.
+    # A GPU has whole, at a time, the root (all that is in no block), a block, and the one fetched ahead or sent off. Of a
+    # U-Net's blocks, which differ, the two largest in a row.
     computed = BFLOAT16 if bf16 else FLOAT32
     parts = ceil(share / part)
-    gathered = (root + 2 * block) * computed
-    unsharded = FLOAT32 * (root + 2 * block)  # gradients, until they are exchanged: in every part
+    gathered = (root + two) * computed
+    unsharded = FLOAT32 * (root + two)  # gradients, until they are exchanged: in every part
     shards = sum(ceil(parameter.shape[0] / gpus) * parameter[0].numel() for parameter in network.parameters())
     fetched = computed * (2 * whole - root)  # blocks are fetched for the way forward and the way back
     traffic = round(others * parts * (fetched + FLOAT32 * whole))
     memory = held(shards) | {"gathered": gathered + unsharded, "activations": activations}
     return {"ddp": copy, "fsdp": Sharing(memory, traffic)}
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

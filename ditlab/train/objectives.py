@@ -15,7 +15,7 @@ from ditlab.diffusion import Loss
 from ditlab.errors import UserError
 from ditlab.latents import Autoencoder, ChannelStatistics, DiffusersAutoencoder, LatentCache, record, to_unit
 from ditlab.latents.plane import plane_figure
-from ditlab.models import Condition, DiT, cost
+from ditlab.models import Condition, Network, cost
 from ditlab.processes import Processes
 from ditlab.sample import Model, gather, generate, grid, write_png
 
@@ -74,14 +74,14 @@ class Objective(ABC):
         Raises:
             UserError: there is no way to.
         """
-        raise UserError("--train.recompute is for diffusion transformers only")
+        raise UserError("--train.recompute is for diffusion networks only")
 
 
 class DiffusionObjective(Objective):
-    """Train a DiT to denoise latents.
+    """Train a DiT or a U-Net to denoise latents.
 
     Args:
-        network: the DiT.
+        network: either.
         loss: with its schedule.
         autoencoder: gives the latents; it is not trained.
         data: pixels, for the identity autoencoder, or a cache of moments.
@@ -95,7 +95,7 @@ class DiffusionObjective(Objective):
 
     def __init__(
         self,
-        network: DiT,
+        network: Network,
         loss: Loss,
         autoencoder: Autoencoder,
         data: Images | LatentCache,
@@ -135,7 +135,7 @@ class DiffusionObjective(Objective):
         return self.loss(self.module, x0, Condition(batch["labels"]), draws)
 
     def _averaged(self, average: nn.Module) -> Model:
-        assert isinstance(average, DiT)
+        assert isinstance(average, Network)
         model = self.model
         return Model(average, model.diffusion, self.autoencoder, model.pixels, model.names, model.defaults, model.facts)
 
@@ -160,8 +160,8 @@ class DiffusionObjective(Objective):
         return {}
 
     def parts(self, module: nn.Module) -> list[nn.Module]:
-        """The blocks: one compiled graph serves them all."""
-        assert isinstance(module, DiT)
+        """The blocks: one compiled graph serves all of a DiT's, and alike ones of a U-Net."""
+        assert isinstance(module, Network)
         return list(module.blocks)
 
     def recompute(self) -> None:

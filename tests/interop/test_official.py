@@ -22,7 +22,7 @@ import ditlab
 from ditlab.cli import main
 from ditlab.errors import UserError
 from ditlab.interop import official
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
+from ditlab.models import Condition, DiT, DiTConfig, Network, NetworkInput, UNet, UNetConfig
 
 SHAPE = NetworkInput(4, 8, 8, classes=10, learned_variance=True)
 
@@ -37,7 +37,7 @@ def network(width: int = 64, depth: int = 2, shape: NetworkInput = SHAPE, patch:
     return built.eval()
 
 
-def output(model: DiT) -> Tensor:
+def output(model: Network) -> Tensor:
     shape, generator = model.input, torch.Generator().manual_seed(1)
     x = torch.randn(3, shape.channels, shape.height, shape.width, generator=generator)
     with torch.no_grad():
@@ -162,6 +162,12 @@ def test_other_heads_have_to_be_told(tmp_path: Path) -> None:
 def test_networks_the_layout_has_no_place_for_are_refused(built: DiT, word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         official.state_dict(built)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_unet_is_refused_since_the_layout_holds_dits() -> None:
+    with pytest.raises(UserError, match="this network is a U-Net") as caught:
+        official.state_dict(UNet(UNetConfig(width=8), SHAPE))
     assert "\n" not in str(caught.value)
 
 
@@ -345,7 +351,7 @@ def test_a_model_that_is_there_is_kept_unless_forced(checkpoint: Path, vae: Path
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     torch.save(official.state_dict(network(depth=1)), checkpoint)
     official.import_checkpoint(checkpoint, out, str(vae), force=True)
-    assert ditlab.load(out).network.config.depth == 1
+    assert len(ditlab.load(out).network.blocks) == 1
 
 
 def test_a_vae_of_other_channels_or_none_leaves_nothing_behind(checkpoint: Path, vae: Path, tmp_path: Path) -> None:

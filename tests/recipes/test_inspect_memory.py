@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ditlab.cli import COMMANDS
 from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
+from ditlab.models import Condition, DiTConfig, Network, NetworkInput, UNetConfig, build
 from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
 from ditlab.processes import Processes
 from ditlab.recipes import find_recipe
@@ -39,6 +39,11 @@ FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_var
 def subject(block: str = "adaln-zero", side: int = 24, diffusion: DiffusionConfig = PAPER, depth: int = 3) -> Subject:
     config = DiTConfig(depth=depth, width=48, heads=3, patch=1, block=block)  # type: ignore[arg-type]
     return Subject(config, NetworkInput(4, side, side, 10, diffusion.learned_variance), diffusion)
+
+
+def unet(design: str, diffusion: DiffusionConfig = PAPER) -> Subject:
+    config = UNetConfig(width=16, multipliers=(1.0, 2.0, 3.0), head_width=8, design=design)  # type: ignore[arg-type]
+    return Subject(config, NetworkInput(4, 8, 12, 10, diffusion.learned_variance), diffusion)
 
 
 class Kept:
@@ -59,7 +64,7 @@ class Kept:
 
 
 def really_kept(of: Subject, images: int, bf16: bool, recompute: bool = False) -> int:
-    network = DiT(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
+    network = build(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
     network.recompute = recompute
     loss = build_loss(of.diffusion)
     latent = (of.shape.channels, of.shape.height, of.shape.width)
@@ -82,13 +87,22 @@ def test_what_is_kept_in_float32_is_what_a_cpu_really_keeps(block: str, diffusio
         assert copies == 0
 
 
+@pytest.mark.parametrize("design", ["adm", "ldm"])
+def test_what_a_unet_keeps_in_float32_is_what_a_cpu_really_keeps(design: str):
+    for images in (1, 4):
+        counted, copies = kept_bytes(unet(design), images, bf16=False)
+        # Attention is over few pixels, whose logarithms a GPU keeps in multiples of 32.
+        assert counted == pytest.approx(really_kept(unet(design), images, bf16=False), rel=1e-2)
+        assert copies == 0
+
+
 @pytest.mark.parametrize("block", ["adaln-zero", "adaln", "in-context"])
 def test_what_is_kept_in_bfloat16_is_what_a_cpu_really_keeps_but_for_the_gated_sums(block: str):
     # 576 tokens: beyond 512 a CPU too runs the fused attention. Its autocast leaves a gated sum's input in bfloat16, where a
     # GPU's keeps a float32 copy: two more bytes for each of two sums a block. (Cross-attention, to two tokens, is written out.)
     of = subject(block)
     counted, copies = kept_bytes(of, 2, bf16=True)
-    wider = 2 * 2 * of.config.depth * 2 * 576 * 48 if block == "adaln-zero" else 0
+    wider = 2 * 2 * 3 * 2 * 576 * 48 if block == "adaln-zero" else 0
     assert counted + copies - wider == pytest.approx(really_kept(of, 2, bf16=True), rel=5e-3)
 
 
@@ -106,7 +120,7 @@ def test_a_block_in_bfloat16_keeps_what_paper_and_pencil_say():
 
 def test_copies_in_bfloat16_are_of_every_linear_and_of_nothing_else():
     of = subject("cross-attention")
-    linears = [module for module in DiT(of.config, of.shape).modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in build(of.config, of.shape).modules() if isinstance(module, nn.Linear)]
     numbers = sum(parameter.numel() for linear in linears for parameter in linear.parameters())
     assert kept_bytes(of, 1, bf16=True)[1] == 2 * numbers == kept_bytes(of, 5, bf16=True)[1]
 
@@ -150,6 +164,46 @@ def test_every_function_is_called_with_the_types_that_a_gpus_autocast_gives_it(b
                 assert len(types) == 1, name
 
 
+@pytest.mark.parametrize("design", ["adm", "ldm"])
+def test_every_function_of_a_unet_is_called_with_the_types_that_a_gpus_autocast_gives_it(design: str):
+    calls = Calls()
+    with calls:
+        kept_bytes(unet(design), 2, bf16=True)
+    named = {"interpolate": "upsample_nearest2d"}  # what autocast knows this one as
+    types = {named.get(name, name): found for name, found in calls.types.items()}
+    lower, higher, widest = listed("LOWER_PRECISION_FP"), listed("FP32"), listed("PROMOTE")
+    assert {"linear", "conv2d", "group_norm", "upsample_nearest2d"} <= set(types) & (lower | higher | widest)
+    for name, called in types.items():
+        for found in called:
+            if name in lower:
+                assert found == {torch.bfloat16}, name
+            elif name in higher:
+                assert found <= {torch.float32}, name
+            elif name in widest:
+                assert len(found) == 1, name
+
+
+@pytest.mark.parametrize("design", ["adm", "ldm"])
+def test_a_unet_that_computes_again_keeps_what_enters_its_blocks_and_the_largest_block(design: str):
+    of = unet(design, FLOW)
+    entered: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
+    network = build(of.config, of.shape)
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: entered.append((module, inputs)))
+    latent = (of.shape.channels, of.shape.height, of.shape.width)
+    network(torch.randn(4, *latent), torch.zeros(4), Condition(torch.arange(4)))
+    largest = 0
+    for block, inputs in list(entered):
+        own = Kept(block)
+        own.own |= {tensor.data_ptr() for tensor in inputs if tensor is not None}
+        with torch.autograd.graph.saved_tensors_hooks(own.keep, lambda tensor: tensor):
+            block(*inputs)
+        largest = max(largest, own.bytes)
+    counted, _ = kept_bytes(of, 4, bf16=False, recompute=True)
+    assert counted == pytest.approx(really_kept(of, 4, bf16=False, recompute=True) + largest, rel=2e-2)
+    assert counted < 0.6 * kept_bytes(of, 4, bf16=False)[0]
+
+
 def test_recompute_keeps_what_enters_the_blocks_and_one_block():
     of = subject(side=8)
     counted, _ = kept_bytes(of, 4, bf16=False, recompute=True)
@@ -185,7 +239,7 @@ def test_a_compiled_block_keeps_less():
 class Blocks(DiffusionObjective):
     """An objective that only knows what to shard."""
 
-    def __init__(self, network: DiT):
+    def __init__(self, network: Network):
         self.module = network
 
 
@@ -199,7 +253,7 @@ def eight() -> Iterator[Processes]:
 
 def test_shards_are_those_that_are_really_made(eight: Processes):
     of, train = subject(side=8), TrainConfig(batch=16, parallel="fsdp")
-    network = DiT(of.config, of.shape)
+    network = build(of.config, of.shape)
     shard(network, Blocks(network), train, eight, torch.device("cpu"))
     local = [parameter.to_local().numel() for parameter in network.parameters() if isinstance(parameter, DTensor)]
     memory = training_memory(of, train, 8)["fsdp"].memory
@@ -211,7 +265,7 @@ def test_shards_are_those_that_are_really_made(eight: Processes):
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # nothing is done to it in place
 def test_the_root_and_no_more_than_two_blocks_are_gathered_at_a_time(eight: Processes):
     of, train = subject(side=8, depth=4), TrainConfig(batch=16, parallel="fsdp", precision="bf16")
-    network = DiT(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
+    network = build(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
     shard(network, Blocks(network), train, eight, torch.device("cpu"))
     units: dict[str, Any] = {
         name: module._get_fsdp_state()._fsdp_param_group
@@ -246,9 +300,28 @@ def test_the_root_and_no_more_than_two_blocks_are_gathered_at_a_time(eight: Proc
     assert in_parts["gathered"] == (2 + 4) * several
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # nothing is done to it in place
+@pytest.mark.parametrize("design", ["adm", "ldm"])
+def test_a_unet_is_sharded_block_by_block_and_gathered_by_two(design: str, eight: Processes):
+    of, train = unet(design), TrainConfig(batch=16, parallel="fsdp", precision="bf16")
+    network = build(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in network.blocks]
+    root = sum(parameter.numel() for parameter in network.parameters()) - sum(sizes)
+    shard(network, Blocks(network), train, eight, torch.device("cpu"))
+    assert sum(isinstance(module, FSDPModule) for module in network.modules()) == len(sizes) + 1
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(torch.randn(2, 4, 8, 12), torch.zeros(2), Condition(torch.arange(2)))
+    out.sum().backward()
+    local = [parameter.to_local().numel() for parameter in network.parameters() if isinstance(parameter, DTensor)]
+    memory = training_memory(of, train, 8)["fsdp"].memory
+    assert memory["weights"] == 4 * sum(local)
+    two = max(sizes[k] + sizes[k + 1] for k in range(len(sizes) - 1))
+    assert memory["gathered"] == (2 + 4) * (root + two)
+
+
 def test_state_of_one_gpu_and_of_a_copy_each_is_twenty_bytes_a_parameter():
     of = subject(side=8)
-    numbers = sum(parameter.numel() for parameter in DiT(of.config, of.shape).parameters())
+    numbers = sum(parameter.numel() for parameter in build(of.config, of.shape).parameters())
     one = training_memory(of, TrainConfig(batch=8), 1)
     two = training_memory(of, TrainConfig(batch=8), 2)
     assert list(one) == ["one"]

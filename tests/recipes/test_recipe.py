@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ditlab.errors import UserError
 from ditlab.flags import parse
+from ditlab.models import DiTConfig
 from ditlab.recipes import NAMES, Recipe, find_recipe, settle
 from ditlab.recipes.recipe import flatten, refuse_other, save_recipe
 
@@ -108,7 +109,8 @@ def test_a_recipe_json_that_is_no_text_is_refused(tmp_path: Path):
 def test_a_run_folder_and_its_recipe_json_are_the_recipe_of_the_run(digits_run: Path):
     recipe, out = find_recipe(str(digits_run))
     assert out == digits_run
-    assert (recipe.model.depth, recipe.train.images, recipe.sample.steps) == (2, 640, 2)
+    assert recipe.model == DiTConfig(depth=2, width=32, heads=2)
+    assert (recipe.train.images, recipe.sample.steps) == (640, 2)
     assert find_recipe(str(digits_run / "recipe.json")) == (recipe, out)
 
 
@@ -173,7 +175,7 @@ def test_a_folder_of_other_settings_is_refused_naming_them_and_left_untouched(tm
     recipe, _ = find_recipe("digits")
     save_recipe(recipe, tmp_path)
     before = tree(tmp_path)
-    other = dataclasses.replace(recipe, seed=1, model=dataclasses.replace(recipe.model, depth=9))
+    other = dataclasses.replace(recipe, seed=1, model=DiTConfig(depth=9, width=64, heads=4))
     with pytest.raises(UserError) as caught:
         refuse_other(other, tmp_path)
     assert "seed 0 there, 1 here; model.depth 4 there, 9 here" in str(caught.value)
@@ -206,7 +208,9 @@ TORCHRUN = {"--nproc-per-node", "--max-restarts"}
 
 def test_the_pages_name_only_flags_that_are_there():
     known = (
-        {f"--{name.replace('_', '-')}" for name, _ in flatten(Recipe())} | {"--out", "--help", "--profile"} | TORCHRUN
+        {f"--{name.replace('_', '-')}" for name, _ in flatten(Recipe())}
+        | {"--out", "--help", "--profile", "--model"}
+        | TORCHRUN
     )
     for page in ("recipes.md", "train.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]+", (DOCS / page).read_text()):

@@ -96,7 +96,7 @@ def test_an_autoencoder_has_nothing_to_compute_again(tmp_path: Path):
     images = open_data(DataConfig(source="digits", limit=32)).load()
     autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(4, 8)), 1, 0)
     made = AutoencoderObjective(autoencoder, images, images, 1e-3)
-    with pytest.raises(UserError, match="diffusion transformers only"):
+    with pytest.raises(UserError, match="diffusion networks only"):
         losses(tmp_path, made, recompute=True)
 
 
