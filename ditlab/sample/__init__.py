@@ -1,6 +1,6 @@
 """The model file, seeds to images, and pictures of them."""
 
-from ditlab.sample.generate import denoising, gather, generate, label_indices, to_images
+from ditlab.sample.generate import denoising, gather, generate, in_order, label_indices, to_images
 from ditlab.sample.model import Model, SampleConfig
 from ditlab.sample.pictures import check_ending, filmstrip, grid, write, write_png
 
@@ -13,6 +13,7 @@ __all__ = [
     "gather",
     "generate",
     "grid",
+    "in_order",
     "label_indices",
     "to_images",
     "write",

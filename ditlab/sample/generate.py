@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ditlab.errors import UserError
 from ditlab.models import Condition
 from ditlab.processes import ALONE, Processes
 from ditlab.sample.model import Model, SampleConfig
+
+T = TypeVar("T")
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -115,5 +118,9 @@ def gather(made: Iterator[np.ndarray], processes: Processes) -> np.ndarray:
     everyone = processes.gather(batches)
     if not processes.first:
         return np.empty(0, np.uint8)
-    rounds = zip_longest(*everyone)
-    return np.concatenate([images for turn in rounds for images in turn if images is not None])
+    return np.concatenate(in_order(everyone))
+
+
+def in_order(everyone: Sequence[Sequence[T]]) -> list[T]:
+    """What every process made of its every size-th batch, in the order of the batches."""
+    return [made for turn in zip_longest(*everyone) for made in turn if made is not None]

@@ -1,12 +1,18 @@
 import math
+import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import NearestNeighbors
 
 from ditlab.errors import UserError
-from ditlab.evaluate import precision_recall
-from ditlab.evaluate.neighbours import squared_distances
+from ditlab.evaluate import neighbours, precision_recall
+from ditlab.evaluate.neighbours import memorisation, nearest, squared_distances
 
 
 def looped(real: np.ndarray, made: np.ndarray, k: int) -> tuple[float, float]:
@@ -83,3 +89,129 @@ def test_too_few_samples_are_refused(real: int, made: int, words: str):
 def test_just_enough_samples_are_taken():
     points = np.arange(8.0).reshape(4, 2)
     assert precision_recall(points, points) == (1.0, 1.0)
+
+
+@pytest.fixture(params=[1, 7, 16, 40])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(neighbours, "TILE", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_tiles_of_any_size_give_the_papers_definition(tile: int, k: int):
+    random = np.random.default_rng(0)
+    real, made = random.normal(size=(40, 3)), random.normal(size=(55, 3)) * 0.8 + 0.3
+    assert precision_recall(real, made, k) == pytest.approx(looped(real, made, k))
+
+
+POINTS = st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=4, max_size=12)
+
+
+@given(POINTS, POINTS, st.integers(1, 3), st.floats(0.1, 10))
+def test_ties_and_copies_are_within(real: list[tuple], made: list[tuple], k: int, unit: float):
+    x, y = np.array(real, float), np.array(made, float)  # on a grid, where most distances occur many times
+    exact = looped(x, y, k)
+    assert precision_recall(x, y, k) == pytest.approx(exact)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 2)))[0] * unit
+    assert precision_recall(x @ turn + 5, y @ turn + 5, k) == pytest.approx(exact)
+
+
+def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(neighbours, "TILE", 256)
+    real, made = (np.random.default_rng(seed).normal(size=(3000, 4)).astype(np.float32) for seed in (0, 1))
+    tracemalloc.start()
+    try:
+        precision_recall(real, made)
+        nearest(made, real)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20  # all pairs would be 72 MB
+
+
+def test_nearest_neighbours_are_scikit_learns(tile: int):
+    random = np.random.default_rng(0)
+    queries, base = random.normal(size=(45, 6)).astype(np.float32), random.normal(size=(38, 6)).astype(np.float32)
+    index, distance = nearest(queries, base)
+    theirs = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(base.astype(np.float64))
+    their_distance, their_index = theirs.kneighbors(queries.astype(np.float64))
+    np.testing.assert_array_equal(index, their_index[:, 0])
+    np.testing.assert_allclose(distance, their_distance[:, 0], rtol=1e-9)
+
+
+def test_a_copy_is_found_at_no_distance_at_all(tile: int):
+    base = (np.random.default_rng(0).normal(size=(60, 9)) + 1000).astype(np.float32)
+    index, distance = nearest(base[::-1][:50], base)
+    np.testing.assert_array_equal(index, np.arange(60)[::-1][:50])
+    np.testing.assert_array_equal(distance, 0)
+
+
+def test_of_equals_the_first_is_nearest(tile: int):
+    index, distance = nearest(np.zeros((3, 2)), np.array([[3, 4], [0, 2], [2, 0], [0, 2]] * 20))
+    assert index.tolist() == [1, 1, 1]
+    assert distance.tolist() == [2, 2, 2]
+
+
+def test_no_query_has_no_neighbour():
+    index, distance = nearest(np.zeros((0, 2)), np.zeros((3, 2)))
+    assert index.shape == distance.shape == (0,)
+
+
+def to_train(points: np.ndarray, train: np.ndarray) -> list[float]:
+    return [min(math.dist(point, other) for other in train) for point in points]
+
+
+@pytest.mark.parametrize("spread", [0.8, 1.0, 1.5])
+def test_memorisation_is_its_definition(spread: float):
+    random = np.random.default_rng(1)
+    train, held_out, made = (random.normal(size=(n, 2)) for n in (80, 150, 120))
+    made[:7] = train[:7]
+    found = memorisation(made * spread, train, held_out)
+    own, beside = to_train(made * spread, train), to_train(held_out, train)
+    np.testing.assert_allclose(found.distance, own, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.held_out, beside, rtol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(made * spread - train[found.nearest], axis=1), own, atol=1e-12)
+    pairs = [1.0 if d < h else 0.5 if d == h else 0.0 for d in own for h in beside]
+    assert found.closer == pytest.approx(sum(pairs) / len(pairs))
+    assert found.closer == pytest.approx(scipy.stats.mannwhitneyu(beside, own).statistic / len(pairs))
+    first, second = sorted(beside)[:2]  # of 150, the closest 1% is one and a half
+    assert found.copies == pytest.approx(sum((d <= first) + 0.5 * (first < d <= second) for d in own) / len(own))
+
+
+def test_new_images_of_the_distribution_are_no_copies():
+    random = np.random.default_rng(2)
+    found = [memorisation(*(random.normal(size=(n, 3)) for n in (300, 200, 300))) for _ in range(30)]
+    assert np.mean([each.closer for each in found]) == pytest.approx(0.5, abs=0.02)
+    assert np.mean([each.copies for each in found]) == pytest.approx(0.01, abs=0.006)
+
+
+def test_copies_are_found():
+    random = np.random.default_rng(3)
+    train, held_out, fresh = (random.normal(size=(n, 4)).astype(np.float32) for n in (200, 200, 300))
+    everything = memorisation(train, train, held_out)
+    assert (everything.closer, everything.copies) == (1, 1)
+    some = memorisation(np.concatenate([train[:100], fresh]), train, held_out)
+    assert 0.25 <= some.copies < 0.3
+    assert some.closer > 0.58
+    assert some.nearest[:100].tolist() == list(range(100))
+    near = memorisation(train + np.float32(1e-3), train, held_out)
+    assert near.copies > 0.95
+
+
+def test_copies_that_the_data_hold_anyway_are_not_held_against_a_model():
+    random = np.random.default_rng(4)
+    train = random.normal(size=(100, 4))
+    held_out = np.concatenate([train[:20], random.normal(size=(180, 4))])  # a tenth, as of pictures taken twice
+    found = memorisation(held_out, train, held_out)
+    assert found.closer == pytest.approx(0.5)
+    assert found.copies == pytest.approx(0.01)
+    assert memorisation(train, train, held_out).copies == pytest.approx(0.1)
+    assert memorisation(train, train, held_out).closer == pytest.approx(0.95)
+
+
+def test_too_few_for_memorisation_are_refused(refuses: Callable[..., str]):
+    many, few, none = np.zeros((100, 2)), np.zeros((99, 2)), np.zeros((0, 2))
+    refuses(lambda: memorisation(many, many, few), "99 held-out", "100")
+    refuses(lambda: memorisation(none, many, many), "0 made")
+    refuses(lambda: memorisation(many, none, many), "0 training")
+    assert memorisation(many, many, many).closer == 0.5

