@@ -80,7 +80,8 @@ def _parts(network: Network) -> dict[str, list[str]]:
             for name, _ in block.named_children():
                 if not name.startswith("norm"):
                     blocks.setdefault(f"blocks: {name.replace('_', '-')}", []).append(f"blocks.{index}.{name}")
-        return {"patch embedding": ["patch_embedding"], **embeddings, **blocks, "final layer": ["final_layer"]}
+        shared = {"shared modulation": ["modulation"]} if network.modulation is not None else {}
+        return {"patch embedding": ["patch_embedding"], **embeddings, **shared, **blocks, "final layer": ["final_layer"]}
     for way in ("down", "middle", "up"):
         for index, block in enumerate(network.get_submodule(way).children()):
             for name, _ in block.named_children():

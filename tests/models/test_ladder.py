@@ -181,6 +181,10 @@ def test_adaln_lora_of_rank_2_has_the_parameters_walt_says() -> None:
     width, depth = 1152, 28
     assert full - low == (depth - 1) * 6 * width * width - 6 * width - depth * (2 * width + 2 * 6 * width)
     assert round(low / 1e6) == 460
+    parts = cost(replace(large, modulation_rank=2), shape).parameters
+    assert parts["shared modulation"] == 6 * width * (width + 1)
+    assert sum(parts.values()) == low
+    assert "blocks: norms" not in parts
 
 
 @pytest.mark.parametrize(
