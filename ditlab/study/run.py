@@ -29,12 +29,17 @@ POLL = 0.2  # seconds
 
 @dataclass
 class Worker:
-    """A process that does one run."""
+    """A process that does one run; it ends when its standard input does."""
 
     run: str
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     log: Path
     began: float
+
+    def close(self) -> None:
+        """End it, where it has not ended: what it has trained is in its checkpoints."""
+        self.process.kill()
+        self.process.communicate()
 
 
 def run_study(plan: Plan, out: Path, jobs: int, say: Say) -> list[Result]:
@@ -103,6 +108,7 @@ def _work(waiting: list[Cell], out: Path, jobs: int, say: Say) -> None:
         while queue or any(slots):
             for slot, worker in enumerate(slots):
                 if worker is not None and worker.process.poll() is not None:
+                    worker.close()
                     left -= work[worker.run]
                     if worker.process.returncode:
                         failed.append(worker.run)
@@ -113,8 +119,7 @@ def _work(waiting: list[Cell], out: Path, jobs: int, say: Say) -> None:
             time.sleep(POLL)
     finally:
         for worker in filter(None, slots):
-            worker.process.kill()  # what it has trained is in its checkpoints
-            worker.process.wait()
+            worker.close()
     if failed:
         raise UserError(
             f"{len(failed)} of {len(work)} runs failed: {', '.join(failed)}; their logs are in {out / 'runs'}; the same "
