@@ -12,14 +12,14 @@ from ditlab.data import Dataset, open_data
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate, rgb
 from ditlab.evaluate.measure import Number, enough_real, floor, measure
-from ditlab.evaluate.neighbours import memorisation, nearest
+from ditlab.evaluate.neighbours import PERCENT, memorisation, nearest
 from ditlab.evaluate.real import BATCH, Real, extract, real_features
 from ditlab.evaluate.statistics import Reference
 from ditlab.processes import ALONE, Processes
 from ditlab.sample import in_order
 
 LOOKED_AT = 1_000  # made images, and held-out ones, whose nearest training images are searched
-HELD_OUT = 100  # held-out images that are needed to speak of the closest 1% of them
+HELD_OUT = round(1 / PERCENT)  # held-out images that are needed to speak of the closest 1% of them
 SHOWN = 32  # made images drawn beside their nearest training images
 SIDE = 32  # pixels along a side, at most, where images are compared pixel by pixel
 
@@ -44,7 +44,7 @@ class Neighbours:
     Attributes:
         numbers: how many made images are closer to a training image than held-out images are, by name; none where no images
             were held out.
-        expected: what a model has that copies nothing, by the same names.
+        expected: what a model has that copies nothing, by the same names, and how far chance takes it from there.
         made: the first SHOWN made images, uint8 (n, H, W, C).
         in_features: the training image nearest to each of these in features, likewise.
         in_pixels: and in pixels.
@@ -153,7 +153,11 @@ class Evaluator:
                 found = memorisation(queries, base, others)
                 numbers[f"closer than held out, {space}"] = Number(found.closer)
                 numbers[f"copies, {space}"] = Number(found.copies)
-                expected |= {f"closer than held out, {space}": Number(0.5), f"copies, {space}": Number(0.01)}
+                few = 1 / len(queries) + 1 / len(
+                    others
+                )  # the variance of both shares where made and held out are alike
+                expected[f"closer than held out, {space}"] = Number(0.5, (few / 12) ** 0.5)  # Mann and Whitney 1947
+                expected[f"copies, {space}"] = Number(PERCENT, (PERCENT * (1 - PERCENT) * few) ** 0.5)
         return Neighbours(numbers, expected, drawn(made[:SHOWN]), closest["features"], closest["pixels"])
 
 

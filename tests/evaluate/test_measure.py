@@ -70,7 +70,7 @@ def test_every_number_is_what_a_direct_computation_gives(seen: Real, complete: F
 
 
 def test_the_spread_of_a_distance_is_that_of_other_samples(seen: Real, complete: FeatureNetwork, digits: np.ndarray):
-    """Of samples that are not the real distribution; near the floor the bootstrap says up to twice as much."""
+    """Of samples that are not the real distribution; near the floor the bootstrap says up to half as much again."""
     random = np.random.default_rng(0)
     mirrored = complete.extract(digits[:, :, ::-1]).pooled
     found = [measure(Features(mirrored[random.choice(1797, 300)]), seen.whole)["FD-Projection@8"] for _ in range(100)]

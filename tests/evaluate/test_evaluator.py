@@ -1,0 +1,268 @@
+"""What the numbers do when images get worse, and whether copies of training images are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from ditlab.data import DataConfig, Dataset, open_data
+from ditlab.evaluate import evaluator as module
+from ditlab.evaluate.evaluator import Evaluator, see, small_pixels
+from ditlab.evaluate.features import FeatureNetwork, feature_network
+from ditlab.evaluate.metrics import frechet_distance
+from ditlab.evaluate.neighbours import precision_recall
+from ditlab.evaluate.real import Real, extract
+from ditlab.evaluate.statistics import Statistics
+
+CLOSER, COPIES = "closer than held out, ", "copies, "
+
+
+@pytest.fixture(scope="module")
+def efficientnet() -> FeatureNetwork:
+    return feature_network("efficientnet-lite0", (8, 8))
+
+
+@pytest.fixture(scope="module")
+def judge(efficientnet: FeatureNetwork, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    """All digits as EfficientNet sees them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        found = Evaluator.of(open_data(DataConfig()), efficientnet)
+    assert found is not None
+    return found
+
+
+def kept(judge: Evaluator) -> Real:
+    assert judge.real is not None
+    return judge.real
+
+
+def distance(made: np.ndarray, judge: Evaluator) -> float:
+    """Of features (N, 1280), however few: those that are compared are as many."""
+    statistics = Statistics(made.shape[1])
+    statistics.update(made)
+    return frechet_distance(statistics.mean, statistics.covariance, judge.whole.mean, judge.whole.covariance)
+
+
+def noised(images: np.ndarray, level: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=images.shape)
+    return np.clip(images + level * noise, 0, 255).round().astype(np.uint8)
+
+
+def blurred(images: np.ndarray, width: float) -> np.ndarray:
+    return gaussian_filter(images.astype(float), (0, width, width, 0)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("harm", "levels"), [(noised, (8, 24, 72)), (blurred, (0.4, 0.6, 1.2))])
+def test_the_distance_rises_with_noise_and_with_blur(
+    harm: Callable, levels: tuple[float, ...], judge: Evaluator, digits: np.ndarray
+):
+    few = digits[:256]
+    found = [distance(kept(judge).pooled[:256], judge)]
+    found += [distance(extract(judge.network, harm(few, level)).pooled, judge) for level in levels]
+    assert all(np.diff(found) > 0.1 * found[0])
+    assert found[3] > 3 * found[0]
+
+
+def test_the_distance_rises_and_recall_falls_with_every_class_that_is_dropped(judge: Evaluator):
+    labels, random = open_data(DataConfig()).labels, np.random.default_rng(0)
+    distances, recalls = [], []
+    for classes in (10, 8, 6, 4):  # as many images of each choice
+        rows = random.choice(np.flatnonzero(labels < classes), 600, replace=False)
+        distances.append(distance(kept(judge).pooled[rows], judge))
+        recalls.append(precision_recall(kept(judge).pooled, kept(judge).pooled[rows])[1])
+    assert all(np.diff(distances) > 0.5 * distances[0])
+    assert all(np.diff(recalls) < -0.05)
+
+
+def test_the_images_themselves_are_at_distance_zero_and_halves_at_the_floor(judge: Evaluator):
+    floor, name = judge.floor(), "FD-EffNetLite0@64"
+    assert list(floor) == [name, "KD-EffNetLite0@64", "precision", "recall"]
+    assert distance(kept(judge).pooled, judge) < 1e-6 * floor[name].value
+    even, odd = kept(judge).halves
+    assert (even.count, odd.count) == (899, 898)
+    assert floor[name].value == frechet_distance(even.mean, even.covariance, odd.mean, odd.covariance)
+    half = distance(kept(judge).pooled[::2], judge)  # a half against all, which it is part of
+    assert 0.1 * floor[name].value < half < 0.5 * floor[name].value
+    assert floor["precision"].value < 1
+
+
+def test_made_images_are_seen_in_order_and_the_first_are_kept(projection: FeatureNetwork, digits: np.ndarray):
+    told: list[int] = []
+    batches = [digits[start : start + 300] for start in range(0, 1700, 300)]
+    seen = see(projection, iter(batches), tell=told.append)
+    assert seen is not None
+    assert told == [300, 600, 900, 1200, 1500, 1797]
+    np.testing.assert_allclose(seen.features.pooled, projection.extract(digits).pooled, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(seen.images, digits[:1000])
+
+
+def test_no_images_are_refused(projection: FeatureNetwork, refuses: Callable):
+    refuses(lambda: see(projection, []), "no images")
+
+
+@pytest.fixture
+def split(digits: np.ndarray, draw: Callable, tmp_path: Path, cache: Path) -> Dataset:
+    """A folder of 800 digits to train on and 400 held out; 597 more are in neither."""
+    draw(digits[:800], tmp_path / "digits" / "train")
+    draw(digits[800:1200], tmp_path / "digits" / "test")
+    return open_data(DataConfig(source="folder", path=str(tmp_path / "digits")))
+
+
+def looked_for(dataset: Dataset, network: FeatureNetwork, images: np.ndarray):
+    found, seen = Evaluator.of(dataset, network), see(network, [images])
+    assert found is not None
+    assert seen is not None
+    return found.neighbours(seen)
+
+
+def test_copies_of_training_images_are_found(split: Dataset, projection: FeatureNetwork, digits: np.ndarray):
+    copies = digits[100:700:2].copy()
+    copies[:, 0, 0] += 1  # not to the bit
+    found = looked_for(split, projection, copies)
+    assert found is not None
+    for space in ("features", "pixels"):
+        assert found.numbers[CLOSER + space].value > 0.99
+        assert found.numbers[COPIES + space].value > 0.99
+    assert list(found.expected) == list(found.numbers)
+    np.testing.assert_array_equal(found.made, copies[:32])
+    for nearest in (found.in_features, found.in_pixels):
+        np.testing.assert_array_equal(nearest, digits[100:164:2])
+
+
+def test_new_images_of_the_same_kind_are_not_taken_for_copies(
+    split: Dataset, projection: FeatureNetwork, digits: np.ndarray
+):
+    found = looked_for(split, projection, digits[1200:])
+    assert found is not None
+    for space in ("features", "pixels"):
+        assert found.numbers[CLOSER + space].value == pytest.approx(found.expected[CLOSER + space].value, abs=0.06)
+        assert found.numbers[COPIES + space].value == pytest.approx(found.expected[COPIES + space].value, abs=0.02)
+
+
+def test_how_far_chance_takes_both_shares_is_said(split: Dataset, projection: FeatureNetwork, digits: np.ndarray):
+    """Made and held-out images of the same distances to the training images, drawn time and again."""
+    found = looked_for(split, projection, digits[1200:])
+    assert found is not None
+    random, closer, copies = np.random.default_rng(0), [], []
+    for _ in range(400):
+        made, apart = random.random(597), random.random(400)
+        closer.append((made[:, None] < apart).mean())
+        copies.append((made < np.sort(apart)[4]).mean())
+    for space in ("features", "pixels"):
+        assert found.expected[CLOSER + space].spread == pytest.approx(np.std(closer), rel=0.15)
+        assert found.expected[COPIES + space].spread == pytest.approx(np.std(copies), rel=0.25)
+
+
+def test_half_copies_are_halfway(split: Dataset, projection: FeatureNetwork, digits: np.ndarray):
+    found = looked_for(split, projection, np.concatenate([digits[:300], digits[1200:1500]]))
+    assert found is not None
+    for space in ("features", "pixels"):
+        assert found.numbers[CLOSER + space].value == pytest.approx(0.75, abs=0.05)
+        assert found.numbers[COPIES + space].value == pytest.approx(0.5, abs=0.05)
+
+
+def test_nearest_images_are_the_nearest_by_a_direct_search(
+    split: Dataset, projection: FeatureNetwork, digits: np.ndarray
+):
+    found = looked_for(split, projection, digits[1200:1220])
+    assert found is not None
+    train, queries = (part.reshape(len(part), -1).astype(float) for part in (digits[:800], digits[1200:1220]))
+    rows = [int(((train - query) ** 2).sum(axis=1).argmin()) for query in queries]
+    np.testing.assert_array_equal(found.in_pixels, digits[rows])
+    train, queries = (projection.extract(part).pooled for part in (digits[:800], digits[1200:1220]))
+    rows = [int(((train - query) ** 2).sum(axis=1).argmin()) for query in queries]
+    np.testing.assert_array_equal(found.in_features, digits[rows])
+
+
+def test_without_held_out_images_the_nearest_are_shown_and_nothing_is_claimed(
+    real: Dataset, projection: FeatureNetwork, digits: np.ndarray
+):
+    """Digits have no test split."""
+    found = looked_for(real, projection, digits[:40])
+    assert found is not None
+    assert (found.numbers, found.expected) == ({}, {})
+    assert found.in_features.shape == found.in_pixels.shape == found.made.shape == (32, 8, 8, 1)
+
+
+def test_held_out_images_that_are_few_or_of_another_size_are_not_used(
+    digits: np.ndarray, draw: Callable, projection: FeatureNetwork, tmp_path: Path, cache: Path
+):
+    for name, apart in (("few", digits[200:299]), ("large", digits[200:400].repeat(2, axis=1))):
+        draw(digits[:200], tmp_path / name / "train")
+        draw(apart, tmp_path / name / "test")
+        dataset = open_data(DataConfig(source="folder", path=str(tmp_path / name)))
+        found = Evaluator.of(dataset, projection)
+        assert found is not None
+        assert found.held_out is None
+    for name in ("0000.png", "0001.png"):  # 100, of which 98 can be read
+        draw(digits[200:300], tmp_path / "few" / "test")
+        (tmp_path / "few" / "test" / name).write_bytes(b"nothing")
+    draw(digits[200:300], tmp_path / "enough" / "test")
+    draw(digits[:200], tmp_path / "enough" / "train")
+    for name, expected in (("few", False), ("enough", True)):
+        found = Evaluator.of(open_data(DataConfig(source="folder", path=str(tmp_path / name))), projection)
+        assert found is not None
+        assert (found.held_out is not None) == expected
+
+
+def test_memorisation_is_no_question_where_real_images_are_not_those_trained_on(
+    split: Dataset, projection: FeatureNetwork, digits: np.ndarray, tmp_path: Path
+):
+    apart = open_data(DataConfig(source="folder", path=str(tmp_path / "digits"), split="test"))
+    assert looked_for(apart, projection, digits[:40]) is None
+    found, seen = Evaluator.of(split, projection), see(projection, [digits[:40]])
+    assert found is not None
+    assert seen is not None
+    alone = Evaluator(projection, found.whole)  # statistics of a file
+    assert alone.neighbours(seen) is None
+    assert alone.floor() == {}
+    assert list(alone.measure(seen)) == ["FD-Projection@8"]
+
+
+def test_grey_and_coloured_images_are_compared_as_the_network_sees_them(
+    split: Dataset, projection: FeatureNetwork, digits: np.ndarray
+):
+    coloured = digits[50:90].repeat(3, axis=3)
+    opaque = np.concatenate([coloured, np.full_like(digits[50:90], 255)], axis=3)
+    for images in (coloured, opaque):
+        found = looked_for(split, projection, images)
+        assert found is not None
+        assert found.numbers["copies, pixels"].value == 1
+        for part in (found.made, found.in_features, found.in_pixels):
+            np.testing.assert_array_equal(part, coloured[:32])
+
+
+def test_only_the_first_made_and_some_held_out_images_are_looked_at(
+    split: Dataset, projection, digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "LOOKED_AT", 150)
+    found = Evaluator.of(split, projection)
+    assert found is not None
+    assert found.held_out is not None
+    assert (projection.shown, len(found.held_out.indices)) == (950, 150)
+    seen = see(projection, [digits[:160], digits[1200:]])
+    assert seen is not None
+    assert len(seen.images) == 150
+    neighbours = found.neighbours(seen)
+    assert neighbours is not None
+    assert neighbours.numbers["copies, pixels"].value == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (33, 64, 3), (63, 8, 1), (300, 40, 3)], ids=str)
+def test_pixels_are_averaged_over_squares(shape: tuple[int, int, int]):
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    found = small_pixels(images)
+    assert found.dtype == np.uint8
+    rows, columns = (next(k for k in range(1, 99) if side <= 32 * k) for side in shape[:2])
+    height, width = shape[0] // rows, shape[1] // columns
+    assert found.shape == (3, height * width * shape[2])
+    for row in range(height):
+        for column in range(width):
+            block = images[1, row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+            mean = found[1].reshape(height, width, shape[2])[row, column]
+            np.testing.assert_allclose(mean, block.mean(axis=(0, 1)), atol=0.5)

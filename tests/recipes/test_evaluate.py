@@ -1,0 +1,441 @@
+"""``ditlab evaluate`` without its command line: samples of every kind, what is said of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditlab.diffusion import GuidanceConfig
+from ditlab.evaluate import Evaluation, Number, Reference, read_results, read_statistics, write_statistics
+from ditlab.evaluate.inception_weights import cache_folder
+from ditlab.processes import ALONE
+from ditlab.recipes.evaluate import How, evaluate_samples
+from ditlab.recipes.samples import Samples, open_samples
+from ditlab.sample import Model, SampleConfig, write
+
+NAME = "FD-EffNetLite0@64"
+COUNT = 1290  # samples, ten more than the features of EfficientNet
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache folder for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def opened(source: object, count: int = 0, **settings: object) -> Samples:
+    def choose(model: Model) -> SampleConfig:
+        return replace(model.defaults, **{"sampler": "euler", "steps": 2, **settings})  # type: ignore[arg-type]
+
+    return open_samples(str(source), count, 3, 100, choose, ALONE)
+
+
+def evaluated(samples: Samples, out: Path | None = None, **how: str) -> Evaluation:
+    said: list[str] = []
+    found = evaluate_samples(samples, How(**how), out or samples.folder, torch.device("cpu"), ALONE, said.append)
+    assert found is not None
+    return found
+
+
+def values(numbers: dict[str, Number]) -> dict[str, float]:
+    return {name: number.value for name, number in numbers.items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, digits_run: Path) -> Path:
+    """A run of all digits, which may be written to."""
+    return Path(shutil.copytree(digits_run, tmp_path_factory.mktemp("runs") / "digits"))
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path) -> Evaluation:
+    """Its samples against all digits."""
+    return evaluated(opened(run, COUNT))
+
+
+@pytest.fixture
+def few(run: Path, tmp_path: Path) -> Path:
+    """The same model, as if trained on 300 digits: too few for a covariance, which makes everything quick."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name in ("model.json", "model.safetensors", "recipe.json"):
+        shutil.copy(run / name, folder / name)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["data"]["limit"] = 300
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return folder
+
+
+@pytest.fixture
+def made(few: Path) -> np.ndarray:
+    """120 of its samples."""
+    return np.concatenate(list(opened(few, 120).batches()))
+
+
+def test_a_run_is_measured_against_the_images_it_was_trained_on(run: Path, whole: Evaluation):
+    assert list(whole.numbers) == [NAME, "KD-EffNetLite0@64", "precision", "recall"]
+    assert list(whole.floor) == list(whole.numbers)
+    assert whole.numbers[NAME].value > 3 * whole.floor[NAME].value > 0  # twenty steps of training make no digits
+    assert whole.numbers["precision"].value < whole.floor["precision"].value
+    assert read_results(run / "evaluation") == [whole]
+    page = (run / "evaluation" / "report.md").read_text()
+    assert f"| {NAME} ↓ | {whole.numbers[NAME]} | {whole.floor[NAME]} |" in page
+    assert (run / "report.md").read_text().startswith("# digits")  # the training's
+
+
+def test_everything_that_the_numbers_depend_on_is_said(run: Path, whole: Evaluation):
+    how = dict(whole.how)
+    assert how.pop("ditlab, torch, date").split(", ")[1] == torch.__version__
+    facts = "".join(f", {name} {value}" for name, value in Model.load(run).facts.items())
+    assert how == {
+        "samples": f"1,290 of {run}, guidance off, euler, 2 steps, seed 3",
+        "model": f"{run}{facts}",
+        "decoder": "pixels, factor 1",
+        "guidance": "off",
+        "labels": "every class in turn",
+        "sampler": "euler, 2 steps, fp32",
+        "seed": "3: image k of a seed is always the same",
+        "feature network": f"{NAME}: efficientnet-lite0 at 64 pixels",
+        "real images": "digits: 1,797 images of 1x8x8, 10 classes, train",
+        "real against real": "899 images against 898 images",
+        "held out": "none: memorisation is not measured",
+        "nearest": "nearest-1.png",
+    }
+    assert ", recipe digits" in facts
+
+
+def test_guidance_is_said_with_its_channels_and_interval(few: Path):
+    samples = opened(few, 5, guidance=GuidanceConfig(1.5, 0.2, 0.7, 3), precision="bf16")
+    assert samples.how["guidance"] == "1.5, the first 3 channels, t from 0.2 to 0.7"
+    assert samples.how["sampler"] == "euler, 2 steps, bf16"
+    assert opened(few, 5, guidance=GuidanceConfig(1.5)).how["guidance"] == "1.5, all channels"
+
+
+def test_samples_of_a_model_a_folder_and_an_archive_are_the_same_to_it(few: Path, made: np.ndarray, tmp_path: Path):
+    write(made, np.zeros(120, np.int64), (), tmp_path / "made.npz", {})
+    write(made, np.zeros(120, np.int64), (), tmp_path / "made", {})
+    model = evaluated(opened(few, 120))
+    archive = evaluated(opened(tmp_path / "made.npz"), recipe=str(few))
+    folder = evaluated(opened(tmp_path / "made"), recipe=str(few))
+    assert list(model.numbers) == ["KD-EffNetLite0@64", "precision", "recall"]
+    assert values(archive.numbers) == values(folder.numbers)
+    for name in ("precision", "recall"):
+        assert archive.numbers[name].value == pytest.approx(model.numbers[name].value, abs=1e-9)
+    for name, place in (("few/evaluation", model), ("made-evaluation", folder)):
+        assert read_results(tmp_path / name)[-1] == place
+    assert archive.how["samples"] == "120 images of made.npz"
+    assert folder.how["samples"] == "120 images of made/"
+    assert model.how[NAME] == (
+        "not measured: 300 real images are too few for a covariance of 1,280 features; at least 1,281"
+    )
+    for found in (archive, folder):
+        assert found.how["model"] == "not known: these images were made before"
+        assert found.how["real images"] == "digits: 300 images of 1x8x8, 10 classes, train"
+
+
+def test_a_second_measurement_is_added_and_no_picture_is_replaced(few: Path):
+    first = evaluated(opened(few, 60))
+    picture = (few / "evaluation" / "nearest-1.png").read_bytes()
+    second = evaluated(opened(few, 50))
+    assert read_results(few / "evaluation") == [first, second]
+    page = (few / "evaluation" / "report.md").read_text()
+    assert all(f"## {found.how['samples']}\n" in page for found in (first, second))
+    assert (few / "evaluation" / "nearest-1.png").read_bytes() == picture
+    with Image.open(few / "evaluation" / second.how["nearest"]) as drawn:
+        assert min(drawn.size) > 500
+    assert second.how["nearest"] == "nearest-2.png"
+
+
+def test_of_images_in_files_some_are_drawn_from_all_over(tmp_path: Path):
+    """Files lie class by class; here every class is a grey."""
+    greys = np.repeat(np.arange(10, dtype=np.uint8), 40)
+    images = np.zeros((400, 8, 8, 1), np.uint8) + greys[:, None, None, None]
+    write(images, greys.astype(np.int64), tuple("abcdefghij"), tmp_path / "all.npz", {})
+    write(images, greys.astype(np.int64), tuple("abcdefghij"), tmp_path / "all", {})
+    for name in ("all.npz", "all"):
+        samples = opened(tmp_path / name, 100)
+        drawn = np.concatenate(list(samples.batches()))
+        assert (samples.count, len(drawn)) == (100, 100)
+        assert np.bincount(drawn[:, 0, 0, 0], minlength=10).min() >= 3
+        everything = opened(tmp_path / name)
+        assert everything.count == 400
+        assert sorted(image.tobytes() for image in np.concatenate(list(everything.batches()))) == sorted(
+            image.tobytes() for image in images
+        )
+        assert opened(tmp_path / name, 500).count == 400
+
+
+def test_statistics_of_a_file_take_the_place_of_real_images(whole: Evaluation, run: Path, tmp_path: Path):
+    """The same distance as against the images themselves, and nothing that needs them."""
+    write(np.concatenate(list(opened(run, COUNT).batches())), np.zeros(COUNT, np.int64), (), tmp_path / "made.npz", {})
+    kept = [path for path in (cache_folder() / "features").rglob("whole.npz") if read_statistics(path).count == 1797]
+    reference = str(shutil.copy(kept[0], tmp_path / "reference.npz"))
+    found = evaluated(opened(tmp_path / "made.npz"), reference=reference)
+    assert list(found.numbers) == [NAME]
+    assert found.floor == {}
+    assert found.numbers[NAME].value == pytest.approx(whole.numbers[NAME].value, rel=1e-6)
+    assert found.how["real images"] == f"{reference}: digits: 1,797 images of 1x8x8, 10 classes"
+    assert not {"real against real", "held out", "nearest"} & found.how.keys()
+    assert sorted(path.name for path in (tmp_path / "made-evaluation").iterdir()) == ["report.md", "results.jsonl"]
+
+
+def test_memorisation_is_measured_where_a_test_split_is_held_out(few: Path, tmp_path: Path):
+    """Noise: a folder of real images, some of them copied."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (400, 8, 8), np.uint8)
+    for name, part in (("photos/train", images[:200]), ("photos/test", images[200:]), ("copies", images[:60])):
+        (tmp_path / name).mkdir(parents=True)
+        for index, image in enumerate(part):
+            Image.fromarray(image).save(tmp_path / name / f"{index:03d}.png")
+    recipe = json.loads((few / "recipe.json").read_text())
+    recipe["data"] |= {"source": "folder", "path": str(tmp_path / "photos"), "limit": 0}
+    (tmp_path / "photos.json").write_text(json.dumps(recipe))
+    found = evaluated(opened(tmp_path / "copies"), recipe=str(tmp_path / "photos.json"))
+    assert found.how["held out"] == f"{tmp_path / 'photos'}: 200 images of 1x8x8, no classes, test"
+    for space in ("features", "pixels"):
+        name = f"closer than held out, {space}"
+        assert (found.numbers[name].value, found.floor[name].value) == (1, 0.5)
+        assert (found.numbers[f"copies, {space}"].value, found.floor[f"copies, {space}"].value) == (1, 0.01)
+    test = evaluated(
+        opened(tmp_path / "copies"), tmp_path / "out", recipe=str(tmp_path / "photos.json"), reference="test"
+    )
+    assert list(test.numbers) == ["KD-EffNetLite0@64", "precision", "recall"]
+    assert test.how["real images"].endswith("200 images of 1x8x8, no classes, test")
+    assert test.numbers["precision"].value < found.numbers["precision"].value
+
+
+def test_a_model_that_ships_is_no_run_of_its_name(elsewhere: Path):
+    """A run called fashion may lie here; its evaluation is another's."""
+    (elsewhere / "runs" / "fashion").mkdir(parents=True)
+    (elsewhere / "runs" / "fashion" / "recipe.json").write_text("no recipe")
+    samples = opened("fashion", 10)
+    assert samples.folder == Path("runs/fashion-shipped/evaluation")
+    assert samples.data is not None
+    assert samples.data.source == "fashion"
+    assert samples.how["decoder"] == "kl, factor 4"
+    assert opened("fashion").count == 10_000
+
+
+def test_a_model_of_no_known_recipe_has_to_be_told_of_one(few: Path, tmp_path: Path, refuses: Callable):
+    recipe = shutil.copy(few / "recipe.json", tmp_path / "elsewhere.json")
+    (few / "recipe.json").unlink()
+    record = json.loads((few / "model.json").read_text())
+    record["facts"]["recipe"] = "mine"
+    (few / "model.json").write_text(json.dumps(record))
+    for source in (few, few / "model.safetensors"):
+        samples = opened(source, 40)
+        assert samples.data is None
+        assert samples.folder == few / "evaluation"
+        refuses(lambda samples=samples: evaluated(samples), "--recipe", "--reference")
+    assert len(evaluated(opened(few, 40), recipe=str(recipe)).numbers) == 3
+
+
+DRIVER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from ditlab.processes import join, leave
+from ditlab.recipes.evaluate import How, evaluate_samples
+from ditlab.recipes.samples import open_samples
+
+processes, (recipe, out, *sources) = join(), sys.argv[1:]
+for number, source in enumerate(sources):
+    choose = lambda model: replace(model.defaults, sampler="euler", steps=2)
+    samples = open_samples(source, 290, 3, 100, choose, processes)
+    device, said = torch.device("cpu"), []
+    found = evaluate_samples(samples, How(recipe=recipe), Path(out) / str(number), device, processes, said.append)
+    assert (found is not None) == processes.first
+leave()
+"""
+
+
+def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path):
+    samples = np.concatenate(list(opened(few, 290).batches()))
+    write(samples, np.zeros(290, np.int64), (), tmp_path / "made.npz", {})
+    write(samples, np.zeros(290, np.int64), (), tmp_path / "made", {})
+    (tmp_path / "driver.py").write_text(DRIVER)
+    sources = [few, tmp_path / "made.npz", tmp_path / "made"]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 3]
+    words = [sys.executable, *launch, tmp_path / "driver.py", few, tmp_path / "together", *sources]
+    ended = subprocess.run(
+        list(map(str, words)), env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    for number, source in enumerate(sources):
+        alone = evaluated(opened(source, 290), tmp_path / "alone" / str(number), recipe=str(few))
+        (together,) = read_results(tmp_path / "together" / str(number))
+        assert together.how == alone.how
+        for ours, theirs in ((together.numbers, alone.numbers), (together.floor, alone.floor)):
+            assert values(ours) == pytest.approx(values(theirs), rel=1e-9)
+        pictures = [(tmp_path / name / str(number) / "nearest-1.png").read_bytes() for name in ("alone", "together")]
+        assert pictures[0] == pictures[1]
+
+
+def never(samples: Samples) -> Samples:
+    """Samples that fail where one is asked for."""
+
+    def made() -> Iterator[np.ndarray]:
+        raise AssertionError("sampled before all was known to be well")
+
+    return replace(samples, batches=made)
+
+
+def test_too_few_samples_are_refused_before_any_is_made(
+    run: Path, whole: Evaluation, refuses: Callable, tree: Callable
+):
+    before = tree(run)
+    samples = never(opened(run, 1280))
+    refuses(lambda: evaluated(samples), "1,280 samples", "1,280 features", "at least 1,281")
+    assert tree(run) == before
+
+
+def reference(folder: Path, **others: object) -> str:
+    """A file of statistics."""
+    fields = {"mean": np.zeros(1280), "covariance": np.eye(1280), "count": 5000, "distance": NAME, "size": (8, 8)}
+    write_statistics(folder / "reference.npz", Reference(**{**fields, **others}))  # type: ignore[arg-type]
+    return str(folder / "reference.npz")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"reference": "vaildation"}, ("'vaildation'", "train, test", ".npz")),
+        ({"reference": "test"}, ("digits has no test split",)),
+        ({"reference": "nowhere.npz"}, ("nowhere.npz", "No such file")),
+        ({"recipe": "digts"}, ("'digts'", "did you mean 'digits'?")),
+        ({"network": "incepton"}, ("'incepton'", "did you mean 'inception'?")),
+        ({"network": "inception", "weights": "nowhere.pth"}, ("no weights at nowhere.pth",)),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_measured_against_is_refused_before_any_sample_is_made(
+    few: Path, elsewhere: Path, refuses: Callable, tree: Callable, how: dict[str, str], words: tuple[str, ...]
+):
+    before, samples = tree(few), never(opened(few, 50))
+    refuses(lambda: evaluated(samples, None, **how), *words)
+    assert tree(few) == before
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"distance": "FID", "mean": np.zeros(2048), "covariance": np.eye(2048)}, ("FID", NAME)),
+        ({"distance": "FD-EffNetLite0@224"}, ("FD-EffNetLite0@224", NAME)),
+        ({"mean": np.zeros(64), "covariance": np.eye(64)}, ("64 features", "1280")),
+        ({"size": (32, 32)}, ("32x32", "8x8")),
+    ],
+    ids=["network", "side", "width", "size"],
+)
+def test_statistics_of_others_are_refused(
+    few: Path, tmp_path: Path, refuses: Callable, tree: Callable, others: dict, words: tuple[str, ...]
+):
+    path, before, samples = reference(tmp_path, **others), tree(few), never(opened(few, 50))
+    refuses(lambda: evaluated(samples, reference=path), "reference.npz", *words)
+    assert tree(few) == before
+
+
+def test_statistics_without_their_keys_are_refused(few: Path, tmp_path: Path, refuses: Callable):
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
+    samples = never(opened(few, 50))
+    refuses(lambda: evaluated(samples, reference=str(tmp_path / "other.npz")), "other.npz", "no mu", "mean")
+
+
+def test_samples_of_another_size_than_the_real_images_are_refused(few: Path, tmp_path: Path, refuses: Callable):
+    write(np.zeros((50, 16, 12, 1), np.uint8), np.zeros(50, np.int64), (), tmp_path / "large.npz", {})
+    samples = never(opened(tmp_path / "large.npz"))
+    refuses(lambda: evaluated(samples, recipe=str(few)), "8x8", "16x12")
+    assert not (tmp_path / "large-evaluation").exists()
+
+
+@pytest.mark.parametrize("shapes", [((8, 8), (8, 9)), ((8, 8), (16, 16))], ids=str)
+def test_a_folder_of_mixed_sizes_is_refused(few: Path, tmp_path: Path, refuses: Callable, shapes: tuple):
+    (tmp_path / "mixed").mkdir()
+    for index in range(20):
+        Image.new("L", shapes[index == 15][::-1]).save(tmp_path / "mixed" / f"{index:02d}.png")
+    samples = opened(tmp_path / "mixed")
+    line = refuses(lambda: evaluated(samples, recipe=str(few)), "mixed sizes", "15.png", "one size")
+    assert "--data.size" not in line
+    assert not (tmp_path / "mixed-evaluation").exists()
+
+
+def test_a_folder_with_images_that_cannot_be_read_is_refused(few: Path, tmp_path: Path, refuses: Callable):
+    (tmp_path / "broken").mkdir()
+    for index in range(20):
+        Image.new("L", (8, 8)).save(tmp_path / "broken" / f"{index:02d}.png")
+    (tmp_path / "broken" / "07.png").write_bytes(b"nothing")
+    samples = opened(tmp_path / "broken")
+    refuses(lambda: evaluated(samples, recipe=str(few)), "cannot be read", "07.png")
+    assert not (tmp_path / "broken-evaluation").exists()
+
+
+def test_where_no_samples_are_it_is_said(elsewhere: Path, few: Path, refuses: Callable):
+    np.savez(elsewhere / "empty.npz", images=np.zeros((3, 8, 8, 1), np.uint8))
+    (elsewhere / "unfinished").mkdir()
+    shutil.copy(few / "recipe.json", elsewhere / "unfinished")
+    (elsewhere / "nothing").mkdir()
+    (elsewhere / "one.png").write_bytes(b"")
+    for source, words in {
+        "empty.npz": ("no arr_0", "images"),
+        "nowhere.npz": ("nowhere.npz",),
+        "unfinished": ("without a finished model", "ditlab train unfinished"),
+        "nothing": ("nothing holds no images",),
+        "runs/typo": ("no samples at runs/typo", "a folder of images", "fashion"),
+        "one.png": ("no samples at one.png",),
+        "runs/model.safetensors": ("no model in runs/model.safetensors",),
+    }.items():
+        refuses(partial(opened, source), *words)
+    assert not list(elsewhere.glob("*-evaluation"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sampler": "eular"}, ("'eular'", "did you mean 'euler'?")),
+        ({"steps": 0}, ("0 sampling steps",)),
+        ({"guidance": GuidanceConfig(-1)}, ("guidance scale -1",)),
+    ],
+    ids=["sampler", "steps", "guidance"],
+)
+def test_ways_of_sampling_that_do_not_exist_are_refused_at_once(
+    few: Path, refuses: Callable, settings: dict, words: tuple[str, ...]
+):
+    refuses(lambda: opened(few, 50, **settings), *words)
+
+
+@pytest.mark.parametrize(("count", "seed", "batch"), [(-1, 0, 1), (1, -1, 1), (1, 0, 0)])
+def test_numbers_that_make_no_sense_are_refused(few: Path, refuses: Callable, count: int, seed: int, batch: int):
+    line = refuses(lambda: open_samples(str(few), count, seed, batch, lambda model: model.defaults, ALONE))
+    assert f"count {count} and seed {seed} must be 0 or more, batch {batch} 1 or more" in line
+
+
+def test_a_place_that_holds_something_else_is_refused_before_any_sample_is_made(
+    run: Path, few: Path, refuses: Callable, tree: Callable
+):
+    samples = never(opened(few, 50))
+    before = tree(run)
+    refuses(lambda: evaluated(samples, run), "report.md of something else", "--out")
+    assert tree(run) == before
+    (few / "evaluation").mkdir()
+    (few / "evaluation" / "results.jsonl").write_text('{"numbers"')
+    before = tree(few)
+    refuses(lambda: evaluated(samples), "results.jsonl is damaged", "--out")
+    assert tree(few) == before
