@@ -64,7 +64,8 @@ def measure(made: Features, whole: Reference, real: Real | None = None) -> dict[
         if made.spatial is not None and (places := _places(whole)) is not None:
             numbers[called["spatial"]] = Number(frechet_distance(*_moments(made.spatial), *places))
     if made.probabilities is not None:
-        numbers[called["score"]] = Number(*inception_score(made.probabilities))
+        score, spread = inception_score(made.probabilities)
+        numbers[called["score"]] = Number(score, spread or None)  # one part has no spread
     if real is not None:
         few = made.pooled[evenly(len(made), NEIGHBOURS)]
         numbers |= _pairs(real.sample(NEIGHBOURS), few, called["kernel"])

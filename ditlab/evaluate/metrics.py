@@ -7,6 +7,7 @@ import numpy as np
 from ditlab.errors import UserError
 from ditlab.evaluate.statistics import BLOCK
 
+SCORED = 5000  # images whose Inception score is one part
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as published
 RESAMPLES = 10  # of the Frechet distance: its spread is then known to a quarter
 
@@ -111,23 +112,19 @@ def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     return float(within / (count * (count - 1)) - 2 * kernel(x, y).mean())
 
 
-def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(probabilities: np.ndarray, size: int = SCORED) -> tuple[float, float]:
     """Inception score (Salimans et al. 2016): exp of the mean divergence of each image's classes from those of all.
 
     Args:
         probabilities: of the classes, (N, K), rows sum to 1.
-        splits: parts, in order, that are scored on their own.
+        size: images, in order, that are scored together; the last part may have fewer. ADM's suite takes 5000.
 
     Returns:
         Mean and standard deviation over the parts.
-
-    Raises:
-        UserError: fewer images than parts.
     """
-    if len(probabilities) < splits:
-        raise UserError(f"{len(probabilities)} samples are too few for an Inception score of {splits} parts")
     scores = []
-    for part in np.array_split(probabilities, splits):
+    for start in range(0, len(probabilities), size):
+        part = probabilities[start : start + size]
         classes = part.astype(np.float64)
         # The mean divergence from the average is the average's entropy less the mean entropy: no logarithm of a ratio 0 / 0.
         scores.append(np.exp(_entropy(classes.mean(axis=0)) - _entropy(classes).mean()))
