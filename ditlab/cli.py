@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for commands that fail early
             raise
         print(
-            "ditlab: out of memory on the GPU; try a smaller --train.batch, or --batch when sampling", file=sys.stderr
+            "ditlab: out of memory on the GPU; try a smaller --train.part or --train.recompute, or --batch when sampling",
+            file=sys.stderr,
         )
         raise SystemExit(2) from None
 

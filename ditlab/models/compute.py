@@ -81,7 +81,13 @@ def _parts(network: Network) -> dict[str, list[str]]:
                 if not name.startswith("norm"):
                     blocks.setdefault(f"blocks: {name.replace('_', '-')}", []).append(f"blocks.{index}.{name}")
         shared = {"shared modulation": ["modulation"]} if network.modulation is not None else {}
-        return {"patch embedding": ["patch_embedding"], **embeddings, **shared, **blocks, "final layer": ["final_layer"]}
+        return {
+            "patch embedding": ["patch_embedding"],
+            **embeddings,
+            **shared,
+            **blocks,
+            "final layer": ["final_layer"],
+        }
     for way in ("down", "middle", "up"):
         for index, block in enumerate(network.get_submodule(way).children()):
             for name, _ in block.named_children():

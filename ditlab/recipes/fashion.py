@@ -26,7 +26,7 @@ recipe = Recipe(
         schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"
     ),
     train=TrainConfig(
-        images=600_000, batch=128, rate=1e-3, warmup=0.02, cooldown=0.4, ema=0.999, precision="bf16",
+        images=1_000_000, batch=128, rate=1e-3, warmup=0.02, cooldown=0.4, ema=0.999, precision="bf16",
         log=6_400, checkpoint=51_200, samples=102_400,
     ),
     sample=SampleConfig(sampler="heun", steps=25),

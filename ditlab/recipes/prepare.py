@@ -84,12 +84,12 @@ def open_images(recipe: Recipe, place: Place) -> Dataset:
     return dataset
 
 
-def load_images(dataset: Dataset, say: Say) -> Images:
+def load_images(dataset: Dataset, place: Place) -> Images:
     """All of them in memory; says which were left out."""
-    with progress_bar() as bar:
+    with progress_bar(shown=place.processes.first) as bar:
         task = bar.add_task("reading images", total=len(dataset), rate="")
         images = dataset.load(lambda done, total: bar.update(task, completed=done, total=total))
-    _tell_left_out(images.left_out, say)
+    _tell_left_out(images.left_out, place.say)
     return images
 
 
@@ -133,7 +133,7 @@ def _train_autoencoder(recipe: Recipe, place: Place, folder: Path) -> None:
     autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
     latent = autoencoder.latent_shape(height, width)
     place.processes.agree(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
-    images = load_images(dataset, place.say)
+    images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.say(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
     held_out, what = _held_out(recipe, images)

@@ -75,6 +75,9 @@ class Recipe:
             Remote(self.latents)  # raises where nothing could ever be read there
         if self.autoencoder.kind == "kl":
             self.autoencoder_train.check("autoencoder-train")
+            if self.autoencoder_train.recompute or self.autoencoder_train.parallel == "fsdp":
+                flags = "--autoencoder-train.recompute and --autoencoder-train.parallel fsdp"
+                raise UserError(f"{flags} are for diffusion networks only, as --train.recompute; leave them out")
 
     def to_json(self) -> str:
         """As JSON."""

@@ -120,7 +120,7 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
 def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
     data: Images | LatentCache
     if recipe.autoencoder.kind == "pixels":
-        data = load_images(dataset, place.say)
+        data = load_images(dataset, place)
         autoencoder = pixel_autoencoder(data)
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
     else:

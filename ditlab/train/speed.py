@@ -132,6 +132,7 @@ class Speed:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time that is not training."""
+        _wait(self.device)  # what a GPU was told to do before is training still
         began = time.perf_counter()
         yield
         self._paused += time.perf_counter() - began
