@@ -46,7 +46,7 @@ def main() -> None:
     given = arguments(__doc__ or "").parse_args()
     device = torch.device(given.device)
     rounds = 3 if given.quick else 9
-    rows = [row(name, dtype, device, rounds) for dtype in (torch.bfloat16, torch.float32) for name in SHAPES]
+    rows = (row(name, dtype, device, rounds) for dtype in (torch.bfloat16, torch.float32) for name in SHAPES)
     show("Attention, forward and backward", rows, given.json)
 
 

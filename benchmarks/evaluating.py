@@ -74,7 +74,7 @@ def main() -> None:
         jobs, rounds = [("efficientnet-lite0", 1, 28, 1024)], 3
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
-        show("Features and statistics", [row(*job, device, rounds) for job in jobs], given.json)
+        show("Features and statistics", (row(*job, device, rounds) for job in jobs), given.json)
 
 
 if __name__ == "__main__":

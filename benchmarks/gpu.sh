@@ -10,8 +10,8 @@ run() { # run SECONDS NAME SCRIPT [FLAG ...]
   timeout "$1" python "benchmarks/$3" --device cuda --json "$out/$2.json" "${@:4}" || echo "$2 ended with $?"
 }
 for model in XL/2 B/2 S/2 L/2; do
-  run 150 "training-gpu-${model%/*}" training.py --models "$model" --quick
+  run 75 "training-gpu-${model%/*}" training.py --models "$model" --quick
 done
-run 60 attention-gpu attention.py --quick
-run 240 sampling-gpu sampling.py --quick
-run 90 reading-gpu reading.py --quick
+run 180 sampling-gpu sampling.py --quick
+run 40 attention-gpu attention.py --quick
+run 70 reading-gpu reading.py --quick

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0)
     given = parser.parse_args()
     count = given.rows or (8192 if given.quick else 40_000)
-    show("Reading latents", list(measure(torch.device(given.device), count, 3 if given.quick else 9)), given.json)
+    show("Reading latents", measure(torch.device(given.device), count, 3 if given.quick else 9), given.json)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,25 @@
 
     python benchmarks/sampling.py [--json benchmarks/results/sampling-cpu.json]
 
-Same steps, same DDIM, random weights, and one small VAE of factor 8 for both. On a GPU XL/2, 250 DDPM steps, batches 1, 4, 64.
+Same steps, same DDIM, random weights, and one small VAE of factor 8 for both; where diffusers is not installed ditlab alone,
+without a VAE. On a GPU XL/2: 250 DDPM steps at batches 1, 4 and 64, and 25 at 64, which the peer can do in the time there is.
 """
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import torch
 from table import Row, arguments, compare, in_turn, show
 
 from ditlab.diffusion import DiffusionConfig, GuidanceConfig
-from ditlab.latents import AutoencoderConfig, new_kl
+from ditlab.latents import Autoencoder, AutoencoderConfig, new_kl
 from ditlab.models import DiT, DiTConfig, NetworkInput
 from ditlab.sample import Model, SampleConfig
 
 GUIDANCE = 4.0
+PEER = find_spec("diffusers") is not None
+ON_GPU = ((250, 1, True), (250, 4, True), (25, 64, True), (250, 64, False))  # steps, batch, beside the peer
 VAE = AutoencoderConfig(kind="kl", latent_channels=4, widths=(16, 16, 16, 16), layers=1)
 
 
@@ -24,9 +29,9 @@ def our_model(config: DiTConfig, sampler: str, steps: int, precision: str, devic
     shape = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
     network = DiT(config, shape).initialise(torch.Generator().manual_seed(0))
     defaults = SampleConfig(sampler, steps, GuidanceConfig(GUIDANCE), precision)  # type: ignore[arg-type]
-    autoencoder = new_kl(VAE, 3, 0).eval()
+    autoencoder, pixels = (new_kl(VAE, 3, 0).eval(), (3, 256, 256)) if PEER else (Autoencoder(4, 4, 1), (4, 32, 32))
     names = [str(label) for label in range(1000)]
-    return Model(network.eval(), DiffusionConfig(), autoencoder, (3, 256, 256), names, defaults).to(device).compile()
+    return Model(network.eval(), DiffusionConfig(), autoencoder, pixels, names, defaults).to(device).compile()
 
 
 def their_pipeline(config: DiTConfig, sampler: str, device: torch.device):
@@ -46,20 +51,31 @@ def their_pipeline(config: DiTConfig, sampler: str, device: torch.device):
     return pipeline.to(device)
 
 
-def row(model: str, sampler: str, steps: int, batch: int, precision: str, device: torch.device, rounds: int) -> Row:
-    """One comparison."""
+def row(
+    model: str, sampler: str, steps: int, batch: int, precision: str, peer: bool, device: torch.device, rounds: int
+) -> Row:
+    """One comparison, or ditlab alone."""
     config = DiTConfig.named(model)
     mine = our_model(config, sampler, steps, precision, device)
-    theirs = their_pipeline(config, sampler, device)
+    theirs = their_pipeline(config, sampler, device) if peer and PEER else None
     labels = [label * 37 % 1000 for label in range(batch)]
     with torch.inference_mode():
         times = in_turn(
             lambda: mine.sample(labels, seed=0, batch=batch),
-            lambda: theirs(labels, guidance_scale=GUIDANCE, num_inference_steps=steps, output_type="np"),
+            None if theirs is None
+            else lambda: theirs(labels, guidance_scale=GUIDANCE, num_inference_steps=steps, output_type="np"),
             device, rounds, 1, warm=1,
         )  # fmt: skip
     name = f"{model}, {steps} {sampler} steps, guidance, batch {batch}"
-    return compare(name, "diffusers DiTPipeline fp32", device, f"{precision} compiled", "images/s", batch, *times)
+    return compare(
+        name,
+        "" if theirs is None else "diffusers DiTPipeline fp32",
+        device,
+        f"{precision} compiled",
+        "images/s",
+        batch,
+        *times,
+    )
 
 
 def main() -> None:
@@ -67,13 +83,13 @@ def main() -> None:
     given = arguments(__doc__ or "").parse_args()
     device = torch.device(given.device)
     if device.type == "cuda":
-        jobs = [("XL/2", "ddpm", 250, batch, "bf16") for batch in (1, 4, 64)]
+        jobs = [("XL/2", "ddpm", steps, batch, "bf16", peer) for steps, batch, peer in ON_GPU]
         rounds = 1 if given.quick else 2
     else:
         steps = 4 if given.quick else 20
-        jobs = [("S/2", "ddim", steps, 4, precision) for precision in ("bf16", "fp32")]
+        jobs = [("S/2", "ddim", steps, 4, precision, True) for precision in ("bf16", "fp32")]
         rounds = 3 if given.quick else 5
-    show("Sampling with guidance", [row(*job, device, rounds) for job in jobs], given.json)
+    show("Sampling with guidance", (row(*job, device, rounds) for job in jobs), given.json)
 
 
 if __name__ == "__main__":

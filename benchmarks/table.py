@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,8 +122,13 @@ def arguments(what: str) -> argparse.ArgumentParser:
     return parser
 
 
-def show(title: str, rows: Sequence[Row], path: Path | None) -> None:
-    """Print the rows, and write them where a path is given."""
+def show(title: str, coming: Iterable[Row], path: Path | None) -> None:
+    """Print rows, and write them where a path is given, after each: what is cut short keeps what it has measured."""
+    rows = []
+    for one in coming:
+        rows.append(one)
+        if path is not None:
+            _write(title, rows, path)
     table = Table(title=title, title_justify="left")
     for column in ("", "against", "precision", "ditlab", "peer", "unit", "ratio", "spread"):
         table.add_column(column, justify="right" if column in ("ditlab", "peer", "ratio", "spread") else "left")
@@ -138,13 +143,16 @@ def show(title: str, rows: Sequence[Row], path: Path | None) -> None:
         if row.more:
             console.print(f"{row.name} ({row.precision}): " + ", ".join(f"{k} {v}" for k, v in row.more.items()))
     if path is not None:
-        made = {
-            "title": title,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "rows": [asdict(row) for row in rows],
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made, indent=2) + "\n")
         console.print(f"rows: {path}")
+
+
+def _write(title: str, rows: Sequence[Row], path: Path) -> None:
+    made = {
+        "title": title,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": [asdict(row) for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made, indent=2) + "\n")

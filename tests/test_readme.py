@@ -25,7 +25,7 @@ def commands() -> list[tuple[str, str]]:
         for block in blocks(page, ""):
             for line in block.splitlines():
                 found += [(page.name, part.strip()) for part in line.split("#")[0].split("&&") if "ditlab " in part]
-    found = [(page, re.sub(r"^torchrun .*-m ditlab ", "ditlab ", line)) for page, line in found]
+    found = [(page, re.sub(r"^(?:TORCH\w+=1 )?torchrun .*-m ditlab ", "ditlab ", line)) for page, line in found]
     return [(page, line) for page, line in found if line.startswith("ditlab ")]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal."""
-    print(line, flush=True)
+    """Tell the person at the terminal; work goes on where nobody listens any more, as after ``| head``."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the program lasts
 
 
 def say_nothing(line: str) -> None:

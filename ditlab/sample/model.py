@@ -18,6 +18,7 @@ from ditlab.errors import UserError, nearest
 from ditlab.latents import Autoencoder
 from ditlab.latents.record import load_weights, restore
 from ditlab.models import Network, NetworkInput, build
+from ditlab.models.compiler import check_compiler
 from ditlab.models.network import from_record, to_record
 from ditlab.sample.shipped import SHIPPED, locate
 
@@ -88,7 +89,12 @@ class Model:
         return self
 
     def compile(self) -> Model:
-        """Compile the network into one graph, for many batches of one size; on a GPU its steps then allocate nothing."""
+        """Compile the network into one graph, for many batches of one size; on a GPU it then allocates nothing of its own.
+
+        Raises:
+            UserError: there is no compiler on this machine.
+        """
+        check_compiler(self.device, "no --compile")
         mode = "reduce-overhead" if self.device.type == "cuda" else "default"
         self.network.compile(mode=mode, dynamic=False)
         return self

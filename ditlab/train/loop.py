@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ditlab import atomic
 from ditlab.data import Order
 from ditlab.errors import Stopped, UserError
+from ditlab.models.compiler import check_compiler
 from ditlab.processes import ALONE, Processes
 from ditlab.train.checkpoint import Checkpoints
 from ditlab.train.config import TrainConfig
@@ -26,7 +27,7 @@ from ditlab.train.meter import Meter, Metrics, read_metrics
 from ditlab.train.objectives import Objective
 from ditlab.train.parallel import Parallel, gradient_norm, here, shard
 from ditlab.train.profile import Profile
-from ditlab.train.speed import Speed, check_compiler, part_that_fits
+from ditlab.train.speed import Speed, part_that_fits
 from ditlab.train.stop import StopSignal
 from ditlab.train.watchdog import Watchdog
 
@@ -69,7 +70,7 @@ class Trainer:
         self.part = config.part or processes.least(part_that_fits(objective, config, device, processes))
         self.average = Average(module, config.ema)
         if config.compiles_on(device):  # not the average, which samples other shapes
-            check_compiler(device)
+            check_compiler(device, "--train.compile off")
             for part in objective.parts(module):
                 part.compile()
         if self.sharded:

@@ -68,8 +68,8 @@ class Objective(ABC):
         """What of a module to compile, to shard, and to compute again going back, each on its own."""
         return list(module.children())
 
-    def recompute(self) -> None:
-        """Keep less for the backward pass, in place.
+    def recompute(self, on: bool = True) -> None:
+        """Keep less for the backward pass, or all again, in place.
 
         Raises:
             UserError: there is no way to.
@@ -164,9 +164,9 @@ class DiffusionObjective(Objective):
         assert isinstance(module, Network)
         return list(module.blocks)
 
-    def recompute(self) -> None:
+    def recompute(self, on: bool = True) -> None:
         """Keep only what enters each block."""
-        self.module.recompute = True  # type: ignore[assignment]
+        self.module.recompute = on  # type: ignore[assignment]
 
     def to(self, device: torch.device) -> None:
         """Move network, loss tables and autoencoder."""

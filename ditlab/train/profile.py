@@ -33,8 +33,10 @@ class Profile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._profiler is not None:  # the run ended before enough steps
+        if self._profiler is not None:
             self._profiler.stop()
+        if self.folder is not None:
+            self.say(f"no profile: it takes {WARM + STEPS} steps, and this start of the run had {self._step}")
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditlab.errors import UserError
 from ditlab.processes import Processes
 from ditlab.train.config import TrainConfig
 from ditlab.train.feed import step_generator
@@ -40,13 +37,6 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return 2 * side**3 / float(np.median(seconds[2:]))
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile would find no C++ compiler, which it needs on a CPU."""
-    known = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    if device.type == "cpu" and not any(shutil.which(name) for name in known):
-        raise UserError("--train.compile on needs a C++ compiler on a CPU, and there is no g++ or clang++; use off")
 
 
 def _wait(device: torch.device) -> None:
@@ -95,15 +85,25 @@ def part_that_fits(objective: Objective, config: TrainConfig, device: torch.devi
     """The most images, of those that divide this process's share of a batch, whose activations fit in memory.
 
     What one and two images keep for the backward pass gives the bytes an image takes; gradients, moments and average, which
-    are not there yet, take theirs first.
+    are not there yet, take theirs first. Where blocks are computed again going back, one of them has all it computes: the
+    blocks of a DiT are alike, of a U-Net it is a mean one.
     """
     share = config.batch // processes.size
     if share == 1:
         return 1
-    one, two = (saved_bytes(objective, config, device, count) for count in (1, 2))
+
+    def of_an_image() -> int:
+        one, two = (saved_bytes(objective, config, device, count) for count in (1, 2))
+        return two - one
+
+    image = of_an_image()
+    if config.recompute:
+        objective.recompute(False)
+        image += (of_an_image() - image) // max(len(objective.parts(objective.module)), 1)
+        objective.recompute()
     state = STATE * sum(parameter.numel() for parameter in objective.module.parameters())
     room = free_memory(device, processes) - state / (processes.size if config.parallel == "fsdp" else 1)
-    fit = max(1, int(MARGIN * room / max(two - one, 1)))
+    fit = max(1, int(MARGIN * room / max(image, 1)))
     return max(part for part in range(1, share + 1) if share % part == 0 and part <= fit)
 
 

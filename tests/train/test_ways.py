@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Pa
 
 def test_where_there_is_no_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match="torch.compile needs a compiler"):
         losses(tmp_path / "run", objective(), compile="on")
 
 
@@ -118,6 +119,19 @@ def test_what_is_kept_grows_with_the_images_and_decides_the_part(monkeypatch: py
     for room, expected in ((5.5 * each, 4), (1.3 * each, 1), (16.5 * each, 16), (0.1 * each, 1)):
         monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=room: state + room / 0.8)
         assert part_that_fits(made, CONFIG, CPU, ALONE) == expected
+
+
+def test_the_block_computed_again_counts_among_what_has_to_fit(monkeypatch: pytest.MonkeyPatch):
+    made, config = objective(tokens=8), replace(CONFIG, recompute=True)
+    whole = saved_bytes(made, CONFIG, CPU, 2) - saved_bytes(made, CONFIG, CPU, 1)
+    made.recompute()
+    inputs = saved_bytes(made, config, CPU, 2) - saved_bytes(made, config, CPU, 1)
+    each = inputs + (whole - inputs) / 2  # of two blocks alike one is there at a time
+    state = 16 * sum(parameter.numel() for parameter in made.module.parameters())
+    for images, expected in ((4.1, 4), (3.9, 2), (16.1, 16)):
+        monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=images: state + room * each / 0.8)
+        assert part_that_fits(made, config, CPU, ALONE) == expected
+    assert saved_bytes(made, config, CPU, 2) - saved_bytes(made, config, CPU, 1) == inputs  # it is on again
 
 
 def test_what_is_kept_is_what_autograd_holds():
