@@ -80,7 +80,7 @@ def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Pa
 
 def test_where_there_is_no_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="torch.compile needs a compiler"):
+    with pytest.raises(UserError, match=r"torch\.compile needs a compiler"):
         losses(tmp_path / "run", objective(), compile="on")
 
 
