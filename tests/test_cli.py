@@ -299,11 +299,16 @@ def test_ctrl_c_is_130_and_one_line_whatever_the_command(monkeypatch: pytest.Mon
     def interrupted(arguments: list[str]) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    for command, more in (("inspect", ""), ("train", "; the same command goes on from the last checkpoint")):
-        monkeypatch.setitem(COMMANDS, command, interrupted)
-        ended = ditlab(command, "x")
-        assert (ended.code, ended.out) == (130, "")
-        assert ended.err == f"ditlab: stopped{more}\n"
+    # What a shell starts in the background ignores the interrupt, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for command, more in (("inspect", ""), ("train", "; the same command goes on from the last checkpoint")):
+            monkeypatch.setitem(COMMANDS, command, interrupted)
+            ended = ditlab(command, "x")
+            assert (ended.code, ended.out) == (130, "")
+            assert ended.err == f"ditlab: stopped{more}\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_on_a_terminal_the_line_has_no_boxes_and_no_colours(tmp_path: Path):

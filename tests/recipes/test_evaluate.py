@@ -285,7 +285,9 @@ def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path):
         (together,) = read_results(tmp_path / "together" / str(number))
         assert together.how == alone.how
         for ours, theirs in ((together.numbers, alone.numbers), (together.floor, alone.floor)):
-            assert values(ours) == pytest.approx(values(theirs), rel=1e-9)
+            assert values(ours) == pytest.approx(
+                values(theirs), rel=1e-6, abs=1e-9
+            )  # features of other batches, in float32
         pictures = [(tmp_path / name / str(number) / "nearest-1.png").read_bytes() for name in ("alone", "together")]
         assert pictures[0] == pictures[1]
 

@@ -90,6 +90,21 @@ def test_any_number_of_processes_and_any_change_of_it_gives_the_same_run_to_floa
         np.testing.assert_allclose(others[key], value, rtol=1e-3, atol=2e-4, err_msg=key)
 
 
+def test_compiled_blocks_and_clipped_gradients_go_with_many_processes(tmp_path: Path):
+    """What a GPU does by default, on CPUs: the same losses as one process that compiles nothing."""
+    clip = ("--train.clip", 0.05, "--train.images", 320)
+    alone = together(1, [train(tmp_path / "alone", *clip), train(tmp_path / "free", "--train.images", 320)], tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    compiled = (*clip, "--train.compile", "on")
+    runs = [train(tmp_path / "ddp", *compiled), train(tmp_path / "fsdp", *compiled, "--train.parallel", "fsdp")]
+    two = together(2, runs, tmp_path)
+    assert two.returncode == 0, two.stderr
+    expected = losses(tmp_path / "alone")
+    assert not np.allclose(losses(tmp_path / "free"), expected, rtol=1e-4)  # gradients were longer than the clip
+    for name in ("ddp", "fsdp"):
+        np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=5e-6)
+
+
 def test_samples_do_not_depend_on_the_number_of_processes(runs: Path, ditlab):
     ended = ditlab("sample", runs / "alone", "--count", 11, "--batch", 2, "--out", runs / "one.npz", "--no-filmstrip")
     assert ended.code == 0, ended
