@@ -17,6 +17,7 @@ from ditlab.commands.study import study
 from ditlab.commands.train import autoencoder, encode, train
 from ditlab.commands.voice import say, say_nothing
 from ditlab.errors import Stopped, UserError, nearest
+from ditlab.memory import keep_memory
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
@@ -79,6 +80,7 @@ def run() -> None:
         os._exit(130)
 
     signal.signal(signal.SIGINT, stop)
+    keep_memory()
     try:
         main()
         if "ditlab.processes" in sys.modules:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ditlab"
 # Data flows one way down this list: a folder imports only from itself and from folders above it.
 ORDER = (
-    "errors", "atomic", "flags", "processes", "data", "latents", "models", "diffusion", "sample", "evaluate", "train",
+    "errors", "atomic", "flags", "memory", "processes", "data", "latents", "models", "diffusion", "sample", "evaluate", "train",
     "recipes", "study", "interop", "demo", "commands", "cli", "__main__",
 )  # fmt: skip
 FOLDERS = tuple(name for name in ORDER if (PACKAGE / name).is_dir())
@@ -76,7 +76,7 @@ def test_the_command_line_starts_without_torch():
         tree = ast.parse(path.read_text())
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         inside = {imported.split(".")[1] for imported in imports(top) if imported.startswith("ditlab.")}
-        assert inside <= {"__version__", "commands", "errors", "flags"}
+        assert inside <= {"__version__", "commands", "errors", "flags", "memory"}
         assert not any(imported.split(".")[0] == "torch" for imported in imports(top))
 
 

@@ -47,7 +47,7 @@ class Form:
 SMALL: dict[str, tuple[Sizes, tuple[int, ...], str, int, int, float, int]] = {
     # sizes, patches, the usual size and patch, images a training, its rate, images made
     "digits": (
-        {"S": (2, 32, 2), "M": (4, 64, 4), "L": (6, 96, 6)}, (4, 2, 1), "M", 2, 192_000, 2e-3, 1_797,
+        {"S": (2, 32, 2), "M": (4, 64, 4), "L": (6, 96, 6)}, (4, 2, 1), "M", 2, 192_000, 4e-3, 1_797,
     ),
     "fashion": (
         {"S": (4, 96, 3), "M": (6, 192, 6), "L": (12, 384, 6)}, (7, 4, 2), "M", 4, 4_000_000, 1e-3, 10_000,

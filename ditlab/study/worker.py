@@ -16,6 +16,7 @@ from ditlab.data import open_data
 from ditlab.errors import UserError
 from ditlab.evaluate import Evaluator, FeatureNetwork, feature_network, see
 from ditlab.evaluate.measure import names
+from ditlab.memory import keep_memory
 from ditlab.models import cost
 from ditlab.recipes import Place, default_device, train_recipe
 from ditlab.sample import Model, generate, grid, write_png
@@ -29,6 +30,7 @@ DRAWN = 20  # images of a cell's picture
 
 def main() -> None:
     """Do one run of a study: ``FOLDER RUN``; ends when the study does, whose pipe is the standard input."""
+    keep_memory()
     folder, run = Path(sys.argv[1]), sys.argv[2]
     if not sys.stdin.isatty():
         threading.Thread(target=_end_with_the_study, daemon=True).start()
