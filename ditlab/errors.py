@@ -28,3 +28,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word).lower(), list(lowered), n=1, cutoff=0.5)
     shown = ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
     return f"did you mean {lowered[close[0]]!r}? (known: {shown})" if close else f"known: {shown}"
+
+
+def check_divisible(what: str, sides: tuple[int, int], by: int, why: str, mend: str = "") -> None:
+    """Refuse sides that a network cannot cut into equal parts.
+
+    Args:
+        what: they are of: ``images``.
+        sides: height and width.
+        by: what must divide both.
+        why: names it, with its number: ``patch 2``.
+        mend: how another size is given, at the end of the line.
+
+    Raises:
+        UserError: it does not divide one; the line names the sizes nearest to it.
+    """
+    for side in sides:
+        if side < by or side % by:
+            below = side // by * by
+            sizes = f"{below} or {below + by}" if below else str(by)
+            raise UserError(
+                f"{what} of {sides[0]}x{sides[1]} are not divisible by {why}; nearest sizes for {side}: {sizes}{mend}"
+            )

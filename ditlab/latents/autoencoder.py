@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ditlab.errors import UserError
+from ditlab.errors import check_divisible
 
 KINDS = ("pixels", "kl", "pretrained")
 
@@ -70,14 +70,7 @@ class Autoencoder(nn.Module):
         Raises:
             UserError: the factor does not divide the image.
         """
-        for side in (height, width):
-            if side % self.factor:
-                below = side // self.factor * self.factor
-                sizes = f"{below} or {below + self.factor}" if below else str(self.factor)
-                raise UserError(
-                    f"images of {height}x{width} are not divisible by the autoencoder's factor {self.factor}; "
-                    f"nearest sizes for {side}: {sizes}"
-                )
+        check_divisible("images", (height, width), self.factor, f"the autoencoder's factor {self.factor}")
         return self.latent_channels, height // self.factor, width // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ditlab.errors import UserError, nearest
+from ditlab.errors import UserError, check_divisible, nearest
 from ditlab.models.blocks import BLOCKS, AdaLNZeroBlock, BlockConfig, FinalLayer
 from ditlab.models.condition import Condition
 from ditlab.models.embeddings import (
@@ -133,12 +133,7 @@ class DiT(nn.Module):
             raise UserError(
                 f"a modulation rank is for the blocks adaln-zero and adaln; {config.block!r} modulates nothing"
             )
-        if shape.height % config.patch or shape.width % config.patch:
-            raise UserError(
-                f"latents of {shape.height}x{shape.width} are not divisible by patch {config.patch}; "
-                f"nearest sizes: {_nearest_multiples(shape.height, config.patch)} high, "
-                f"{_nearest_multiples(shape.width, config.patch)} wide"
-            )
+        check_divisible("latents", (shape.height, shape.width), config.patch, f"patch {config.patch}")
 
     def initialise(self, generator: torch.Generator) -> DiT:
         """Draw every weight anew, in one place, as the paper does (its code's defaults)."""
@@ -187,8 +182,3 @@ class DiT(nn.Module):
             )
         x = self.final_layer(x[:, :tokens], c)  # (N, T, patch * patch * out)
         return unpatchify(x, self.config.patch, self.input.height)
-
-
-def _nearest_multiples(size: int, divisor: int) -> str:
-    below = size // divisor * divisor
-    return f"{below} or {below + divisor}" if below else str(divisor)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ditlab.errors import UserError, nearest
+from ditlab.errors import UserError, check_divisible, nearest
 from ditlab.models.condition import Condition
 from ditlab.models.dit import NetworkInput
 from ditlab.models.embeddings import LabelEmbedding, TimestepEmbedding
@@ -160,12 +160,13 @@ class UNet(nn.Module):
         for factor, channels in zip(factors, config.channels, strict=True):
             if config.heads and factor in (*config.attention, factors[-1]) and channels % config.heads:
                 raise UserError(f"{channels} channels of a level must be divisible by the U-Net's {config.heads} heads")
-        if shape.height % config.factor or shape.width % config.factor:
-            raise UserError(
-                f"latents of {shape.height}x{shape.width} are not divisible by {config.factor}, as the U-Net's "
-                f"{len(config.multipliers)} levels need; nearest sizes: {_multiples(shape.height, config.factor)} high, "
-                f"{_multiples(shape.width, config.factor)} wide; or take fewer multipliers"
-            )
+        check_divisible(
+            "latents",
+            (shape.height, shape.width),
+            config.factor,
+            f"{config.factor}, as the U-Net's {len(config.multipliers)} levels need",
+            "; or take fewer multipliers",
+        )
 
     def initialise(self, generator: torch.Generator) -> UNet:
         """Draw every weight anew, in one place, as both public codes do."""
@@ -232,8 +233,3 @@ def _zero(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def _multiples(size: int, divisor: int) -> str:
-    below = size // divisor * divisor
-    return f"{below} or {below + divisor}" if below else str(divisor)

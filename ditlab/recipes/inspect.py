@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ditlab.data import open_data
 from ditlab.diffusion import DiffusionConfig
-from ditlab.errors import UserError
+from ditlab.errors import UserError, check_divisible
 from ditlab.models import UNETS, Cost, DiTConfig, NetworkInput, UNetConfig, cost
 from ditlab.recipes.find import find_recipe
 from ditlab.sample import Model
@@ -56,20 +56,12 @@ def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
     return PAPER_512 if (short, image) == ("XL/2", 512) else None
 
 
-def _check_image(image: int, factor: int) -> None:
-    if image < factor or image % factor:
-        below = max(image // factor * factor, factor)
-        raise UserError(
-            f"image {image} is not divisible by the VAE's factor {factor}; nearest sizes: {below} or {below + factor}"
-        )
-
-
 def _unet_subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
     if block != "adaln-zero":
         raise UserError(f"{name} is a U-Net, which has no --block {block}; that is for DiTs")
     own, factor, channels, learned_variance = UNET_INPUTS[name]
     image = image or own
-    _check_image(image, factor)
+    check_divisible("images", (image, image), factor, f"the VAE's factor {factor}")
     shape = NetworkInput(channels, image // factor, image // factor, classes=1000, learned_variance=learned_variance)
     subject = Subject(UNetConfig.named(name), shape, DiffusionConfig(learned_variance=learned_variance))
     return subject, PAPER_UNETS.get(name) if image == own else None
@@ -81,7 +73,7 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
         return _unet_subject(unet, image, block)
     if "/" in name and not Path(name).exists():
         image = image or 256
-        _check_image(image, 8)
+        check_divisible("images", (image, image), 8, "the VAE's factor 8")
         shape = NetworkInput(4, image // 8, image // 8, classes=1000, learned_variance=True)
         return Subject(DiTConfig.named(name, block=block), shape, DiffusionConfig()), paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):

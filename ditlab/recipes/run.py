@@ -8,7 +8,7 @@ import torch
 
 from ditlab.data import Dataset, Images
 from ditlab.diffusion import build_loss, samplers
-from ditlab.errors import UserError
+from ditlab.errors import UserError, check_divisible
 from ditlab.latents import Autoencoder, LatentCache, new_kl
 from ditlab.models import NetworkInput, build, cost
 from ditlab.models.network import describe, divisor, kind
@@ -30,14 +30,8 @@ from ditlab.train import DiffusionObjective, train, write_report
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
     least, why = divisor(recipe.model)
     unit = factor * least
-    for side in (height, width):
-        if side % unit:
-            below = side // unit * unit
-            sizes = f"{below} or {below + unit}" if below else str(unit)
-            raise UserError(
-                f"images of {height}x{width} are not divisible by {unit} (autoencoder factor {factor} x {why}); "
-                f"nearest sizes for {side}: {sizes} (--data.size)"
-            )
+    why = f"{unit} (autoencoder factor {factor} x {why})"
+    check_divisible("images", (height, width), unit, why, " (--data.size)")
 
 
 def _check_channels(autoencoder: Autoencoder, dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ from ditlab.latents import AutoencoderConfig
 from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
 from ditlab.study.form import Form
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header, table
 
 CHANNELS = (2, 4, 8)
 WIDTHS = {2: (32, 64), 4: (32, 64, 64)}  # of the autoencoder of each factor
@@ -55,9 +55,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
                 f"{same[0].network['tokens']:g}",
                 f"{same[0].network['gmacs']:.3g}",
                 mean_and_spread(psnr) if psnr else "exact",
-                mean_and_spread(distance),
-                mean_and_spread([result.number("precision") for result in same]),
-                mean_and_spread([result.number("recall") for result in same]),
+                *quality(same),
             ]
         )
         if psnr:
@@ -65,7 +63,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
             points.setdefault(f"factor {factor}", []).append(point)
     series = [Series(name, *zip(*sorted(found), strict=True)) for name, found in points.items()]  # type: ignore[arg-type]
     draw(folder / "autoencoder.png", series, "reconstruction, PSNR in dB", f"{metric} of samples (lower is better)")
-    header = ["latents", "tokens", "GMACs", "PSNR, dB ↑", f"{metric} ↓", "precision ↑", "recall ↑"]
+    header = ["latents", "tokens", "GMACs", "PSNR, dB ↑", *quality_header(metric)]
     return [*table(header, rows), "![reconstruction against generation](autoencoder.png)", ""]
 
 

@@ -13,7 +13,7 @@ from ditlab.models import DiTConfig
 from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
 from ditlab.study.form import Form
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
 
 BLOCKS = get_type_hints(DiTConfig)["block"].__args__  # adaln-zero first
 PAPER = {"in-context": 35.24, "cross-attention": 26.14, "adaln": 25.21, "adaln-zero": 19.47}  # FID, XL/2 at 400K steps
@@ -42,28 +42,15 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
     rows = [
         [
             block,
-            f"{same[0].network['parameters']:,.0f}",
-            f"{same[0].network['gmacs']:.4g}",
-            mean_and_spread([result.distance for result in same]),
+            *expense(same[0]),
+            *quality(same),
             ", ".join(f"{result.distance:.4g}" for result in same),
-            mean_and_spread([result.number("precision") for result in same]),
-            mean_and_spread([result.number("recall") for result in same]),
             f"{same[0].training['images_per_second']:,.0f}",
             PAPER[block],
         ]
         for block, same in ((block, blocks[block]) for block in order)
     ]
-    header = [
-        "block",
-        "parameters",
-        "GMACs",
-        f"{metric} ↓",
-        "each seed",
-        "precision ↑",
-        "recall ↑",
-        "images/s",
-        "FID, paper (XL/2)",
-    ]
+    header = ["block", "parameters", "GMACs", *quality_header(metric), "each seed", "images/s", "FID, paper (XL/2)"]
     lines += table(header, rows)
     series = [
         Series(block, [seeds.values["seed"] for seeds in same], [result.distance for result in same])

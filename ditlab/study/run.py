@@ -36,6 +36,11 @@ class Worker:
     log: Path
     began: float
 
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
     def close(self) -> None:
         """End it, where it has not ended: what it has trained is in its checkpoints."""
         self.process.kill()
@@ -102,18 +107,20 @@ def _work(waiting: list[Cell], out: Path, jobs: int, say: Say) -> None:
     jobs = min(jobs, len(waiting))
     work = {cell.run: _training_gmacs(cell) for cell in waiting}
     slots: list[Worker | None] = [None] * jobs
-    queue, failed, left, began = [cell.run for cell in waiting], [], sum(work.values()), time.monotonic()
-    total = left
+    queue, failed = [cell.run for cell in waiting], []
+    done, spent = 0.0, 0.0  # work of the runs that ended, and the seconds they took
     try:
         while queue or any(slots):
             for slot, worker in enumerate(slots):
                 if worker is not None and worker.process.poll() is not None:
                     worker.close()
-                    left -= work[worker.run]
+                    slots[slot] = None
+                    done, spent = done + work[worker.run], spent + worker.seconds
                     if worker.process.returncode:
                         failed.append(worker.run)
-                    say(_ended(worker, left, total, time.monotonic() - began))
-                    slots[slot] = None
+                    running = sum(other.seconds for other in slots if other is not None)
+                    left = max((sum(work.values()) - done) * spent / done - running, 0) / jobs
+                    say(f"{_ended(worker)}; about {left / 60:.0f} min left" if queue or any(slots) else _ended(worker))
                 if slots[slot] is None and queue:
                     slots[slot] = _start(queue.pop(0), out, slot, jobs)
             time.sleep(POLL)
@@ -148,11 +155,9 @@ def _start(run: str, out: Path, slot: int, jobs: int) -> Worker:
     return Worker(run, process, log, time.monotonic())
 
 
-def _ended(worker: Worker, left: float, total: float, seconds: float) -> str:
+def _ended(worker: Worker) -> str:
     """What to say of a worker that ended."""
     lines = worker.log.read_text(errors="replace").strip().splitlines() or [""]
-    took = time.monotonic() - worker.began
     if worker.process.returncode:
-        return f"{worker.run} failed after {took:.0f} s: {lines[-1]} ({worker.log})"
-    remaining = seconds * left / max(total - left, 1e-9)
-    return f"{lines[-1]}, after {took:.0f} s; about {remaining / 60:.0f} min left"
+        return f"{worker.run} failed after {worker.seconds:.0f} s: {lines[-1]} ({worker.log})"
+    return f"{lines[-1]}, after {worker.seconds:.0f} s"

@@ -12,7 +12,7 @@ from ditlab.sample import SampleConfig
 from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
 from ditlab.study.form import Form
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header, table
 
 STEPS = (5, 10, 25, 50, 100, 250)
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpm-solver")
@@ -109,16 +109,14 @@ def _over_steps(results: Sequence[Result], lines: str, metric: str, path: Path, 
 
 
 def _guidance(scales: Sequence[Result], intervals: Sequence[Result], metric: str, folder: Path) -> list[str]:
-    header = ["scale", "guided at t", f"{metric} ↓", "precision ↑", "recall ↑"]
+    header = ["scale", "guided at t", *quality_header(metric)]
     rows, points = [], []
     for results in (scales, intervals):
         for (scale, low, high), same in grouped(results, "scale", "low", "high").items():
-            numbers = [
-                [r.distance for r in same],
-                *([r.number(name) for r in same] for name in ("precision", "recall")),
-            ]
-            rows.append([f"{scale:g}", f"{low:g} to {high:g}", *(mean_and_spread(values) for values in numbers)])
+            rows.append([f"{scale:g}", f"{low:g} to {high:g}", *quality(same)])
             if results is scales:
+                shares = [[r.number(name) for r in same] for name in ("precision", "recall")]
+                numbers = [[r.distance for r in same], *shares]
                 points.append((scale, *(sum(values) / len(values) for values in numbers)))
     x, distance, precision, recall = zip(*points, strict=True)
     draw(

@@ -13,7 +13,7 @@ from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
 from ditlab.study.fit import Fit, fit
 from ditlab.study.form import Form
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
 
 TIMES = (4.0, 0.25)  # small models longer, large ones shorter
 
@@ -79,17 +79,7 @@ def _finding(metric: str, compute: Fit, parameters: Fit) -> list[str]:
 
 
 def _table(results: Sequence[Result], metric: str) -> list[str]:
-    header = [
-        "model",
-        "tokens",
-        "parameters",
-        "GMACs",
-        "training GMACs",
-        f"{metric} ↓",
-        "precision ↑",
-        "recall ↑",
-        "images/s",
-    ]
+    header = ["model", "tokens", "parameters", "GMACs", "training GMACs", *quality_header(metric), "images/s"]
     rows = []
     for (size, patch), same in grouped(results, "size", "patch").items():
         first = same[0]
@@ -97,12 +87,9 @@ def _table(results: Sequence[Result], metric: str) -> list[str]:
             [
                 f"{size}/{patch}",
                 f"{first.network['tokens']:g}",
-                f"{first.network['parameters']:,.0f}",
-                f"{first.network['gmacs']:.3g}",
+                *expense(first),
                 f"{first.training['gmacs']:.3g}",
-                mean_and_spread([result.distance for result in same]),
-                mean_and_spread([result.number("precision") for result in same]),
-                mean_and_spread([result.number("recall") for result in same]),
+                *quality(same),
                 f"{first.training['images_per_second']:,.0f}",
             ]
         )

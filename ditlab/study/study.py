@@ -70,3 +70,20 @@ def grouped(results: Sequence[Result], *names: str) -> dict[tuple[Any, ...], lis
     for result in results:
         found.setdefault(tuple(result.values[name] for name in names), []).append(result)
     return found
+
+
+def quality(results: Sequence[Result]) -> list[str]:
+    """Distance, precision and recall of one setting's seeds, as a row has them."""
+    columns = [[result.distance for result in results]]
+    columns += [[result.number(name) for result in results] for name in ("precision", "recall")]
+    return [mean_and_spread(values) for values in columns]
+
+
+def quality_header(metric: str) -> list[str]:
+    """What stands above ``quality``."""
+    return [f"{metric} ↓", "precision ↑", "recall ↑"]
+
+
+def expense(result: Result) -> list[str]:
+    """Parameters and GMACs of a network, as a row has them."""
+    return [f"{result.network['parameters']:,.0f}", f"{result.network['gmacs']:.3g}"]

@@ -11,7 +11,7 @@ from ditlab.models import DiTConfig, NetworkInput, UNetConfig, cost, matched
 from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
 from ditlab.study.form import Form
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
 
 
 def cells(form: Form, seeds: int) -> list[Cell]:
@@ -47,11 +47,8 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
         rows.append(
             [
                 f"{network}, {size}",
-                f"{first.network['parameters']:,.0f}",
-                f"{first.network['gmacs']:.4g}",
-                mean_and_spread([result.distance for result in same]),
-                mean_and_spread([result.number("precision") for result in same]),
-                mean_and_spread([result.number("recall") for result in same]),
+                *expense(first),
+                *quality(same),
                 f"{first.training['images_per_second']:,.0f}",
             ]
         )
@@ -64,23 +61,15 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
                 f"- {size}: the U-Net has {distance} times the DiT's {metric}; the DiT's images/s in training "
                 f"are {mean_and_spread(speeds)} times the U-Net's"
             )
-    header = ["network", "parameters", "GMACs", f"{metric} ↓", "precision ↑", "recall ↑", "images/s, training"]
+    header = ["network", "parameters", "GMACs", *quality_header(metric), "images/s, training"]
     series = []
     for (network,), same in grouped(results, "network").items():
-        cells_ = [seeds for _, seeds in grouped(same, "size").items()]
-        x = [seeds[0].network["gmacs"] for seeds in cells_]
-        series.append(
-            Series(
-                network, x, [sum(r.distance for r in seeds) / len(seeds) for seeds in cells_], list(form_sizes(same))
-            )
-        )
+        by_size = {size: seeds for (size,), seeds in grouped(same, "size").items()}
+        x = [seeds[0].network["gmacs"] for seeds in by_size.values()]
+        y = [sum(result.distance for result in seeds) / len(seeds) for seeds in by_size.values()]
+        series.append(Series(network, x, y, list(by_size)))
     draw(folder / "unet.png", series, "GMACs of a forward pass of a sample", f"{metric} (lower is better)", logx=True)
     return [*lines, "", *table(header, rows), f"![{metric} of both networks](unet.png)", ""]
-
-
-def form_sizes(results: Sequence[Result]) -> list[str]:
-    """The sizes of results, each once."""
-    return [size for (size,) in grouped(results, "size")]
 
 
 STUDY = Study(

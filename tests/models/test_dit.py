@@ -186,8 +186,8 @@ def test_weights_alone_restore_a_network() -> None:
 @pytest.mark.parametrize(
     ("config", "shape", "words"),
     [
-        ({"patch": 4}, (10, 8), ["10x8", "patch 4", "8 or 12 high"]),
-        ({"patch": 8}, (8, 4), ["8x4", "patch 8", "8 wide"]),
+        ({"patch": 4}, (10, 8), ["10x8", "patch 4", "nearest sizes for 10: 8 or 12"]),
+        ({"patch": 8}, (8, 4), ["8x4", "patch 8", "nearest sizes for 4: 8"]),
         ({"heads": 5}, (8, 8), ["width 24", "5 heads"]),
         ({"width": 18, "heads": 3}, (8, 8), ["width 18", "4"]),
         ({"block": "adaln-one"}, (8, 8), ["'adaln-one'", "'adaln"]),

@@ -388,8 +388,8 @@ def test_every_block_of_a_unet_is_compiled_however_many_there_are() -> None:
 @pytest.mark.parametrize(
     ("config", "shape", "words"),
     [
-        ({}, (9, 8), ["9x8", "divisible by 2", "2 levels", "8 or 10 high"]),
-        ({"multipliers": (1.0, 2.0, 2.0, 2.0)}, (8, 4), ["8x4", "divisible by 8", "8 wide"]),
+        ({}, (9, 8), ["9x8", "divisible by 2", "2 levels", "nearest sizes for 9: 8 or 10"]),
+        ({"multipliers": (1.0, 2.0, 2.0, 2.0)}, (8, 4), ["8x4", "divisible by 8", "nearest sizes for 4: 8"]),
         ({"width": 10}, (8, 8), ["width 10", "8 or 12"]),
         ({"width": 0}, (8, 8), ["width=0", "at least 1"]),
         ({"blocks": 0}, (8, 8), ["blocks=0", "at least 1"]),

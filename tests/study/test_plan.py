@@ -151,7 +151,7 @@ def test_a_result_is_taken_for_its_own_cell_only(plan: MakePlan, tmp_path: Path)
     result.save(tmp_path)
     assert finished(cell, tmp_path) == result
     other = replace(cell, recipe=replace(cell.recipe, train=replace(cell.recipe.train, rate=0.5)))
-    with pytest.raises(UserError, match=r"recipe.train.rate 0.002 there, 0.5 here\); choose another --out"):
+    with pytest.raises(UserError, match=r"recipe.train.rate 0.004 there, 0.5 here\); choose another --out"):
         finished(other, tmp_path)
     (tmp_path / f"{cell.name}.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
