@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from ditlab.evaluate import inception_weights
 from ditlab.evaluate.features import feature_network
 from ditlab.evaluate.inception import Inception, InceptionV3, resize
-from ditlab.evaluate.inception_weights import FILE, read_weights, reference_weights
+from ditlab.evaluate.inception_weights import FILE, cache_folder, read_weights, reference_weights
 
+REFERENCE = cache_folder() / FILE  # asked before any test sets another folder
 PICTURES = np.random.default_rng(0).integers(0, 256, (1, 40, 31, 3), np.uint8)
 
 
@@ -165,7 +166,8 @@ def test_an_image_of_299_pixels_is_not_touched():
     assert torch.equal(resize(image), image)
 
 
-def test_the_network_is_the_one_written_out_by_hand(network: Inception, weights: dict[str, Tensor]):
+def is_by_hand(network: Inception, weights: dict[str, Tensor]) -> None:
+    """The features of a fixed input are those of the float64 network with the same weights."""
     by_hand = ByHand(weights)
     found = network.extract(PICTURES)
     assert found.spatial is not None
@@ -182,6 +184,15 @@ def test_the_network_is_the_one_written_out_by_hand(network: Inception, weights:
     exponentials = np.exp(logits.numpy() - logits.numpy().max())
     np.testing.assert_allclose(found.probabilities, exponentials / exponentials.sum(), rtol=5e-3, atol=1e-7)
     assert set(weights) - by_hand.taken == {"fc.bias"}  # the Inception score is computed without it
+
+
+def test_the_network_is_the_one_written_out_by_hand(network: Inception, weights: dict[str, Tensor]):
+    is_by_hand(network, weights)
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference weights are not in the cache folder")
+def test_with_the_reference_weights_it_is_too():
+    is_by_hand(Inception(REFERENCE), read_weights(REFERENCE)[0])
 
 
 def test_features_have_the_widths_of_the_field(network: Inception):
