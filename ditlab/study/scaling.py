@@ -16,6 +16,7 @@ from ditlab.study.form import Form
 from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
 
 TIMES = (4.0, 0.25)  # small models longer, large ones shorter
+PAPER = (0.34, 0.53)  # what table 4's twelve FIDs at 400K steps give by the same sum: patch 8 to 2, and S to XL
 
 
 def cells(form: Form, seeds: int) -> list[Cell]:
@@ -61,7 +62,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
     _by(equal, "parameters", metric, folder / "parameters.png", "parameters", "patch")
     _by(equal, "tokens", metric, folder / "tokens.png", "tokens of a sample", "size")
     lines += [f"![{metric} against GMACs](gmacs.png)", ""]
-    lines += ["## Parameters do not decide, tokens do", "", *_within(equal, metric)]
+    lines += ["## Tokens and parameters", "", *_within(equal, metric)]
     lines += [f"![{metric} against parameters](parameters.png)", "", f"![{metric} against tokens](tokens.png)", ""]
     lines += ["## Small and long against large and short", "", *_training(results, metric, folder / "training.png")]
     return lines
@@ -122,19 +123,27 @@ def _by(
 
 def _within(results: Sequence[Result], metric: str) -> list[str]:
     """At one size, what more tokens do; at one patch, what more parameters do."""
-    lines = []
+    lines, decades = [], []
     for names, other, what in (("size", "patch", "tokens"), ("patch", "size", "parameters")):
+        slopes = []
         for (value,), same in grouped(results, names).items():
             ends = list(grouped(same, other).items())
             (first, at_first), (last, at_last) = ends[0], ends[-1]
             before, after = (float(np.mean([r.distance for r in seeds])) for seeds in (at_first, at_last))
             counts = [seeds[0].network[what] for seeds in (at_first, at_last)]
             spent = [seeds[0].network["gmacs"] for seeds in (at_first, at_last)]
+            slopes.append(np.log(after / before) / np.log(spent[1] / spent[0]))
             lines.append(
                 f"- {names} {value}, {other} {first[0]} to {last[0]}: {what} times {counts[1] / counts[0]:.3g}, GMACs times "
                 f"{spent[1] / spent[0]:.3g}, {metric} {before:.4g} to {after:.4g}"
             )
-    return [*lines, ""]
+        decades.append(10 ** float(np.mean(slopes)))
+    finding = (
+        f"Ten times the GMACs multiply {metric} by **{decades[0]:.2f} where they come from tokens**, the parameters staying as "
+        f"they are, and by **{decades[1]:.2f} where they come from depth and width** (the paper's FIDs: {PAPER[0]} and "
+        f"{PAPER[1]})."
+    )
+    return [finding, "", *lines, ""]
 
 
 def _training(results: Sequence[Result], metric: str, path: Path) -> list[str]:
@@ -150,12 +159,32 @@ def _training(results: Sequence[Result], metric: str, path: Path) -> list[str]:
     draw(path, series, "training compute, GMACs", f"{metric} (lower is better)", logx=True)
     body = [[model, images, f"{spent:.3g}", distance] for spent, model, images, distance in sorted(rows)]
     return [
+        *_at_equal_compute(results, metric),
         "All cells by the compute their training took (three forward passes an image).",
         "",
         *table(["model", "images", "training GMACs", f"{metric} ↓"], body),
         f"![{metric} against training compute](training.png)",
         "",
     ]
+
+
+def _at_equal_compute(results: Sequence[Result], metric: str) -> list[str]:
+    """Each training that is longer or shorter, beside the usual one that took about as much compute."""
+    found = {
+        key: (seeds[0], float(np.mean([r.distance for r in seeds])))
+        for key, seeds in grouped(results, "size", "patch", "times").items()
+    }
+    usual = [(spent, distance) for (_, _, times), (spent, distance) in found.items() if times == 1]
+    lines = []
+    for (size, patch, times), (result, distance) in found.items():
+        if times != 1:
+            compute = result.training["gmacs"]
+            near, other = min(usual, key=lambda pair: abs(np.log(pair[0].training["gmacs"] / compute)))
+            lines.append(
+                f"- {size}/{patch} on {times:g} times the images: {metric} {distance:.4g} for {compute:.3g} training GMACs; "
+                f"{near.values['size']}/{near.values['patch']} has {other:.4g} for {near.training['gmacs']:.3g}"
+            )
+    return [*lines, ""]
 
 
 STUDY = Study(
