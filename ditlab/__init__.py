@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ditlab.sample import Model
-
 __version__ = "0.1.0"
 
 
-def load(path: str | Path) -> Model:
-    """A trained model from a run folder, a ``model.safetensors``, or one that ships; ``load("fashion").sample()`` makes images.
+def load(path: str | Path) -> Any:
+    """A trained model, ``ditlab.sample.Model``; ``load("fashion").sample()`` makes images.
+
+    Args:
+        path: a run folder, a ``model.safetensors``, the name of a model that ships, a folder of diffusers' DiTPipeline, or
+            ``user/name`` on the hub. A folder of Stable Diffusion's VAE, as diffusers keeps it, gives the autoencoder alone.
 
     Raises:
         UserError: nothing readable there.
     """
-    from ditlab.sample import Model
+    from ditlab.interop.find import find
 
-    return Model.load(path)
+    return find(path)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ditlab import __version__
-from ditlab.commands.convert import import_
+from ditlab.commands.convert import export, import_, push
 from ditlab.commands.demo import demo
 from ditlab.commands.evaluate import evaluate
 from ditlab.commands.inspect import inspect
@@ -28,6 +28,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": study,
     "inspect": inspect,
     "import": import_,
+    "export": export,
+    "push": push,
     "demo": demo,
 }
 

@@ -35,15 +35,16 @@ class SampleOptions(SamplingOptions):
 def sample(arguments: list[str]) -> None:
     """Make images with a trained model."""
     options = parse(SampleOptions, arguments, "sample")
+    from ditlab.interop.find import find_model
     from ditlab.processes import join
     from ditlab.recipes import default_device
-    from ditlab.sample import Model, check_ending, filmstrip, gather, generate, label_indices, write, write_png
+    from ditlab.sample import check_ending, filmstrip, gather, generate, label_indices, write, write_png
     from ditlab.train import progress_bar
 
     out = Path(options.out)
     check_ending(out)
     processes = join()
-    model = Model.load(options.run).to(default_device(processes))
+    model = find_model(options.run).to(default_device(processes))
     if options.compile:
         model.compile()
     config = options.config(model)

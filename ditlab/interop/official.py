@@ -6,6 +6,7 @@ that of the paper's model of the same width, or width / 64.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import struct
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ditlab import atomic
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError
 from ditlab.latents import load_pretrained
@@ -94,8 +96,11 @@ def read(path: str | Path, heads: int = 0) -> DiT:
     Raises:
         UserError: no such file, a pickle with code in it, or another architecture.
     """
-    path = Path(path)
-    tensors = _read_tensors(path)
+    return network(_read_tensors(Path(path)), Path(path), heads)
+
+
+def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
+    """A DiT of tensors in the public layout; see ``read``, whose errors speak of ``path``."""
     try:
         kernel = tensors["x_embedder.proj.weight"]
         width, channels, patch, _ = kernel.shape
@@ -120,14 +125,73 @@ def read(path: str | Path, heads: int = 0) -> DiT:
     shape = NetworkInput(channels, side * patch, side * patch, rows - 1, out == 2 * channels * patch**2)
     weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
     weights["patch_embedding.weight"] = kernel.float().flatten(1)
-    network = DiT(config, shape)
-    assert network.positions is not None
-    found, fixed = tensors[POSITIONS].float(), network.positions[None]
+    built = DiT(config, shape)
+    assert built.positions is not None
+    found, fixed = tensors[POSITIONS].float(), built.positions[None]
     # Half precision rounds them by up to 0.004; learned ones are further off.
     if found.shape != fixed.shape or not torch.allclose(found, fixed, rtol=0, atol=0.005):
         raise UserError(f"{path} is of another architecture: its positions are not the fixed sine-cosine ones")
-    load_weights(network, weights, path)
-    return network.eval()
+    load_weights(built, weights, path)
+    return built.eval()
+
+
+def fits(network: Network, what: str = "the public DiT layout") -> DiT:
+    """The network, if it is the paper's: adaln-zero blocks, a square latent, a null class, and nothing that came later.
+
+    Raises:
+        UserError: it is another; ``what`` is said to have no place for it.
+    """
+    if not isinstance(network, DiT):
+        raise UserError(f"{what} holds diffusion transformers; this network is a U-Net")
+    config, shape = network.config, network.input
+    if config.block != "adaln-zero" or shape.height != shape.width or not shape.null_class:
+        raise UserError(
+            f"{what} holds adaln-zero blocks, square latents and a null class; this network has "
+            f"{config.block}, {shape.height}x{shape.width}{'' if shape.null_class else ', no null class'}"
+        )
+    after = {"mlp": config.mlp, "norm": config.norm, "positions": config.positions, "qk_norm": config.qk_norm}
+    after["modulation_rank"] = config.modulation_rank
+    differences = [f"{name} {value}" for name, value in after.items() if value != getattr(BlockConfig(), name)]
+    if differences or network.positions is None:
+        raise UserError(f"{what} holds the paper's blocks; this network has {', '.join(differences)}")
+    return network
+
+
+def paper(model: Model, what: str = "the public DiT layout") -> DiT:
+    """The network of a model that is the paper's, process included.
+
+    Raises:
+        UserError: it is not; ``what`` is said to have no place for it.
+    """
+    network, diffusion = fits(model.network, what), model.diffusion
+    if (diffusion.schedule, diffusion.target) != ("linear-beta", "epsilon"):
+        raise UserError(
+            f"{what} holds networks that predict epsilon, of linear betas; this one is of {diffusion.schedule} and predicts "
+            f"{diffusion.target}"
+        )
+    return network
+
+
+def export(model: Model, out: Path, force: bool = False) -> None:
+    """Write a network as a checkpoint in the public layout, which the public code's ``load_state_dict`` takes.
+
+    Args:
+        model: of the paper's process.
+        out: a .pt or a .safetensors.
+        force: replace a file that is there.
+
+    Raises:
+        UserError: the layout has no place for this model, ``out`` is there or has another ending, or cannot be written.
+    """
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state_dict(paper(model)).items()}
+    if out.suffix not in (".pt", ".safetensors"):
+        raise UserError(f"{out} must end in .pt or .safetensors")
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already; choose another file or say --force")
+    buffer = io.BytesIO()
+    if out.suffix == ".pt":
+        torch.save(tensors, buffer)
+    atomic.write_file(out, buffer.getvalue() or safetensors.torch.save(tensors))
 
 
 def state_dict(network: Network) -> dict[str, Tensor]:
@@ -136,24 +200,14 @@ def state_dict(network: Network) -> dict[str, Tensor]:
     Raises:
         UserError: the public layout has no place for this network.
     """
-    if not isinstance(network, DiT):
-        raise UserError("the public DiT layout holds diffusion transformers; this network is a U-Net")
-    config, shape = network.config, network.input
-    if config.block != "adaln-zero" or shape.height != shape.width or not shape.null_class:
-        raise UserError(
-            f"the public DiT layout holds adaln-zero blocks, square latents and a null class; this network has "
-            f"{config.block}, {shape.height}x{shape.width}{'' if shape.null_class else ', no null class'}"
-        )
-    after = {"mlp": config.mlp, "norm": config.norm, "positions": config.positions, "qk_norm": config.qk_norm}
-    after["modulation_rank"] = config.modulation_rank
-    differences = [f"{name} {value}" for name, value in after.items() if value != getattr(BlockConfig(), name)]
-    if differences or network.positions is None:
-        raise UserError(f"the public DiT layout holds the paper's blocks; this network has {', '.join(differences)}")
+    paper = fits(network)
+    config, shape = paper.config, paper.input
+    assert paper.positions is not None
     table = {ours: theirs for theirs, ours in NAMES.items()}
-    tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in paper.state_dict().items()}
     kernel = tensors["x_embedder.proj.weight"]
     tensors["x_embedder.proj.weight"] = kernel.view(config.width, shape.channels, config.patch, config.patch)
-    tensors[POSITIONS] = network.positions[None].clone()
+    tensors[POSITIONS] = paper.positions[None].clone()
     return tensors
 
 

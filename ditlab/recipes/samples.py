@@ -13,6 +13,7 @@ from ditlab.data import DataConfig, open_data
 from ditlab.diffusion import samplers
 from ditlab.errors import UserError
 from ditlab.evaluate import read_archive
+from ditlab.interop.find import find_model
 from ditlab.processes import Processes
 from ditlab.recipes.find import NAMES, find_recipe
 from ditlab.recipes.prepare import default_device
@@ -125,7 +126,7 @@ def _beside(path: Path) -> Path:
 def _model(
     source: str, count: int, seed: int, batch: int, choose: Callable[[Model], SampleConfig], processes: Processes
 ) -> Samples:
-    model = Model.load(source).to(default_device(processes))
+    model = find_model(source).to(default_device(processes))
     config = choose(model)
     model.check(config)
     samplers.check(config.sampler, model.denoiser.schedule, config.steps)

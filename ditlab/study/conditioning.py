@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -53,10 +53,14 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
     header = ["block", "parameters", "GMACs", *quality_header(metric), "each seed", "images/s", "FID, paper (XL/2)"]
     lines += table(header, rows)
     series = [
-        Series(block, [seeds.values["seed"] for seeds in same], [result.distance for result in same])
-        for block, same in blocks.items()
+        Series("", [place] * len(blocks[block]), [result.distance for result in blocks[block]], line=False)
+        for place, block in enumerate(order)
     ]
-    draw(folder / "blocks.png", series, "seed", f"{metric} (lower is better)")
+
+    def names(axes: Any) -> None:
+        axes.set_xticks(range(len(order)), order)
+
+    draw(folder / "blocks.png", series, "", f"{metric} (lower is better), each seed a point", also=names)
     return [*lines, f"![{metric} of each block and seed](blocks.png)", ""]
 
 

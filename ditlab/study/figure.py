@@ -16,7 +16,7 @@ class Series:
     """Points that belong together.
 
     Attributes:
-        name: in the legend.
+        name: in the legend; empty where the axis says it.
         x: across.
         y: up.
         labels: beside the points.
@@ -83,7 +83,7 @@ def draw(
     if also is not None:  # last: a scale sets ticks anew
         also(axes)
     axes.grid(alpha=0.25, which="both")
-    if len(series) > 1:
+    if sum(bool(each.name) for each in series) > 1:
         axes.legend(fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

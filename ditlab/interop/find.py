@@ -1,0 +1,44 @@
+"""Models by whatever name they go: a run, a shipped model, a folder of diffusers', or one on the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ditlab.interop import hub, pipeline
+from ditlab.latents import DiffusersAutoencoder, load_pretrained
+from ditlab.sample import Model
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_model(name: str | Path) -> Model:
+    """A model.
+
+    Args:
+        name: a run folder, a ``model.safetensors``, a shipped model's name, the folder of a diffusers DiTPipeline, or a
+            model's id on the hub, ``user/name``, where there is no folder ``user``.
+
+    Raises:
+        UserError: nothing readable there.
+    """
+    folder = Path(name)
+    if (folder / pipeline.INDEX).is_file():
+        return pipeline.read(folder)
+    if (
+        HUB_ID.fullmatch(str(name)) and not folder.exists() and not folder.parent.exists()
+    ):  # a mistyped run is not asked for
+        return find_model(hub.download(str(name)))
+    return Model.load(name)
+
+
+def find(name: str | Path) -> Model | DiffusersAutoencoder:
+    """A model, as ``find_model``; or the autoencoder in a folder of Stable Diffusion's VAE, as diffusers keeps it.
+
+    Raises:
+        UserError: nothing readable there.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file() and not (folder / "model.json").is_file():
+        return load_pretrained(str(folder))
+    return find_model(name)

@@ -1,0 +1,132 @@
+"""Models on the Hugging Face hub: the two files of a model and a card that says what it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ditlab.errors import UserError
+from ditlab.models import cost
+from ditlab.models.network import describe
+from ditlab.sample import Model
+from ditlab.sample.model import RECORD, WEIGHTS
+
+CARD = "README.md"
+PICTURE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")  # and its file in Markdown
+FILES = (RECORD, WEIGHTS, "model_index.json", "*/*.json", "*/*.safetensors")  # of a model, ditlab's or a pipeline's
+
+
+def push(run: Path, name: str, private: bool = False) -> str:
+    """Upload a model, its card with it.
+
+    Args:
+        run: run folder, or ``model.safetensors``.
+        name: on the hub, ``user/name``; made where it is not there.
+        private: whether only you see it.
+
+    Returns:
+        Its address.
+
+    Raises:
+        UserError: no model there, no such account, or the hub is out of reach.
+    """
+    hub, model = _hub(), Model.load(run)
+    folder = run.parent if run.suffix == ".safetensors" else run
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        model.save(place)
+        (place / CARD).write_text(card(model, name, folder))
+        for _, pictures in _pages(folder):
+            for picture in pictures:
+                _copy(folder / picture, place / picture)
+        try:
+            api = hub.HfApi()
+            api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=place, commit_message="a model, by ditlab")
+        except (OSError, ValueError) as error:  # the client's own errors are both
+            raise UserError(
+                f"cannot push to {name} ({_first_line(error)}); log in with `hf auth login`, and name it USER/NAME"
+            ) from error
+    return f"https://huggingface.co/{name}"
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the hub, in the hub's own cache; what is there already is not fetched again.
+
+    Raises:
+        UserError: no such model, or the hub is out of reach.
+    """
+    hub = _hub()
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is no folder here and cannot be had from the hub ({_first_line(error)}); give a run folder, or USER/NAME "
+            "of a model that is on it"
+        ) from error
+
+
+def card(model: Model, name: str, folder: Path) -> str:
+    """A model's card in Markdown: what it makes, how it is used, then the pages its run has, of training and of measuring.
+
+    Args:
+        model: it is of.
+        name: on the hub.
+        folder: the run's.
+    """
+    config, shape = model.network.config, model.network.input
+    counted, (channels, height, width) = cost(config, shape), model.pixels
+    rows = {
+        "images": f"{channels}x{height}x{width}",
+        "classes": f"{shape.classes}: {', '.join(model.names[:20])}{', ...' if len(model.names) > 20 else ''}",
+        "network": f"{describe(config)}; {counted.total_parameters:,} parameters, {counted.gmacs:.4g} GMACs",
+        "latents": f"{shape.channels}x{shape.height}x{shape.width}",
+        "diffusion": f"{model.diffusion.schedule}, predicts {model.diffusion.target}",
+        **{str(fact): str(value) for fact, value in model.facts.items()},
+    }
+    lines = ["---", "library_name: ditlab", "pipeline_tag: unconditional-image-generation", "---", ""]
+    lines += [f"# {name.rpartition('/')[2]}", "", "A diffusion transformer, trained with ditlab.", ""]
+    lines += [
+        "```python",
+        "import ditlab",
+        "",
+        f'images = ditlab.load("{name}").sample(count=16, seed=0)  # uint8 (N, H, W, C)',
+    ]
+    lines += ["```", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]
+    for text, _ in _pages(folder):
+        lines += [re.sub(r"^#", "##", text, flags=re.MULTILINE), ""]
+    return "\n".join(lines)
+
+
+def _pages(folder: Path) -> list[tuple[str, list[str]]]:
+    """What a run says of its training and of its measuring: text, and the pictures in it, whose places are the folder's."""
+    return [_page(folder, part) for part in ("", "evaluation") if (folder / part / "report.md").is_file()]
+
+
+def _page(folder: Path, part: str) -> tuple[str, list[str]]:
+    def placed(found: re.Match[str]) -> str:
+        return found[0].replace(found[1], (Path(part) / found[1]).as_posix())
+
+    text = PICTURE.sub(placed, (folder / part / "report.md").read_text())
+    return text, PICTURE.findall(text)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError("the hub needs huggingface_hub: pip install 'ditlab[hub]'") from error
+    return huggingface_hub
