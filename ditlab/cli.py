@@ -12,6 +12,7 @@ from ditlab.commands.convert import export, import_, push
 from ditlab.commands.demo import demo
 from ditlab.commands.evaluate import evaluate
 from ditlab.commands.inspect import inspect
+from ditlab.commands.play import play
 from ditlab.commands.sample import sample
 from ditlab.commands.study import study
 from ditlab.commands.train import autoencoder, encode, train
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "study": study,
+    "play": play,
     "inspect": inspect,
     "import": import_,
     "export": export,

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ditlab"
 # Data flows one way down this list: a folder imports only from itself and from folders above it.
 ORDER = (
     "errors", "atomic", "flags", "memory", "processes", "data", "latents", "models", "diffusion", "sample", "interop",
-    "evaluate", "train", "recipes", "study", "demo", "commands", "cli", "__main__",
+    "evaluate", "train", "recipes", "study", "demo", "playground", "commands", "cli", "__main__",
 )  # fmt: skip
 FOLDERS = tuple(name for name in ORDER if (PACKAGE / name).is_dir())
 MODULES = sorted(PACKAGE.rglob("*.py"))

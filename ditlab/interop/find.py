@@ -17,7 +17,7 @@ def find_model(name: str | Path) -> Model:
 
     Args:
         name: a run folder, a ``model.safetensors``, a shipped model's name, the folder of a diffusers DiTPipeline, or a
-            model's id on the hub, ``user/name``, where there is no folder ``user``.
+            model's id on the hub, ``user/name``, where there is no folder ``user`` and user is not ``runs``.
 
     Raises:
         UserError: nothing readable there.
@@ -25,9 +25,8 @@ def find_model(name: str | Path) -> Model:
     folder = Path(name)
     if (folder / pipeline.INDEX).is_file():
         return pipeline.read(folder)
-    if (
-        HUB_ID.fullmatch(str(name)) and not folder.exists() and not folder.parent.exists()
-    ):  # a mistyped run is not asked for
+    here = folder.exists() or folder.parent.exists() or folder.parts[:1] == ("runs",)  # a mistyped run is not asked for
+    if HUB_ID.fullmatch(str(name)) and not here:
         return find_model(hub.download(str(name)))
     return Model.load(name)
 

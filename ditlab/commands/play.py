@@ -1,0 +1,50 @@
+"""``ditlab play``: models behind an HTTP API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ditlab.commands.voice import say
+from ditlab.errors import UserError
+from ditlab.flags import parse
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Models behind an HTTP API, in the shape that the openai client asks for."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ("fashion",)
+    """Run folders, shipped models, diffusers' pipelines or hub ids."""
+    host: str = "127.0.0.1"
+    """Address to listen on; beyond this machine only with a key in DITLAB_API_KEY."""
+    port: int = 7860
+    """Its port; 0 is any that is free."""
+    images: int = 16
+    """Images a request, at most."""
+    steps: int = 250
+    """Sampling steps of a request, at most."""
+    seconds: float = 120.0
+    """After which a request is given up."""
+    together: int = 64
+    """Images of a model under way at a time."""
+
+
+def play(arguments: list[str]) -> None:
+    """Serve models over HTTP."""
+    options = parse(PlayOptions, arguments, "play")
+    for name in ("images", "steps", "seconds", "together"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name} {getattr(options, name)} must be above 0")
+    if options.together < options.images:
+        raise UserError(f"--together {options.together} must hold a request of {options.images} images (--images)")
+    try:
+        from ditlab.playground.server import Limits, load_models, serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
+    from ditlab.recipes import default_device
+
+    limits = Limits(options.images, options.steps, options.seconds)
+    serve(load_models(options.runs, default_device()), options.host, options.port, limits, options.together, say)

@@ -1,0 +1,277 @@
+"""The HTTP API: images in the shape that the ``openai`` client asks for, and what a server tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from hmac import compare_digest
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from fastapi import APIRouter, Depends, FastAPI, Header
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+
+from ditlab.diffusion import SAMPLERS
+from ditlab.errors import UserError
+from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
+from ditlab.sample import Model
+
+POLL = 0.05  # seconds between looks at whether a client is still there
+LONGEST = 1000  # characters of a prompt
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    images: int = 16
+    """Images a request."""
+    steps: int = 250
+    """Sampling steps."""
+    seconds: float = 120.0
+    """After which a request is given up."""
+
+
+class Generation(BaseModel):
+    """A request for images, as ``openai``'s ``client.images.generate`` sends it; ditlab's own fields go into ``extra_body``."""
+
+    model_config = ConfigDict(extra="ignore", strict=False, allow_inf_nan=False)
+
+    prompt: Annotated[str, Field(max_length=LONGEST)] = ""
+    """Names of labels, with commas between, given out in turn; empty: every class in turn."""
+    model: str | None = None
+    """Name of a model of this server; its first by default."""
+    n: Annotated[int, Field(ge=1)] | None = 1
+    """How many images."""
+    size: str | None = "auto"
+    """``auto``, or the one size that the model makes, as ``28x28``: width, height."""
+    response_format: Literal["b64_json"] | None = "b64_json"
+    """Images come as PNG in base64; there is no other place they could be fetched from."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The same seed again gives the same images; none: one is drawn, and told."""
+    guidance: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Guidance scale; 1 is off."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Sampling steps."""
+    sampler: str | None = None
+    """ddpm, ddim, euler, heun or dpm-solver."""
+
+
+class Refused(Exception):  # noqa: N818 - the client's error
+    """What a client asked cannot be done; becomes an answer in the shape of OpenAI's errors."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def answer(self) -> JSONResponse:
+        """The answer."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return _error(self.status, self.message, kind, self.param, self.code)
+
+
+class Served:
+    """The models of a server, each with its batcher, and what is counted of them.
+
+    Args:
+        models: by name; the first is taken where none is asked for.
+        limits: of a request.
+        most: images of a model under way at a time.
+        waiting: requests that may wait for a model.
+        key: that clients must show; empty: none.
+    """
+
+    def __init__(self, models: dict[str, Model], limits: Limits, most: int = 64, waiting: int = 256, key: str = ""):
+        self.models, self.limits, self.key = models, limits, key
+        bf16 = {name: model.defaults.bf16_on(model.device) for name, model in models.items()}
+        self.batchers = {name: Batcher(model, most, waiting, bf16[name]) for name, model in models.items()}
+        self.registry = CollectorRegistry()
+        self.requests = Counter("ditlab_requests", "requests, by how they ended", ["status"], registry=self.registry)
+        self.images = Counter("ditlab_images", "images made", ["model"], registry=self.registry)
+        self.seconds = Histogram("ditlab_request_seconds", "from request to answer", registry=self.registry)
+        self.waiting = Gauge("ditlab_waiting_requests", "requests that wait", ["model"], registry=self.registry)
+        self.under_way = Gauge("ditlab_images_under_way", "images being denoised", ["model"], registry=self.registry)
+        self.calls = Gauge("ditlab_network_calls", "calls of the network", ["model"], registry=self.registry)
+        self.rows = Gauge(
+            "ditlab_network_rows", "images in all calls of the network", ["model"], registry=self.registry
+        )
+        self.began = int(time.time())
+
+    def named(self, name: str | None) -> tuple[str, Model, Batcher]:
+        """A model by its name, the first where none is given."""
+        chosen = name or next(iter(self.models))
+        if chosen not in self.models:
+            raise Refused(
+                404, f"no model {chosen[:100]!r}; there are {', '.join(self.models)}", "model", "model_not_found"
+            )
+        return chosen, self.models[chosen], self.batchers[chosen]
+
+    def metrics(self) -> bytes:
+        """In Prometheus' text format."""
+        for name, batcher in self.batchers.items():
+            waiting, under_way = batcher.load
+            self.waiting.labels(name).set(waiting)
+            self.under_way.labels(name).set(under_way)
+            self.calls.labels(name).set(batcher.calls)
+            self.rows.labels(name).set(batcher.rows)
+        return generate_latest(self.registry)
+
+    def close(self) -> None:
+        """Finish what was taken."""
+        for batcher in self.batchers.values():
+            batcher.close()
+
+    def request(self, asked: Generation) -> tuple[str, Model, Request]:
+        """What is to be made.
+
+        Raises:
+            Refused: it cannot be.
+        """
+        name, model, _ = self.named(asked.model)
+        count = asked.n or 1
+        if count > self.limits.images:
+            raise Refused(400, f"n {count} is too many; at most {self.limits.images} images a request", "n")
+        if asked.steps is not None and asked.steps > self.limits.steps:
+            raise Refused(400, f"steps {asked.steps} are too many; at most {self.limits.steps}", "steps")
+        if asked.sampler is not None and asked.sampler not in SAMPLERS:
+            raise Refused(400, f"unknown sampler {asked.sampler[:100]!r}; {', '.join(SAMPLERS)}", "sampler")
+        _, height, width = model.pixels
+        if asked.size not in (None, "auto", f"{width}x{height}"):
+            raise Refused(400, f"size {asked.size[:100]!r}: {name} makes {width}x{height}", "size")
+        usual = model.defaults
+        config = replace(
+            usual,
+            steps=usual.steps if asked.steps is None else asked.steps,
+            sampler=asked.sampler or usual.sampler,
+            guidance=usual.guidance if asked.guidance is None else replace(usual.guidance, scale=asked.guidance),
+        )
+        seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+        try:
+            labels = _labels(model, asked.prompt, count)
+            model.check(config)
+        except UserError as error:
+            raise Refused(400, str(error), "prompt" if "label" in str(error) else "guidance") from None
+        return name, model, Request(labels, seed, config, self.limits.seconds)
+
+
+def build_app(served: Served) -> FastAPI:
+    """The server of some models."""
+    app = FastAPI(title="ditlab", version="1", docs_url=None, redoc_url=None)
+
+    @app.exception_handler(Refused)
+    async def refused(_: HttpRequest, error: Refused) -> JSONResponse:
+        served.requests.labels(str(error.status)).inc()
+        return error.answer()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        served.requests.labels("400").inc()
+        return _error(400, f"{param or 'body'}: {first['msg']}", "invalid_request_error", param, None)
+
+    def key(authorization: Annotated[str, Header()] = "") -> None:
+        if served.key and not compare_digest(authorization.encode(), f"Bearer {served.key}".encode()):
+            raise Refused(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+
+    router = APIRouter(prefix="/v1", dependencies=[Depends(key)])
+    failures: dict[int | str, dict[str, Any]] = {
+        status: {"description": words}
+        for status, words in {
+            400: "not possible", 401: "no key", 404: "no such model", 429: "too busy; see Retry-After", 503: "not done in time",
+        }.items()
+    }  # fmt: skip
+
+    @router.post("/images/generations", responses=failures)
+    async def generations(asked: Generation, http: HttpRequest) -> dict[str, Any]:
+        """Make images."""
+        began = time.monotonic()
+        name, model, request = served.request(asked)
+        try:
+            served.batchers[name].submit(request)
+            images = await _while_connected(http, request)
+        except Busy as error:
+            retry = {"Retry-After": str(math.ceil(error.seconds))}
+            served.requests.labels("429").inc()
+            answer = _error(429, str(error), "rate_limit_error", None, "busy")
+            answer.headers.update(retry)
+            return answer  # type: ignore[return-value]
+        except Late as error:
+            raise Refused(503, str(error), code="timeout") from None
+        except Cancelled:
+            raise Refused(499, "the client went away") from None
+        except UserError as error:
+            raise Refused(400, str(error)) from None
+        served.requests.labels("200").inc()
+        served.images.labels(name).inc(len(images))
+        served.seconds.observe(time.monotonic() - began)
+        names = [model.names[k] if model.names else str(k) for k in request.labels.tolist() if k >= 0]
+        data = await asyncio.to_thread(
+            lambda: [{"b64_json": base64.b64encode(png(image)).decode()} for image in images]
+        )
+        return {"created": int(time.time()), "data": data, "model": name, "seed": request.seed, "labels": names}
+
+    @router.get("/models", responses={401: failures[401]})
+    async def models() -> dict[str, Any]:
+        """The models of this server."""
+        listed = [
+            {"id": name, "object": "model", "created": served.began, "owned_by": "ditlab", "labels": list(model.names)}
+            for name, model in served.models.items()
+        ]
+        return {"object": "list", "data": listed}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the server answers."""
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Counts and times, in Prometheus' format."""
+        return PlainTextResponse(served.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.include_router(router)
+    return app
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image uint8 (H, W, C) as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _labels(model: Model, prompt: str, count: int) -> torch.Tensor:
+    from ditlab.sample import label_indices
+
+    wanted: Sequence[str] = [word.strip() for word in prompt.split(",") if word.strip()]
+    return label_indices(model, wanted or None, count)
+
+
+async def _while_connected(http: HttpRequest, request: Request) -> np.ndarray:
+    """The images, or Cancelled where the client goes away before they are made."""
+    images: Future[np.ndarray] = request.images
+    waiting = asyncio.wrap_future(images)
+    while True:
+        done, _ = await asyncio.wait([waiting], timeout=POLL)
+        if done:
+            return waiting.result()
+        if await http.is_disconnected():
+            request.give_up()
+
+
+def _error(status: int, message: str, kind: str, param: str | None, code: str | None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)

@@ -1,0 +1,233 @@
+"""Requests denoised together: one call of the network for all images under way, each at its own step, sampler and guidance.
+
+Every request runs the ordinary sampling loop in a thread of its own, with a network that only hands over what it was asked.
+When all requests under way have asked, their questions go through the real network as one batch, and each gets its rows of
+the answer. A request that comes joins at the next step; one that ends leaves room. Images are those that `Model.sample` makes.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ditlab.diffusion import Denoiser, State
+from ditlab.errors import UserError
+from ditlab.models import Condition
+from ditlab.sample import Model, SampleConfig
+from ditlab.sample.generate import denoising, to_images
+
+
+class Busy(Exception):  # noqa: N818 - the server's state, not an error of its
+    """Too many requests are waiting; ``seconds`` is when another try makes sense."""
+
+    def __init__(self, seconds: float):
+        super().__init__(f"too many requests; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Cancelled(Exception):  # noqa: N818 - it was asked for
+    """A request was given up before it was done."""
+
+
+class Late(Exception):  # noqa: N818 - the request's time was up
+    """A request was not done within its time."""
+
+
+@dataclass
+class Request:
+    """Images to be made.
+
+    Attributes:
+        labels: of each image, int64 (N,); N at least 1.
+        seed: image k of it is the same in whatever company.
+        config: how; its precision is the server's.
+        seconds: after which it is given up, waiting included.
+        watch: told the state of each step, latents inside, in the request's own thread.
+        images: uint8 (N, H, W, C), once they are made.
+    """
+
+    labels: Tensor
+    seed: int
+    config: SampleConfig
+    seconds: float = float("inf")
+    watch: Callable[[State], None] | None = None
+    images: Future[np.ndarray] = field(default_factory=Future)
+    began: float = field(default_factory=time.monotonic)
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """Stop it at its next step, or before it begins."""
+        self.given_up = True
+
+    def check(self) -> None:
+        """Raise Cancelled or Late where it should not go on."""
+        if self.given_up:
+            raise Cancelled
+        if time.monotonic() - self.began > self.seconds:
+            raise Late(f"not done within {self.seconds:g} s")
+
+
+@dataclass
+class _Question:
+    """What a sampling loop asked of the network, and the answer."""
+
+    x: Tensor
+    t: Tensor
+    labels: Tensor
+    answer: Future[Tensor] = field(default_factory=Future)
+
+
+class _Ask(nn.Module):
+    """Stands in for the network in a request's loop."""
+
+    def __init__(self, batcher: Batcher):
+        super().__init__()
+        self._ask = batcher._ask
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self._ask(_Question(x, t, condition.labels))
+
+
+class Batcher:
+    """Takes requests, and makes their images together.
+
+    Args:
+        model: on its device.
+        most: images under way at a time.
+        waiting: requests that may wait beside them.
+        bf16: the network's matrix products are in bfloat16.
+    """
+
+    def __init__(self, model: Model, most: int = 64, waiting: int = 256, bf16: bool = False):
+        self.model, self.most, self.bf16 = model, most, bf16
+        self._asking = copy.copy(model)
+        denoiser = model.denoiser
+        self._asking.denoiser = Denoiser(_Ask(self), denoiser.schedule, denoiser.target, denoiser.learned_variance)
+        self._room, self._waiting = waiting, deque[Request]()
+        self._changed = threading.Condition()
+        self._questions: list[_Question] = []
+        self._loops = 0  # requests that are being denoised
+        self._images = 0  # and their images
+        self._unfinished = 0  # requests that are being denoised or decoded
+        self._closing = False
+        self._seconds = 0.0  # the last request took, from its first step
+        self.made, self.calls, self.rows = 0, 0, 0  # images, and calls of the network and their rows, since it began
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Request:
+        """Take a request; its ``images`` come later.
+
+        Raises:
+            UserError: it cannot be made, ever.
+            Busy: the queue is full, or the batcher is closing.
+        """
+        if len(request.labels) > self.most:
+            raise UserError(f"{len(request.labels)} images are too many; at most {self.most} a request")
+        self.model.check(request.config)
+        with self._changed:
+            if self._closing or len(self._waiting) >= self._room:
+                raise Busy(max(1.0, self._seconds))
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that wait, and images under way."""
+        with self._changed:
+            return len(self._waiting), self._images
+
+    def close(self) -> None:
+        """Take no more, make what was taken, and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _ask(self, question: _Question) -> Tensor:
+        with self._changed:
+            self._questions.append(question)
+            self._changed.notify_all()
+        return question.answer.result()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._something_to_do)
+                self._admit()
+                if self._closing and not self._unfinished and not self._waiting:
+                    return
+                questions, ready = self._questions, self._loops and len(self._questions) == self._loops
+                if ready:
+                    self._questions = []
+            if ready:
+                self._answer(questions)
+
+    def _something_to_do(self) -> bool:
+        if self._loops:  # a request that waits is let in between two calls, when all loops have asked
+            return len(self._questions) == self._loops
+        return bool(self._waiting) or (self._closing and not self._unfinished)
+
+    def _admit(self) -> None:
+        """Begin what there is room for, in the order it came."""
+        while self._waiting and (not self._images or self._images + len(self._waiting[0].labels) <= self.most):
+            request = self._waiting.popleft()
+            self._loops, self._images = self._loops + 1, self._images + len(request.labels)
+            self._unfinished += 1
+            threading.Thread(target=self._denoise, args=(request,), name="request", daemon=True).start()
+
+    def _denoise(self, request: Request) -> None:
+        """One request, from noise to images."""
+        began, last = time.monotonic(), None
+        problem: Exception | None = None
+        try:
+            request.check()
+            for state in denoising(self._asking, request.labels, request.seed, 0, request.config):
+                last = state
+                if request.watch is not None:
+                    request.watch(state)
+                request.check()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the request's
+            problem = error
+        with self._changed:  # the others go on while this one is decoded
+            self._loops, self._images = self._loops - 1, self._images - len(request.labels)
+            self._seconds = time.monotonic() - began
+            self._changed.notify_all()
+        try:
+            if problem is not None:
+                raise problem
+            assert last is not None
+            images = to_images(self.model, last.x)
+            with self._changed:
+                self.made += len(images)
+            request.images.set_result(images)
+        except Exception as error:  # noqa: BLE001 - likewise
+            request.images.set_exception(error)
+        with self._changed:
+            self._unfinished -= 1
+            self._changed.notify_all()
+
+    def _answer(self, questions: list[_Question]) -> None:
+        """One call of the network for all."""
+        try:
+            x, t, labels = (torch.cat(parts) for parts in zip(*((q.x, q.t, q.labels) for q in questions), strict=True))
+            with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                output = self.model.network(x, t, Condition(labels))
+            answers = output.split([len(question.x) for question in questions])
+        except Exception as error:  # noqa: BLE001 - the loops raise it, and their requests fail with it
+            for question in questions:
+                question.answer.set_exception(error)
+            return
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        for question, answer in zip(questions, answers, strict=True):
+            question.answer.set_result(answer)

@@ -1,0 +1,88 @@
+"""The server: models by name, an address to listen on, and an end that finishes what was taken."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from ditlab.errors import UserError
+from ditlab.interop.find import find_model
+from ditlab.playground.api import Limits, Served, build_app
+from ditlab.sample import Model
+
+KEY = "DITLAB_API_KEY"
+
+
+def load_models(names: Sequence[str], device: torch.device) -> dict[str, Model]:
+    """Models by the last part of what they are found by: ``runs/fashion`` is called fashion.
+
+    Raises:
+        UserError: one is not to be had, or two are called the same.
+    """
+    models: dict[str, Model] = {}
+    for name in names:
+        path = Path(name)
+        path = path.resolve() if path.exists() else path
+        called = path.parent.name if path.suffix == ".safetensors" else path.name
+        if called in models:
+            raise UserError(f"two models are called {called}; serve one, or rename a folder")
+        models[called] = find_model(name).to(device)
+    return models
+
+
+def serve(
+    models: dict[str, Model], host: str, port: int, limits: Limits, most: int, say: Callable[[str], None]
+) -> None:
+    """Listen until told to stop; then finish what was taken, and return.
+
+    Args:
+        models: by name.
+        host: address to listen on; beyond this machine only with a key in the environment variable DITLAB_API_KEY.
+        port: of it; 0 is any that is free.
+        limits: of one request.
+        most: images of a model under way at a time.
+        say: tells a person something, in one line.
+
+    Raises:
+        UserError: the address is not to be had, or open to others without a key.
+    """
+    key = os.environ.get(KEY, "")
+    if not key and not _loopback(host):
+        raise UserError(
+            f"--host {host} is open to other machines, and there is no key; set {KEY}, or listen on 127.0.0.1"
+        )
+    listener = _bound(host, port)
+    served = Served(models, limits, most, key=key)
+    try:
+        place = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        say(f"{', '.join(models)} at {place}/v1, {'with' if key else 'without'} a key; Ctrl-C ends it")
+        grace = int(limits.seconds) + 1
+        config = uvicorn.Config(build_app(served), log_level="warning", timeout_graceful_shutdown=grace)
+        uvicorn.Server(config).run([listener])
+    finally:
+        served.close()
+        listener.close()
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another --port") from error
+    return listener

@@ -1,0 +1,146 @@
+"""Requests made together come out as if each had been made alone."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ditlab.diffusion import GuidanceConfig, State
+from ditlab.errors import UserError
+from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
+from ditlab.sample import Model, SampleConfig
+
+WAIT = 60  # seconds, after which something hangs
+
+
+@pytest.fixture(scope="module")
+def model(digits_run: Path) -> Model:
+    return Model.load(digits_run)
+
+
+def request(
+    labels: list[int], seed: int = 0, sampler: str = "euler", steps: int = 4, scale: float = 1.0, **more
+) -> Request:
+    config = SampleConfig(sampler, steps, GuidanceConfig(scale))
+    return Request(torch.tensor(labels), seed, config, **more)
+
+
+def alone(model: Model, asked: Request) -> np.ndarray:
+    config = asked.config
+    return model.sample(
+        asked.labels.tolist(), guidance=config.guidance, steps=config.steps, sampler=config.sampler, seed=asked.seed
+    )
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal but for what another batch size rounds otherwise: one level of 255."""
+    return found.shape == expected.shape and int(np.abs(found.astype(int) - expected).max()) <= 1
+
+
+MIXED = [
+    request([0, 1, 2], seed=1), request([5], seed=2, sampler="heun", steps=3), request([7, 7], seed=3, scale=2.0),
+    request([3], seed=1, sampler="ddim", steps=9, scale=1.5), request([9] * 5, seed=4, sampler="dpm-solver", steps=5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [5, 64])
+def test_every_request_gets_its_own_images_in_whatever_company(model: Model, most: int):
+    batcher = Batcher(model, most=most)
+    asked = [
+        request(r.labels.tolist(), r.seed, r.config.sampler, r.config.steps, r.config.guidance.scale) for r in MIXED * 3
+    ]
+    for each in asked:
+        batcher.submit(each)
+    for each in asked:
+        assert same(each.images.result(WAIT), alone(model, each))
+    batcher.close()
+    assert batcher.made == sum(len(each.labels) for each in asked)
+    assert batcher.load == (0, 0)
+
+
+def test_requests_share_calls_of_the_network_and_join_those_under_way(model: Model):
+    batcher, first_step = Batcher(model), threading.Event()
+    long = batcher.submit(request([1], steps=30, watch=lambda state: first_step.set()))
+    assert first_step.wait(WAIT)
+    others = [batcher.submit(request([2], seed=k, steps=10)) for k in range(8)]
+    for each in (*others, long):
+        each.images.result(WAIT)
+    batcher.close()
+    assert batcher.calls < 30 + 10  # alone they would be 110, one after the other 40
+    assert batcher.rows == 110
+
+
+def test_a_request_can_be_stopped_and_the_others_go_on(model: Model):
+    batcher = Batcher(model)
+    stopped = request([1], steps=200)
+    stopped.watch = lambda state: stopped.give_up()
+    stays = request([2], seed=5, steps=6)
+    for each in (stopped, stays):
+        batcher.submit(each)
+    with pytest.raises(Cancelled):
+        stopped.images.result(WAIT)
+    assert same(stays.images.result(WAIT), alone(model, stays))
+    batcher.close()
+
+
+def test_a_request_that_takes_too_long_is_given_up(model: Model):
+    batcher = Batcher(model)
+    late = batcher.submit(request([1], steps=1000, seconds=0.05))
+    with pytest.raises(Late, match="within"):
+        late.images.result(WAIT)
+    batcher.close()
+
+
+def test_a_full_queue_says_when_to_come_again(model: Model):
+    batcher, gate, begun = Batcher(model, most=1, waiting=2), threading.Event(), threading.Event()
+
+    def hold(state: State) -> None:
+        begun.set()
+        assert gate.wait(WAIT)
+
+    taken = [batcher.submit(request([1], watch=hold))]
+    assert begun.wait(WAIT)
+    taken += [batcher.submit(request([2], seed=k)) for k in range(2)]
+    with pytest.raises(Busy) as caught:
+        batcher.submit(request([3]))
+    assert caught.value.seconds >= 1
+    assert batcher.load == (2, 1)
+    gate.set()
+    for each in taken:
+        assert len(each.images.result(WAIT)) == 1
+    batcher.close()
+
+
+def test_closing_makes_what_was_taken_and_takes_no_more(model: Model):
+    batcher = Batcher(model, most=2)
+    asked = [batcher.submit(request([k], seed=k)) for k in range(6)]
+    batcher.close()
+    assert all(each.images.done() for each in asked)
+    with pytest.raises(Busy):
+        batcher.submit(request([1]))
+
+
+def test_a_failing_network_fails_its_requests_and_not_the_server(model: Model, monkeypatch: pytest.MonkeyPatch):
+    batcher = Batcher(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.network, "forward", lambda *parts: 1 / 0)
+        broken = [batcher.submit(request([k])) for k in range(3)]
+        for each in broken:
+            with pytest.raises(ZeroDivisionError):
+                each.images.result(WAIT)
+    good = batcher.submit(request([1], seed=1))
+    assert same(good.images.result(WAIT), alone(model, good))
+    batcher.close()
+
+
+def test_what_can_never_be_made_is_refused_at_once(model: Model):
+    batcher = Batcher(model, most=4)
+    with pytest.raises(UserError, match="5 images are too many"):
+        batcher.submit(request([1] * 5))
+    with pytest.raises(UserError, match="guidance"):
+        batcher.submit(request([1], scale=float("nan")))
+    batcher.close()
