@@ -25,6 +25,7 @@ from ditlab.evaluate import FeatureNetwork, feature_network, real_features
 from ditlab.evaluate.features import full_precision, rgb
 from ditlab.evaluate.inception import InceptionV3
 from ditlab.evaluate.real import BATCH, PART
+from ditlab.memory import keep_memory
 
 
 def network_of(name: str, side: int, device: torch.device) -> FeatureNetwork:
@@ -63,6 +64,7 @@ def row(name: str, channels: int, side: int, count: int, device: torch.device, r
 def main() -> None:
     """Run what the flags say."""
     given = arguments(__doc__ or "").parse_args()
+    keep_memory()  # as the program does; it is the network alone that gains from it
     device = torch.device(given.device)
     jobs, rounds = [("efficientnet-lite0", 1, 28, 16_384)], 3
     if device.type == "cuda":
