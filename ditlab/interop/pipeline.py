@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,22 +222,36 @@ def _parts(model: Model) -> tuple[DiT, DiffusersAutoencoder]:
     return network, autoencoder
 
 
-def _theirs(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The pipeline's tensors of those in the public layout; every block carries a copy of the embeddings."""
-    found: dict[str, Tensor] = {}
+def _names(depth: int) -> Iterator[tuple[str, str]]:
+    """Each tensor's name in the public layout and in the pipeline, but those of queries, keys and values.
+
+    Every block of the pipeline carries a copy of the embeddings, so that some of the public names come more than once.
+    """
+    for n in range(depth):
+        block = f"transformer_blocks.{n}"
+        yield TABLE, f"{block}.norm1.emb.{THEIR_TABLE}"
+        for kind in KINDS:
+            for public, theirs in EMBEDDING.items():
+                yield f"{public}.{kind}", f"{block}.norm1.emb.{theirs}.{kind}"
+            for public, theirs in BLOCK.items():
+                yield f"blocks.{n}.{public}.{kind}", f"{block}.{theirs}.{kind}"
     for kind in KINDS:
         for public, theirs in ONCE.items():
-            found[f"{theirs}.{kind}"] = tensors[f"{public}.{kind}"]
-        for n in range(depth):
-            block = f"transformer_blocks.{n}"
-            for public, theirs in EMBEDDING.items():
-                found[f"{block}.norm1.emb.{theirs}.{kind}"] = tensors[f"{public}.{kind}"]
-            for public, theirs in BLOCK.items():
-                found[f"{block}.{theirs}.{kind}"] = tensors[f"blocks.{n}.{public}.{kind}"]
-            for name, part in zip(QKV, tensors[f"blocks.{n}.attn.qkv.{kind}"].chunk(3), strict=True):
-                found[f"{block}.attn1.{name}.{kind}"] = part
+            yield f"{public}.{kind}", f"{theirs}.{kind}"
+
+
+def _qkv(depth: int) -> Iterator[tuple[str, list[str]]]:
+    """The name of queries, keys and values in the public layout, where they are one, and their names in the pipeline."""
     for n in range(depth):
-        found[f"transformer_blocks.{n}.norm1.emb.{THEIR_TABLE}"] = tensors[TABLE]
+        for kind in KINDS:
+            yield f"blocks.{n}.attn.qkv.{kind}", [f"transformer_blocks.{n}.attn1.{name}.{kind}" for name in QKV]
+
+
+def _theirs(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """The pipeline's tensors of those in the public layout."""
+    found = {theirs: tensors[public] for public, theirs in _names(depth)}
+    for public, names in _qkv(depth):
+        found |= dict(zip(names, tensors[public].chunk(3), strict=True))
     return {name: tensor.float().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
@@ -247,20 +261,12 @@ def _public(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     Raises:
         ValueError: its blocks have embeddings of their own, where ditlab has one for all.
     """
-    tensors: dict[str, Tensor] = {TABLE: theirs[f"transformer_blocks.0.norm1.emb.{THEIR_TABLE}"]}
-    for name, tensor in theirs.items():
-        if ".norm1.emb." in name and not torch.equal(tensor, theirs[re.sub(r"blocks\.\d+", "blocks.0", name)]):
+    tensors: dict[str, Tensor] = {}
+    for public, name in _names(depth):
+        if not torch.equal(theirs[name], tensors.setdefault(public, theirs[name])):
             raise ValueError(f"{name} is not that of the first block")
-    for kind in KINDS:
-        for public, name in ONCE.items():
-            tensors[f"{public}.{kind}"] = theirs[f"{name}.{kind}"]
-        for public, name in EMBEDDING.items():
-            tensors[f"{public}.{kind}"] = theirs[f"transformer_blocks.0.norm1.emb.{name}.{kind}"]
-        for n in range(depth):
-            block = f"transformer_blocks.{n}"
-            for public, name in BLOCK.items():
-                tensors[f"blocks.{n}.{public}.{kind}"] = theirs[f"{block}.{name}.{kind}"]
-            tensors[f"blocks.{n}.attn.qkv.{kind}"] = torch.cat([theirs[f"{block}.attn1.{name}.{kind}"] for name in QKV])
+    for public, names in _qkv(depth):
+        tensors[public] = torch.cat([theirs[name] for name in names])
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
