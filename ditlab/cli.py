@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ditlab import __version__
 from ditlab.commands.convert import export, import_, push
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except Stopped as stop:
         (say if os.environ.get("RANK", "0") == "0" else say_nothing)(str(stop))
+    except BrokenPipeError:  # nobody reads on, as after `--help | head`; what a command says while it works goes through `say`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it as it ends
     except KeyboardInterrupt:
         print(_stopped(words), file=sys.stderr)
         raise SystemExit(130) from None

@@ -346,3 +346,12 @@ def test_in_a_process_of_its_own_too_a_mistake_is_one_line_and_code_2(process, t
         assert words in err
         assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_into_a_pipe_that_is_closed_ends_quietly():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ditlab", "evaluate", "--help"]
+    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
