@@ -126,7 +126,6 @@ def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
     weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
     weights["patch_embedding.weight"] = kernel.float().flatten(1)
     built = DiT(config, shape)
-    assert built.positions is not None
     found, fixed = tensors[POSITIONS].float(), built.positions[None]
     # Half precision rounds them by up to 0.004; learned ones are further off.
     if found.shape != fixed.shape or not torch.allclose(found, fixed, rtol=0, atol=0.005):
@@ -152,7 +151,7 @@ def fits(network: Network, what: str = "the public DiT layout") -> DiT:
     after = {"mlp": config.mlp, "norm": config.norm, "positions": config.positions, "qk_norm": config.qk_norm}
     after["modulation_rank"] = config.modulation_rank
     differences = [f"{name} {value}" for name, value in after.items() if value != getattr(BlockConfig(), name)]
-    if differences or network.positions is None:
+    if differences:
         raise UserError(f"{what} holds the paper's blocks; this network has {', '.join(differences)}")
     return network
 
@@ -202,7 +201,6 @@ def state_dict(network: Network) -> dict[str, Tensor]:
     """
     paper = fits(network)
     config, shape = paper.config, paper.input
-    assert paper.positions is not None
     table = {ours: theirs for theirs, ours in NAMES.items()}
     tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in paper.state_dict().items()}
     kernel = tensors["x_embedder.proj.weight"]

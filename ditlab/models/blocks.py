@@ -33,7 +33,7 @@ class BlockConfig:
     norm: Literal["layer", "rms"] = "layer"
     """The paper's layer norm, or root-mean-square norm."""
     positions: Literal["sincos", "rotary"] = "sincos"
-    """The paper's sines and cosines added to the tokens, or rotary positions in every attention."""
+    """The paper's sines and cosines added to the tokens; or they, and rotary positions in every attention."""
     qk_norm: bool = False
     """Norm queries and keys, which keeps attention from saturating."""
     modulation_rank: int = 0

@@ -78,7 +78,7 @@ class DiT(nn.Module):
         UserError: the patch does not divide the input, or the heads the width.
     """
 
-    positions: Tensor | None
+    positions: Tensor
     rotation: Tensor | None
 
     def __init__(self, config: DiTConfig, shape: NetworkInput):
@@ -90,16 +90,13 @@ class DiT(nn.Module):
         patch_size = config.patch**2
         rows, columns = shape.height // config.patch, shape.width // config.patch
         self.patch_embedding = nn.Linear(shape.channels * patch_size, config.width)
-        rotary = config.positions == "rotary"
-        positions = None if rotary else sincos_positions(config.width, rows, columns)
-        rotation = rotary_positions(config.width // config.heads, rows, columns) if rotary else None
-        if (
-            rotation is not None and config.block == "in-context"
-        ):  # the condition's two tokens have no place: not turned
-            rotation = torch.cat(
-                [rotation, torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(2, 2, rotation.shape[2])], dim=1
-            )
-        self.register_buffer("positions", positions, persistent=False)
+        rotation = None
+        if config.positions == "rotary":
+            rotation = rotary_positions(config.width // config.heads, rows, columns)
+            if config.block == "in-context":  # the condition's two tokens have no place: not turned
+                still = torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(2, 2, rotation.shape[2])
+                rotation = torch.cat([rotation, still], dim=1)
+        self.register_buffer("positions", sincos_positions(config.width, rows, columns), persistent=False)
         self.register_buffer("rotation", rotation, persistent=False)
         self.timestep_embedding = TimestepEmbedding(config.width)
         self.label_embedding = LabelEmbedding(shape.classes, config.width, shape.null_class)
@@ -162,10 +159,8 @@ class DiT(nn.Module):
         Returns:
             (N, C, H, W), or (N, 2 C, H, W) with learned variance: the target's C channels, then the variance's.
         """
-        # In bf16 training what the blocks add to stays in the input's float32, whatever the Linear gives.
-        x = self.patch_embedding(patchify(x, self.config.patch)).to(x.dtype)  # (N, T, D)
-        if self.positions is not None:
-            x = x + self.positions
+        # In bf16 training the positions' float32 keeps what the blocks add to in it, whatever the Linear gives.
+        x = self.patch_embedding(patchify(x, self.config.patch)) + self.positions  # (N, T, D)
         time = self.timestep_embedding(t)  # (N, D)
         label = self.label_embedding(condition.labels)  # (N, D)
         c = time + label if self.adaptive else torch.stack([time, label], dim=1)  # (N, D) or (N, 2, D)
