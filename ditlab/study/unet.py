@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from ditlab.data import open_data
@@ -31,6 +32,7 @@ def cells(form: Form, seeds: int) -> list[Cell]:
     return made
 
 
+@cache  # it counts dozens of networks
 def _nearest(dit: DiTConfig, shape: NetworkInput) -> UNetConfig:
     """The small U-Net, of two levels or three, whose multiply-accumulates come nearest; widths go by fours."""
     wanted = cost(dit, shape).gmacs
