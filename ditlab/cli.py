@@ -59,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except Stopped as stop:
         (say if os.environ.get("RANK", "0") == "0" else say_nothing)(str(stop))
-    except (
-        BrokenPipeError
-    ):  # nobody reads on, as after `--help | head`; what a command says while it works goes through `say`
+    except BrokenPipeError:  # nobody reads on, as after `--help | head`; working commands speak through `say`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it as it ends
     except KeyboardInterrupt:
         print(_stopped(words), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``ditlab import`` and ``ditlab export``: models from and to other code."""
+"""``ditlab import``, ``ditlab export`` and ``ditlab push``: models from and to other code."""
 
 from __future__ import annotations
 
