@@ -187,7 +187,7 @@ def refit(tensors: dict[str, Tensor], ours: bool) -> int:
 def scaled(autoencoder: DiffusersAutoencoder) -> Any:
     """The VAE with the statistics of its latents inside: what it encodes is normalised, what it decodes is expected so."""
     vae, mean, std = copy.deepcopy(autoencoder.vae).cpu(), autoencoder.mean.cpu(), autoencoder.std.cpu()
-    if not mean.any() and (std == std[0]).all():
+    if _one_scale(autoencoder):
         vae.register_to_config(scaling_factor=1 / std[0].item(), shift_factor=None)
         return vae
     channels = len(mean)
@@ -202,6 +202,11 @@ def scaled(autoencoder: DiffusersAutoencoder) -> Any:
     return vae
 
 
+def _one_scale(autoencoder: DiffusersAutoencoder) -> bool:
+    """Whether one number scales all channels of the latents, as the pipeline has it."""
+    return not autoencoder.mean.any() and bool((autoencoder.std == autoencoder.std[0]).all())
+
+
 def _parts(model: Model) -> tuple[DiT, DiffusersAutoencoder]:
     """Network and autoencoder of a model that the pipeline has a place for; others are refused."""
     network, autoencoder = official.paper(model, "diffusers' DiTPipeline"), model.autoencoder
@@ -213,8 +218,9 @@ def _parts(model: Model) -> tuple[DiT, DiffusersAutoencoder]:
         kind = "an AutoencoderTiny" if isinstance(autoencoder, DiffusersAutoencoder) else "none: it works on pixels"
         raise UserError(f"diffusers' DiTPipeline decodes with an AutoencoderKL; this model has {kind}")
     config = autoencoder.vae.config
-    plain = not autoencoder.mean.any() and bool((autoencoder.std == autoencoder.std[0]).all())
-    if not plain and not (config.get("use_quant_conv", True) and config.get("use_post_quant_conv", True)):
+    if not _one_scale(autoencoder) and not (
+        config.get("use_quant_conv", True) and config.get("use_post_quant_conv", True)
+    ):
         raise UserError(
             "diffusers' DiTPipeline scales latents by one number, and this model's VAE has no 1x1 convolutions to put "
             "the statistics of its channels into"
