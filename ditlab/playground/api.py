@@ -8,14 +8,12 @@ import io
 import math
 import secrets
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from hmac import compare_digest
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from fastapi import APIRouter, Depends, FastAPI, Header
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
@@ -27,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
-from ditlab.sample import Model
+from ditlab.sample import Model, label_indices
 
 POLL = 0.05  # seconds between looks at whether a client is still there
 LONGEST = 1000  # characters of a prompt
@@ -160,10 +158,9 @@ class Served:
         )
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
         try:
-            labels = _labels(model, asked.prompt, count)
-            model.check(config)
+            labels = label_indices(model, [word.strip() for word in asked.prompt.split(",") if word.strip()], count)
         except UserError as error:
-            raise Refused(400, str(error), "prompt" if "label" in str(error) else "guidance") from None
+            raise Refused(400, str(error), "prompt") from None
         return name, model, Request(labels, seed, config, self.limits.seconds)
 
 
@@ -252,13 +249,6 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _labels(model: Model, prompt: str, count: int) -> torch.Tensor:
-    from ditlab.sample import label_indices
-
-    wanted: Sequence[str] = [word.strip() for word in prompt.split(",") if word.strip()]
-    return label_indices(model, wanted or None, count)
 
 
 async def _while_connected(http: HttpRequest, request: Request) -> np.ndarray:
