@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 from ditlab import atomic
@@ -65,7 +64,7 @@ class Plan:
         """How large its cells are."""
         return form(self.recipe, self.images, self.count)
 
-    @cached_property  # a U-Net of equal compute takes seconds to find
+    @property
     def cells(self) -> list[Cell]:
         """All cells, in the order of the report."""
         study = STUDIES[self.study]
@@ -77,7 +76,7 @@ class Plan:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        record = {name: value for name, value in vars(self).items() if name != "recipe"}
         record["recipe"] = json.loads(self.recipe.to_json())
         atomic.write_file(folder / PLAN, json.dumps(record, indent=2) + "\n")
 
