@@ -1,8 +1,9 @@
-"""``ditlab play``: models behind an HTTP API."""
+"""``ditlab play``: models on a page, and behind an HTTP API."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -14,10 +15,12 @@ from ditlab.flags import parse
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Models behind an HTTP API, in the shape that the openai client asks for."""
+    """Models on a page in a browser, and behind an HTTP API in the shape that the openai client asks for."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ("fashion",)
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ("fashion",)
     """Run folders, shipped models, diffusers' pipelines or hub ids."""
+    runs: str = "runs"
+    """Folder whose runs and studies the page shows."""
     host: str = "127.0.0.1"
     """Address to listen on; beyond this machine only with a key in DITLAB_API_KEY."""
     port: int = 7860
@@ -33,7 +36,7 @@ class PlayOptions:
 
 
 def play(arguments: list[str]) -> None:
-    """Serve models over HTTP."""
+    """Look at models in a browser, and serve them over HTTP."""
     options = parse(PlayOptions, arguments, "play")
     for name in ("images", "steps", "seconds", "together"):
         if not getattr(options, name) > 0:
@@ -41,10 +44,11 @@ def play(arguments: list[str]) -> None:
     if options.together < options.images:
         raise UserError(f"--together {options.together} must hold a request of {options.images} images (--images)")
     try:
-        from ditlab.playground.server import Limits, load_models, serve
+        from ditlab.playground.server import Limits, serve
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
     from ditlab.recipes import default_device
 
     limits = Limits(options.images, options.steps, options.seconds)
-    serve(load_models(options.runs, default_device()), options.host, options.port, limits, options.together, say)
+    place = (options.host, options.port)
+    serve(options.models, Path(options.runs), default_device(), *place, limits, options.together, say)

@@ -53,6 +53,6 @@ def open_digits(split: str) -> ArraySource:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError("digits needs the package scikit-learn; pip install 'ditlab[demo]'") from error
-    levels, labels = load_digits(return_X_y=True)
+    levels, labels = map(np.asarray, load_digits(return_X_y=True))
     pixels = np.round(levels * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
     return ArraySource("digits", pixels, labels.astype(np.int64), tuple(str(digit) for digit in range(10)))

@@ -2,7 +2,7 @@
 
 from ditlab.diffusion.corruption import TARGETS, Corrupted, corrupt
 from ditlab.diffusion.denoiser import Bounded, Denoiser, Point, Prediction, points
-from ditlab.diffusion.guidance import ClassifierFree, GuidanceConfig
+from ditlab.diffusion.guidance import Between, ClassifierFree, GuidanceConfig
 from ditlab.diffusion.losses import DiffusionConfig, FlowMatching, Hybrid, Loss, build_loss
 from ditlab.diffusion.samplers import SAMPLERS, State, sample
 from ditlab.diffusion.schedules import SCHEDULES, LinearBeta, RectifiedFlow, Schedule
@@ -11,6 +11,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "TARGETS",
+    "Between",
     "Bounded",
     "ClassifierFree",
     "Corrupted",

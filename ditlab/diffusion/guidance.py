@@ -35,6 +35,29 @@ class GuidanceConfig:
             raise UserError(f"guidance on {self.channels} channels: 0 is all, 3 the published behaviour")
 
 
+class Between:
+    """A denoiser told two things of each image, its predictions mixed; of noises, sums of scores (Liu et al. 2022).
+
+    Args:
+        denoise: the denoiser, guided or not.
+        other: what the batch is told besides its own condition.
+        weight: of the other, (N, 1, 1, 1): 0 is the batch's own condition alone, 1 the other.
+    """
+
+    def __init__(self, denoise: Denoise, other: Condition, weight: Tensor):
+        self.denoise, self.other, self.weight = denoise, other, weight
+
+    def __call__(self, x: Tensor, point: Point, condition: Condition) -> Prediction:
+        """Predict under both in one batched pass."""
+        both = self.denoise(torch.cat([x, x]), point, condition.join(self.other))
+        variance = None if both.variance is None else self._mixed(both.variance)
+        return Prediction(self._mixed(both.x0), self._mixed(both.epsilon), variance)
+
+    def _mixed(self, both: Tensor) -> Tensor:
+        own, other = both.chunk(2)
+        return torch.lerp(own, other, self.weight)
+
+
 class ClassifierFree:
     """A denoiser guided by itself: unconditional + scale * (conditional - unconditional), in one batched pass."""
 

@@ -53,13 +53,22 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         """Attend within x (N, T, D), where ``rotation`` (2, T, D / heads / 2) turns queries and keys."""
+        x = attend(*self._heads(x, rotation))  # (N, heads, T, D / heads)
+        return self.projection(rearrange(x, "n h t d -> n t (h d)"))
+
+    def weights(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """How much of each token every token takes in ``forward``, (N, heads, T, T); the last axis sums to 1."""
+        q, k, _ = self._heads(x, rotation)
+        return (q @ k.transpose(-1, -2)).float().mul(q.shape[-1] ** -0.5).softmax(dim=-1)
+
+    def _heads(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (N, heads, T, D / heads)."""
         q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q.float()), self.norm_k(k.float())
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        x = attend(q.to(v.dtype), k.to(v.dtype), v)  # (N, heads, T, D / heads)
-        return self.projection(rearrange(x, "n h t d -> n t (h d)"))
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class CrossAttention(nn.Module):

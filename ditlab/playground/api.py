@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import math
 import secrets
 import time
@@ -18,14 +17,13 @@ from fastapi import APIRouter, Depends, FastAPI, Header
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
-from ditlab.sample import Model, label_indices
+from ditlab.sample import Model, label_indices, png, single
 
 POLL = 0.05  # seconds between looks at whether a client is still there
 LONGEST = 1000  # characters of a prompt
@@ -50,6 +48,8 @@ class Generation(BaseModel):
 
     prompt: Annotated[str, Field(max_length=LONGEST)] = ""
     """Names of labels, with commas between, given out in turn; empty: every class in turn."""
+    labels: Annotated[list[int | str], Field(max_length=LONGEST)] | None = None
+    """The same as a list, for names with commas in them, or by number; goes before the prompt."""
     model: str | None = None
     """Name of a model of this server; its first by default."""
     n: Annotated[int, Field(ge=1)] | None = 1
@@ -62,6 +62,10 @@ class Generation(BaseModel):
     """The same seed again gives the same images; none: one is drawn, and told."""
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     """Guidance scale; 1 is off."""
+    guidance_low: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Guide only at times of at least this (1 is noise)."""
+    guidance_high: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Guide only at times of at most this."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Sampling steps."""
     sampler: str | None = None
@@ -150,17 +154,19 @@ class Served:
         if asked.size not in (None, "auto", f"{width}x{height}"):
             raise Refused(400, f"size {asked.size[:100]!r}: {name} makes {width}x{height}", "size")
         usual = model.defaults
+        guided = {"scale": asked.guidance, "low": asked.guidance_low, "high": asked.guidance_high}
         config = replace(
             usual,
             steps=usual.steps if asked.steps is None else asked.steps,
             sampler=asked.sampler or usual.sampler,
-            guidance=usual.guidance if asked.guidance is None else replace(usual.guidance, scale=asked.guidance),
+            guidance=replace(usual.guidance, **{part: value for part, value in guided.items() if value is not None}),
         )
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+        wanted = asked.labels or [word.strip() for word in asked.prompt.split(",") if word.strip()]
         try:
-            labels = label_indices(model, [word.strip() for word in asked.prompt.split(",") if word.strip()], count)
+            labels = label_indices(model, wanted, count)
         except UserError as error:
-            raise Refused(400, str(error), "prompt") from None
+            raise Refused(400, str(error), "labels" if asked.labels else "prompt") from None
         return name, model, Request(labels, seed, config, self.limits.seconds)
 
 
@@ -217,7 +223,7 @@ def build_app(served: Served) -> FastAPI:
         served.seconds.observe(time.monotonic() - began)
         names = [model.names[k] if model.names else str(k) for k in request.labels.tolist() if k >= 0]
         data = await asyncio.to_thread(
-            lambda: [{"b64_json": base64.b64encode(png(image)).decode()} for image in images]
+            lambda: [{"b64_json": base64.b64encode(png(single(image))).decode()} for image in images]
         )
         return {"created": int(time.time()), "data": data, "model": name, "seed": request.seed, "labels": names}
 
@@ -242,13 +248,6 @@ def build_app(served: Served) -> FastAPI:
 
     app.include_router(router)
     return app
-
-
-def png(image: np.ndarray) -> bytes:
-    """An image uint8 (H, W, C) as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 async def _while_connected(http: HttpRequest, request: Request) -> np.ndarray:

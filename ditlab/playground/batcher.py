@@ -11,7 +11,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from ditlab.diffusion import Denoiser, State
 from ditlab.errors import UserError
 from ditlab.models import Condition
-from ditlab.sample import Model, SampleConfig
-from ditlab.sample.generate import denoising, to_images
+from ditlab.sample import Model, SampleConfig, denoising, interpolating, to_images
 
 
 class Busy(Exception):  # noqa: N818 - the server's state, not an error of its
@@ -64,6 +63,10 @@ class Request:
     began: float = field(default_factory=time.monotonic)
     given_up: bool = False
 
+    def states(self, model: Model) -> Iterator[State]:
+        """Its denoising, step by step."""
+        return denoising(model, self.labels, self.seed, 0, self.config)
+
     def give_up(self) -> None:
         """Stop it at its next step, or before it begins."""
         self.given_up = True
@@ -74,6 +77,22 @@ class Request:
             raise Cancelled
         if time.monotonic() - self.began > self.seconds:
             raise Late(f"not done within {self.seconds:g} s")
+
+
+@dataclass
+class Interpolation(Request):
+    """Images from the first image of ``seed``, under the first label, to another's, both among them.
+
+    Attributes:
+        last: seed and label of the other end.
+    """
+
+    last: tuple[int, int] = (0, -1)
+
+    def states(self, model: Model) -> Iterator[State]:
+        """Likewise."""
+        first = (self.seed, int(self.labels[0]))
+        return interpolating(model, first, self.last, len(self.labels), self.config)
 
 
 @dataclass
@@ -192,7 +211,7 @@ class Batcher:
         problem: Exception | None = None
         try:
             request.check()
-            for state in denoising(self._asking, request.labels, request.seed, 0, request.config):
+            for state in request.states(self._asking):
                 last = state
                 if request.watch is not None:
                     request.watch(state)

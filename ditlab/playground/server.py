@@ -14,35 +14,45 @@ import uvicorn
 from ditlab.errors import UserError
 from ditlab.interop.find import find_model
 from ditlab.playground.api import Limits, Served, build_app
-from ditlab.sample import Model
+from ditlab.playground.page import mount_page
+from ditlab.playground.studio import Studio
 
 KEY = "DITLAB_API_KEY"
 
 
-def load_models(names: Sequence[str], device: torch.device) -> dict[str, Model]:
-    """Models by the last part of what they are found by: ``runs/fashion`` is called fashion.
+def name_models(sources: Sequence[str]) -> dict[str, str]:
+    """What models are found by, by the last part of it: ``runs/fashion`` is called fashion.
 
     Raises:
-        UserError: one is not to be had, or two are called the same.
+        UserError: two are called the same.
     """
-    models: dict[str, Model] = {}
-    for name in names:
-        path = Path(name)
+    named: dict[str, str] = {}
+    for source in sources:
+        path = Path(source)
         path = path.resolve() if path.exists() else path
         called = path.parent.name if path.suffix == ".safetensors" else path.name
-        if called in models:
+        if called in named:
             raise UserError(f"two models are called {called}; serve one, or rename a folder")
-        models[called] = find_model(name).to(device)
-    return models
+        named[called] = source
+    return named
 
 
 def serve(
-    models: dict[str, Model], host: str, port: int, limits: Limits, most: int, say: Callable[[str], None]
+    sources: Sequence[str],
+    runs: Path,
+    device: torch.device,
+    host: str,
+    port: int,
+    limits: Limits,
+    most: int,
+    say: Callable[[str], None],
 ) -> None:
     """Listen until told to stop; then finish what was taken, and return.
 
     Args:
-        models: by name.
+        sources: what the models are found by.
+        runs: the folder whose runs and studies the page shows.
+        device: where the models are to lie.
         host: address to listen on; beyond this machine only with a key in the environment variable DITLAB_API_KEY.
         port: of it; 0 is any that is free.
         limits: of one request.
@@ -50,20 +60,23 @@ def serve(
         say: tells a person something, in one line.
 
     Raises:
-        UserError: the address is not to be had, or open to others without a key.
+        UserError: a model or the address is not to be had, or the address is open to others without a key.
     """
+    named = name_models(sources)
     key = os.environ.get(KEY, "")
     if not key and not _loopback(host):
         raise UserError(
             f"--host {host} is open to other machines, and there is no key; set {KEY}, or listen on 127.0.0.1"
         )
+    models = {name: find_model(source).to(device) for name, source in named.items()}
     listener = _bound(host, port)
     served = Served(models, limits, most, key=key)
     try:
+        app = mount_page(build_app(served), Studio(served, named, runs), key)
         place = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        say(f"{', '.join(models)} at {place}/v1, {'with' if key else 'without'} a key; Ctrl-C ends it")
+        say(f"{', '.join(models)} at {place}, {'with' if key else 'without'} a key; Ctrl-C ends it")
         grace = int(limits.seconds) + 1
-        config = uvicorn.Config(build_app(served), log_level="warning", timeout_graceful_shutdown=grace)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
         uvicorn.Server(config).run([listener])
     finally:
         served.close()

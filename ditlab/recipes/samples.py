@@ -145,9 +145,8 @@ def _model(
         "sampler": f"{sampler}, {precision}",
         "seed": f"{seed}: image k of a seed is always the same",
     }
-    folder = _run(source)
     made = partial(generate, model, None, seed, count, config, batch, processes)
-    return Samples(made, count, model.pixels[1:], how, folder / "evaluation", _data(folder, model))
+    return Samples(made, count, model.pixels[1:], how, _run(source) / "evaluation", training_data(source, model))
 
 
 def _run(source: str) -> Path:
@@ -158,8 +157,9 @@ def _run(source: str) -> Path:
     return path.parent if path.suffix == ".safetensors" else path
 
 
-def _data(folder: Path, model: Model) -> DataConfig | None:
-    """The images of the run's recipe, or of the recipe that the model names; nothing where neither is known here."""
+def training_data(source: str, model: Model) -> DataConfig | None:
+    """The images of the model's run's recipe, or of the recipe that it names; nothing where neither is known here."""
+    folder = _run(source)
     if (folder / "recipe.json").exists():
         return find_recipe(str(folder / "recipe.json"))[0].data
     named = model.facts.get("recipe")

@@ -1,20 +1,35 @@
 """The model file, seeds to images, and pictures of them."""
 
-from ditlab.sample.generate import denoising, gather, generate, in_order, label_indices, to_images
+from ditlab.sample.generate import (
+    denoiser,
+    denoising,
+    gather,
+    generate,
+    in_order,
+    interpolating,
+    label_indices,
+    to_images,
+)
 from ditlab.sample.model import Model, SampleConfig
-from ditlab.sample.pictures import check_ending, filmstrip, grid, write, write_png
+from ditlab.sample.pictures import archive, check_ending, filmstrip, grid, png, single, strip, write, write_png
 
 __all__ = [
     "Model",
     "SampleConfig",
+    "archive",
     "check_ending",
+    "denoiser",
     "denoising",
     "filmstrip",
     "gather",
     "generate",
     "grid",
     "in_order",
+    "interpolating",
     "label_indices",
+    "png",
+    "single",
+    "strip",
     "to_images",
     "write",
     "write_png",

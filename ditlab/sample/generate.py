@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditlab.diffusion import Bounded, ClassifierFree, State
+from ditlab.diffusion import Between, Bounded, ClassifierFree, State
 from ditlab.diffusion import sample as run_sampler
 from ditlab.diffusion.denoiser import Denoise
+from ditlab.diffusion.samplers import Noise
 from ditlab.errors import UserError
 from ditlab.models import Condition
 from ditlab.processes import ALONE, Processes
@@ -55,18 +56,64 @@ def denoising(model: Model, labels: Tensor, seed: int, first: int, config: Sampl
     Raises:
         UserError: the model cannot be sampled so.
     """
-    model.check(config)
-    device = model.device
     generators = [image_generator(seed, first + k) for k in range(len(labels))]
     shape = model.autoencoder.latent_shape(*model.pixels[1:])
 
     def noise() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
 
-    denoise: Denoise = ClassifierFree(model.denoiser.cast(config.bf16_on(device)), config.guidance)
+    yield from _steps(model, denoiser(model, config), Condition(labels.to(model.device)), noise, config)
+
+
+@torch.inference_mode()
+def interpolating(
+    model: Model, first: tuple[int, int], last: tuple[int, int], count: int, config: SampleConfig
+) -> Iterator[State]:
+    """Denoise ``count`` images between two, each given by its seed and its label (-1: none), step by step.
+
+    All noise is turned from that of the first one's image 0 to that of the last one's, on a circle, on which it stays as
+    strong (Song et al. 2020, section 5.3); where labels differ, the predictions under both are mixed.
+
+    Yields:
+        The state after each step, latents inside.
+
+    Raises:
+        UserError: the model cannot be sampled so, or fewer than two images.
+    """
+    if count < 2:
+        raise UserError(f"{count} images between two; 2 or more, both ends among them")
+    ends = [image_generator(seed, 0) for seed, _ in (first, last)]
+    shape = model.autoencoder.latent_shape(*model.pixels[1:])
+    along = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+
+    def noise() -> Tensor:
+        one, other = (torch.randn(shape, generator=generator) for generator in ends)
+        if first[0] == last[0]:
+            return one.expand(count, *shape).to(model.device)
+        angle = along * (torch.pi / 2)
+        return (angle.cos() * one + angle.sin() * other).to(model.device)
+
+    denoise = denoiser(model, config)
+    conditions = [Condition(torch.full((count,), label, device=model.device)) for _, label in (first, last)]
+    if first[1] != last[1]:
+        denoise = Between(denoise, conditions[1], along.to(model.device))
+    yield from _steps(model, denoise, conditions[0], noise, config)
+
+
+def denoiser(model: Model, config: SampleConfig) -> Denoise:
+    """The model's denoiser as it is sampled: guided, and within the range of its data where these have one.
+
+    Raises:
+        UserError: the model cannot be sampled so.
+    """
+    model.check(config)
+    denoise: Denoise = ClassifierFree(model.denoiser.cast(config.bf16_on(model.device)), config.guidance)
     if model.autoencoder.bounds is not None:
         denoise = Bounded(denoise, *model.autoencoder.bounds)
-    condition = Condition(labels.to(device))
+    return denoise
+
+
+def _steps(model: Model, denoise: Denoise, condition: Condition, noise: Noise, config: SampleConfig) -> Iterator[State]:
     schedule = model.denoiser.schedule
     yield from run_sampler(denoise, schedule, noise(), condition, config.sampler, config.steps, noise)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ditlab import atomic
+from ditlab.diffusion import State
 from ditlab.errors import UserError
 from ditlab.sample.generate import denoising, label_indices, to_images
 from ditlab.sample.model import Model, SampleConfig
@@ -59,8 +61,7 @@ def grid(
             anchor="mm",
         )
     for index, image in enumerate(images):
-        tile = Image.fromarray(image[..., 0] if channels == 1 else image)
-        tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        tile = single(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         paper.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
     return paper
 
@@ -84,28 +85,37 @@ def filmstrip(
         UserError: the model cannot be sampled so.
     """
     indices = label_indices(model, labels, count)
-    states = list(denoising(model, indices, seed, 0, config))
+    return strip(model, list(denoising(model, indices, seed, 0, config)), frames)
+
+
+def strip(model: Model, states: Sequence[State], frames: int = 10) -> Image.Image:
+    """The same of a denoising that is done: its states, in order, each of the same images."""
     shown = [states[k] for k in sorted(set(np.linspace(0, len(states) - 1, frames - 1).round().astype(int)))]
     noised = [*(state.before for state in shown), states[-1].x]  # each (count, c, h, w)
     expected = [*(state.x0 for state in shown), states[-1].x0]
     drawn = [np.stack([to_images(model, latents) for latents in row], axis=1) for row in (noised, expected)]
     images = np.stack(drawn, axis=1)  # (count, 2, frames, H, W, C)
     times = [f"t={point.t:.2f}" for point in (*(state.here for state in shown), states[-1].there)]
-    return grid(images.reshape(-1, *images.shape[3:]), len(times), ("x_t", "x0") * count, times)
+    return grid(images.reshape(-1, *images.shape[3:]), len(times), ("x_t", "x0") * len(images), times)
 
 
 def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | None = None) -> None:
-    """Write a PNG; ``settings`` go into its text as JSON under "ditlab".
+    """Write a PNG as ``png`` makes it.
 
     Raises:
         UserError: the disk is full or the place cannot be written.
     """
+    atomic.write_file(path, png(picture, settings))
+
+
+def png(picture: Image.Image, settings: dict[str, object] | None = None) -> bytes:
+    """A PNG; ``settings`` go into its text as JSON under "ditlab"."""
     info = PngInfo()
     if settings:
         info.add_text("ditlab", json.dumps(settings))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info, optimize=True)
-    atomic.write_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def check_ending(out: Path) -> None:
@@ -133,7 +143,34 @@ def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Pat
         np.savez(buffer, images, labels)
         atomic.write_file(out, buffer.getvalue())
     else:
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            name = f"-{names[label]}" if names and label >= 0 else ""
-            tile = Image.fromarray(image[..., 0] if image.shape[2] not in (3, 4) else image)
-            write_png(tile, out / f"{index:06d}{name.replace('/', '_')}.png", {**settings, "image": index})
+        for name, data in singles(images, labels, names, settings):
+            atomic.write_file(out / name, data)
+
+
+def singles(
+    images: np.ndarray, labels: np.ndarray, names: Sequence[str], settings: dict[str, object]
+) -> Iterator[tuple[str, bytes]]:
+    """Images uint8 (N, H, W, C) as PNGs of their own, each with the name of its file."""
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        name = f"-{names[label]}" if names and label >= 0 else ""
+        yield f"{index:06d}{name.replace('/', '_')}.png", png(single(image), {**settings, "image": index})
+
+
+def single(image: np.ndarray) -> Image.Image:
+    """An image uint8 (H, W, C), C being 1, 3 or 4; of any other number of channels the first."""
+    return Image.fromarray(image if image.shape[2] in (3, 4) else image[..., 0])
+
+
+def archive(
+    images: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path, settings: dict[str, object]
+) -> None:
+    """Write images uint8 (N, H, W, C) as a .zip of PNGs.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:  # a PNG is compressed already
+        for name, data in singles(images, labels, names, settings):
+            opened.writestr(name, data)
+    atomic.write_file(path, buffer.getvalue())

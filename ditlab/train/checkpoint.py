@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -202,19 +202,31 @@ class Checkpoints:
         self._writer.shutdown(wait=True)
 
 
+def load_average(path: Path, module: nn.Module) -> None:
+    """Read the averaged weights of a checkpoint of any age into a network, in place.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of another architecture.
+    """
+    damage = _damage(path)
+    if damage:
+        raise UserError(f"checkpoint {path} is damaged ({damage}); take another")
+    _read(path, {f"average.{name}": tensor for name, tensor in module.state_dict().items()}, ALONE, "average.")
+
+
 def _quiet() -> None:
     """No warnings of what torch's own checkpoint code does; for good, since it goes on in threads."""
     for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
         warnings.filterwarnings("ignore", message)
 
 
-def _read(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
+def _read(path: Path, tensors: dict[str, Tensor], processes: Processes, prefix: str = "") -> None:
     reader = _SafeReader(path)
     try:
         stored = reader.read_metadata().state_dict_metadata
     except (pickle.UnpicklingError, AttributeError, EOFError, ImportError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {path} is refused: {error}; delete it") from error
-    for name in [*tensors, *stored]:
+    for name in [*tensors, *(name for name in stored if name.startswith(prefix))]:
         if name not in stored or name not in tensors:
             where = "lacks" if name not in stored else "has an unknown"
             raise UserError(f"checkpoint {path} is of another architecture: it {where} {name}; choose another --out")

@@ -39,8 +39,8 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
     lines += [f"| PSNR, last | {row['psnr']:.2f} dB |" for row in [r for r in rows if "psnr" in r][-1:]]
     lines += [f"| ditlab, torch | {ditlab.__version__}, {torch.__version__} |", ""]
     if losses:
-        atomic.write_file(folder / "loss.png", _loss_figure(losses))
-        lines += ["![loss over images](loss.png)", ""]
+        atomic.write_file(folder / "loss.png", loss_figure(losses))
+        lines += ["![loss and speed over images](loss.png)", ""]
     for picture in sorted((folder / "samples").glob("[0-9]*.png"))[-1:]:
         lines += [f"![samples after {int(picture.stem):,} images](samples/{picture.name})", ""]
     if (folder / "samples" / "plane.png").exists():
@@ -58,31 +58,34 @@ def _machine() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
-def _loss_figure(rows: list[dict]) -> bytes:
-    import matplotlib
+def loss_figure(rows: list[dict]) -> bytes:
+    """Rows of metrics with a loss as a PNG: over images the loss, the loss by time where that is known, and the speed."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures for itself and is for one thread only
+    from matplotlib.ticker import EngFormatter
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    images = [row["images"] for row in rows]
-    figure, axes = plt.subplots(
-        1, 2 if "loss_by_time" in rows[-1] else 1, figsize=(11, 4), layout="constrained", squeeze=False
-    )
-    axes = axes[0]
+    images, timed = [row["images"] for row in rows], "loss_by_time" in rows[-1]
+    figure = Figure(figsize=(15 if timed else 11, 4), layout="constrained")
+    axes = list(figure.subplots(1, 3 if timed else 2))
     axes[0].plot(images, [row["loss"] for row in rows])
-    axes[0].set(xlabel="images", ylabel="loss", title="mean over the images since the row before", yscale="log")
-    if len(axes) > 1:
+    axes[0].set(ylabel="loss", title="loss, mean since the row before", yscale="log")
+    if timed:
         for index in range(len(rows[-1]["loss_by_time"])):
             values = [row["loss_by_time"][index] for row in rows]
             axes[1].plot(
                 images,
                 [float("nan") if v is None else v for v in values],
                 label=f"t {index / 10:.1f}-{(index + 1) / 10:.1f}",
-                color=plt.get_cmap("viridis")(index / 9),
+                color=colormaps["viridis"](index / 9),
             )
-        axes[1].set(xlabel="images", title="by time t (1 is noise)", yscale="log")
+        axes[1].set(title="loss by time t (1 is noise)", yscale="log")
         axes[1].legend(fontsize=7, ncols=2)
+    axes[-1].plot(images, [row["images_per_second"] for row in rows])
+    axes[-1].set(ylabel="images/s", title="speed")
+    axes[-1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.set(xlabel="images")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    plt.close(figure)
     return buffer.getvalue()

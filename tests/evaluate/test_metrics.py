@@ -130,7 +130,7 @@ def harm_classes(images: np.ndarray, labels: np.ndarray, level: float) -> np.nda
 
 @pytest.mark.parametrize("harm", [harm_noise, harm_blur, harm_classes])
 def test_the_distance_rises_steadily_with_harm(harm: Callable[..., np.ndarray]):
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     real, other = images[::2], images[1::2]
     distances = []
     for level in range(5):

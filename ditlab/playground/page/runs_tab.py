@@ -1,0 +1,137 @@
+"""Runs: what has been trained under a folder, and what is being trained."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ditlab.playground.history import Run, evaluations, find_runs, find_studies, sample_pictures, study_report
+from ditlab.playground.page import controls
+from ditlab.playground.studio import Studio
+from ditlab.train import loss_figure
+
+EVERY = 2.0  # seconds from one look at the folder to the next
+HEADERS = ("run", "state", "images", "of", "loss", "images/s")
+NOTHING = "no run is here yet: `ditlab train digits` makes one in three minutes"
+
+
+def runs_tab(studio: Studio) -> None:
+    """All runs in a table, one of them in pictures, studies below."""
+    with gr.Row():
+        hint = gr.Markdown(f"Runs under `{studio.runs}/`, looked at every {EVERY:g} seconds.", elem_id="runs-hint")
+    table = gr.Dataframe(
+        headers=list(HEADERS),
+        label="Runs",
+        interactive=False,
+        elem_id="runs-table",
+        datatype="str",
+        max_height=300,
+        wrap=True,
+    )
+    name = gr.Dropdown([], label="Run", elem_id="run-choice", allow_custom_value=False)
+    facts = gr.Markdown("", elem_id="run-facts")
+    losses = gr.Image(
+        label="Loss, loss by time t, speed", interactive=False, format="png", type="pil", buttons=["fullscreen"], visible=False,
+        elem_id="run-loss", elem_classes=["wide"], alt_text="curves of the loss",
+    )  # fmt: skip
+    samples = gr.Gallery(
+        label="Samples through its time", height=560, format="png", interactive=False, visible=False, preview=True,
+        elem_id="run-samples", elem_classes=["pixels"], object_fit="contain", buttons=["fullscreen"],
+    )  # fmt: skip
+    with gr.Accordion("Studies", open=False):
+        study = gr.Dropdown([], label="Study", elem_id="study-choice")
+        figures = gr.Gallery(
+            label="Figures", columns=2, height="auto", format="png", interactive=False, object_fit="contain", visible=False,
+            buttons=["fullscreen"],
+        )  # fmt: skip
+        report = gr.Markdown("", elem_id="study-report")
+    shown = gr.State(("", -1, ""))  # the run that is drawn, how far it was, and its state
+
+    def look(chosen: str | None, chosen_study: str | None, before: tuple[str, int, str]) -> tuple:
+        runs, studies = find_runs(studio.runs), find_studies(studio.runs)
+        wanted = chosen if chosen in runs else next(iter(runs), None)
+        study = chosen_study if chosen_study in studies else next(iter(studies), None)
+        rows = [[run.name, run.state, f"{run.images:,}", f"{run.total:,}", *_last(run)] for run in runs.values()]
+        words = (
+            f"Runs under `{studio.runs}/`, looked at every {EVERY:g} seconds."
+            if runs
+            else f"In `{studio.runs}/` {NOTHING}."
+        )
+        return (
+            words, gr.update(value=rows, visible=bool(rows)), gr.update(choices=list(runs), value=wanted, visible=bool(runs)),
+            gr.update(choices=list(studies), value=study, visible=bool(studies)),
+            *_drawn(runs[wanted] if wanted else None, before),
+        )  # fmt: skip
+
+    def study_shown(chosen: str | None) -> tuple:
+        with controls.told():
+            studies = find_studies(studio.runs)
+            if chosen not in studies:
+                return gr.update(
+                    value=None, visible=False
+                ), "no study is here yet: `ditlab study scaling --recipe digits`"
+            text, pictures = study_report(studies[chosen])
+            return gr.update(value=pictures, visible=bool(pictures)), text
+
+    outputs = [hint, table, name, study, facts, losses, samples, shown]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    timer = gr.Timer(EVERY)
+    timer.tick(look, [name, study, shown], outputs, trigger_mode="once", **quiet)
+    name.input(look, [name, study, shown], outputs, trigger_mode="always_last", **quiet)
+    study.change(study_shown, study, [figures, report], **quiet)
+
+
+def _last(run: Run) -> tuple[str, str]:
+    if not run.rows:
+        return "", ""
+    return f"{run.rows[-1]['loss']:.4f}", f"{run.rows[-1].get('images_per_second', 0):,.0f}"
+
+
+def _drawn(run: Run | None, before: tuple[str, int, str]) -> tuple:
+    """Facts, curves and samples of a run; nothing new where it has not gone on since."""
+    if run is None:
+        hidden = gr.update(value=None, visible=False)
+        return "", hidden, hidden, ("", -1, "")
+    now = (run.name, run.images, run.state)
+    if now == tuple(before):
+        return gr.skip(), gr.skip(), gr.skip(), now
+    curves = Image.open(io.BytesIO(loss_figure(list(run.rows)))) if run.rows else None
+    pictures = sample_pictures(run)
+    return (
+        _facts(run), gr.update(value=curves, visible=curves is not None),
+        gr.update(value=pictures, visible=bool(pictures), selected_index=len(pictures) - 1 if pictures else None), now,
+    )  # fmt: skip
+
+
+def _facts(run: Run) -> str:
+    """A table of a run's speed, what was left out, and how it was measured."""
+    last = run.rows[-1] if run.rows else {}
+    share = f" ({run.images / run.total:.0%})" if run.total else ""
+    lines = ["| | |", "|---|---|", f"| {run.state} | {run.images:,} of {run.total:,} images{share} |"]
+    speeds = sorted(row["images_per_second"] for row in run.rows if row.get("images_per_second"))
+    if speeds:
+        lines += [f"| images/s, median | {speeds[len(speeds) // 2]:,.0f} |"]
+    words = {
+        "skipped": "steps left out",
+        "psnr": "PSNR, dB",
+        "mfu": "share of the machine's peak (MFU)",
+        "memory_gib": "memory, GiB",
+    }
+    lines += [f"| {word} | {last[key]:.4g} |" for key, word in words.items() if isinstance(last.get(key), int | float)]
+    for evaluation in evaluations(run)[-3:]:
+        how, numbers = evaluation.get("how", {}), evaluation.get("numbers", {})
+        values = ", ".join(f"{name} {number['value']:.4g}" for name, number in numbers.items() if _is_number(number))
+        lines += [f"| {_plain(how.get('samples', 'evaluated'))} | {_plain(values)} |"]
+    return "\n".join(lines)
+
+
+def _is_number(number: object) -> bool:
+    return isinstance(number, dict) and isinstance(number.get("value"), int | float)
+
+
+def _plain(text: object) -> str:
+    """Words of a file without what Markdown would make of them."""
+    return str(text).translate(str.maketrans({"|": "/", "<": "(", ">": ")", "\n": " ", "`": "'", "[": "(", "]": ")"}))
