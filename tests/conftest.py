@@ -127,9 +127,9 @@ def tree() -> Callable[[Path], dict[str, str]]:
 @pytest.fixture(scope="session")
 def process() -> Callable[..., subprocess.Popen[str]]:
     """Start a program in a process of its own: ``python -m ditlab ARGUMENTS``, or a script."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
     def start(*arguments: object, script: str = "", cwd: Path | None = None) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
         head = ["-c", script] if script else ["-m", "ditlab"]
         return subprocess.Popen(
             [sys.executable, "-W", "error::RuntimeWarning", *head, *map(str, arguments)],

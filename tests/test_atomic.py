@@ -107,6 +107,7 @@ def test_a_folder_is_held_by_one_process_and_freed_when_it_is_killed(tmp_path: P
     assert holder.stdout is not None
     assert holder.stdin is not None
     assert holder.stdout.readline() == "held\n"
+    assert atomic.is_held(tmp_path)
     with pytest.raises(UserError, match="another process is at work on the run"), atomic.held(tmp_path, "the run"):
         pass
     holder.kill()

@@ -166,6 +166,12 @@ class Batcher:
         with self._changed:
             return len(self._waiting), self._images
 
+    @property
+    def busy(self) -> bool:
+        """Whether images are still to be made."""
+        with self._changed:
+            return bool(self._waiting or self._unfinished)
+
     def close(self) -> None:
         """Take no more, make what was taken, and end."""
         with self._changed:

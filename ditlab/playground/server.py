@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from ditlab.playground.page import mount_page
 from ditlab.playground.studio import Studio
 
 KEY = "DITLAB_API_KEY"
+ANSWER = 1.0  # seconds in which the last images are sent off
 
 
 def name_models(sources: Sequence[str]) -> dict[str, str]:
@@ -77,10 +80,32 @@ def serve(
         say(f"{', '.join(models)} at {place}, {'with' if key else 'without'} a key; Ctrl-C ends it")
         grace = int(limits.seconds) + 1
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
-        uvicorn.Server(config).run([listener])
+        for signal_ in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, and sends itself the signal once more then
+            signal.signal(signal_, lambda *_: None)
+        _Server(config, served).run([listener])
     finally:
         served.close()
         listener.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends when all images are made and answered; pages that stand open in a browser would keep their streams for ever."""
+
+    def __init__(self, config: uvicorn.Config, served: Served):
+        super().__init__(config)
+        self.served = served
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more, finish, and leave."""
+        leaving = asyncio.create_task(self._leave())
+        await super().shutdown(sockets)
+        leaving.cancel()
+
+    async def _leave(self) -> None:
+        while any(batcher.busy for batcher in self.served.batchers.values()):
+            await asyncio.sleep(ANSWER / 10)
+        await asyncio.sleep(ANSWER)
+        self.force_exit = True
 
 
 def _loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.diffusion import (
+    Between,
     Bounded,
     ClassifierFree,
     Denoiser,
@@ -194,3 +195,19 @@ def test_the_papers_defaults_are_the_defaults() -> None:
     DiffusionConfig().check()
     assert GuidanceConfig() == GuidanceConfig(scale=1.0, low=0.0, high=1.0, channels=0)
     assert DiffusionConfig() == DiffusionConfig("linear-beta", "epsilon", True, "uniform", 0.1, False)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_between_two_conditions_predictions_are_mixed(learned: bool):
+    schedule = RectifiedFlow()
+    denoiser = Denoiser(Labelled(2, learned), schedule, "velocity", learned)
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    (point,) = points(schedule, [0.6])
+    other = Condition(torch.tensor([1, 1, 0]))
+    own, its = denoiser(x, point, LABELS), denoiser(x, point, other)
+    weight = torch.tensor([0.0, 0.25, 1.0]).double().view(3, 1, 1, 1)
+    mixed = Between(denoiser, other, weight)(x, point, LABELS)
+    for name in ("x0", "epsilon", *(["variance"] if learned else [])):
+        expected = (1 - weight) * getattr(own, name) + weight * getattr(its, name)
+        torch.testing.assert_close(getattr(mixed, name), expected)
+    torch.testing.assert_close(point.alpha * mixed.x0 + point.sigma * mixed.epsilon, x)

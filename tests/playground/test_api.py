@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
-import socket
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
+import torch
 from PIL import Image
 
-from ditlab.playground.api import Limits, Served, build_app
+from ditlab.diffusion import GuidanceConfig
+from ditlab.interop.find import find_model
+from ditlab.playground.api import Limits, Served
 from ditlab.sample import Model
 
+Listening = Callable[..., AbstractContextManager[str]]
 LIMITS = Limits(images=8, steps=60, seconds=20)
 
 
-@contextlib.contextmanager
-def listening(served: Served) -> Iterator[str]:
-    """The address of a server on a port of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(build_app(served), "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until = time.monotonic() + 30
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        served.close()
-
-
 @pytest.fixture(scope="module")
-def model(digits_run: Path) -> Model:
-    return Model.load(digits_run)
-
-
-@pytest.fixture(scope="module")
-def address(model: Model) -> Iterator[str]:
+def address(model: Model, listening: Listening) -> Iterator[str]:
     with listening(Served({"digits": model}, LIMITS)) as found:
         yield found
 
@@ -89,6 +65,17 @@ def test_each_client_gets_the_images_of_its_own_seed(address: str, model: Model)
         assert all(clients.map(one, range(48)))
 
 
+def test_labels_may_be_a_list_and_guidance_an_interval(address: str, model: Model):
+    body = {"labels": [4, "2"], "n": 2, "seed": 3, "steps": 6, "guidance": 3, "guidance_low": 0.2, "guidance_high": 0.6}
+    answer = ask(address, **body).json()
+    guided = GuidanceConfig(3, low=0.2, high=0.6)
+    expected = model.sample([4, 2], guidance=guided, steps=6, seed=3)[..., 0]
+    assert np.abs(images(answer).astype(int) - expected).max() <= 1
+    assert answer["labels"] == ["4", "2"]
+    whole = model.sample([4, 2], guidance=3, steps=6, seed=3)[..., 0]
+    assert np.abs(expected.astype(int) - whole).max() > 1
+
+
 def test_a_seed_that_is_drawn_is_told_and_gives_the_images_again(address: str):
     first = ask(address, prompt="5", steps=3).json()
     again = ask(address, prompt="5", steps=3, seed=first["seed"]).json()
@@ -109,6 +96,11 @@ def test_a_seed_that_is_drawn_is_told_and_gives_the_images_again(address: str):
         ({"prompt": "3", "sampler": "magic"}, "ddpm, ddim"),
         ({"prompt": "3", "guidance": -1}, "guidance"),
         ({"prompt": "3", "guidance": 1e300}, "guidance"),
+        ({"prompt": "3", "guidance_low": 0.7, "guidance_high": 0.2}, "interval"),
+        ({"prompt": "3", "guidance_high": 1.5}, "guidance_high"),
+        ({"labels": [10]}, "label 10 is out of range"),
+        ({"labels": [None]}, "labels"),
+        ({"labels": ["3"] * 1001}, "labels"),
         ({"prompt": "3", "seed": -1}, "seed"),
         ({"prompt": "3", "response_format": "url"}, "response_format"),
         ({"prompt": "3" * 1001}, "prompt"),
@@ -137,7 +129,7 @@ def test_bodies_that_are_no_requests_are_refused(address: str, content: bytes):
     assert "error" in answer.json()
 
 
-def test_a_client_that_goes_away_is_not_waited_for(model: Model):
+def test_a_client_that_goes_away_is_not_waited_for(model: Model, listening: Listening):
     served = Served({"digits": model}, Limits(images=8, steps=1000, seconds=60))
     body = {"prompt": "1", "n": 8, "steps": 1000, "sampler": "ddpm"}
     with listening(served) as address:
@@ -151,7 +143,7 @@ def test_a_client_that_goes_away_is_not_waited_for(model: Model):
         assert ask(address, prompt="1", steps=2).status_code == 200
 
 
-def test_a_key_is_asked_for_where_there_is_one(model: Model):
+def test_a_key_is_asked_for_where_there_is_one(model: Model, listening: Listening):
     with listening(Served({"digits": model}, LIMITS, key="s3cret")) as address:
         assert ask(address, prompt="3", steps=2).status_code == 401
         assert httpx.get(f"{address}/v1/models").status_code == 401
@@ -160,7 +152,7 @@ def test_a_key_is_asked_for_where_there_is_one(model: Model):
         assert httpx.get(f"{address}/health").json() == {"status": "ok"}
 
 
-def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Model):
+def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Model, listening: Listening):
     with listening(Served({"digits": model}, LIMITS, most=1, waiting=1)) as address, ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda seed: ask(address, prompt="1", seed=seed, steps=30), range(8)))
     counts = {status: [answer.status_code for answer in answers].count(status) for status in (200, 429)}
@@ -171,7 +163,7 @@ def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Mode
     assert int(sent_away.headers["Retry-After"]) >= 1
 
 
-def test_what_takes_too_long_is_given_up(model: Model):
+def test_what_takes_too_long_is_given_up(model: Model, listening: Listening):
     with listening(Served({"digits": model}, Limits(seconds=0.05))) as address:
         answer = ask(address, prompt="1", n=16, steps=250)
         assert answer.status_code == 503
@@ -191,3 +183,14 @@ def test_the_schema_says_what_the_server_does(address: str):
     schema = httpx.get(f"{address}/openapi.json").json()
     assert set(schema["paths"]) == {"/v1/images/generations", "/v1/models", "/health", "/metrics"}
     assert json.dumps(schema)
+
+
+def test_a_model_file_that_is_replaced_changes_nothing_that_is_served(runs: Path, listening: Listening):
+    with listening(Served({"digits": find_model(runs / "digits")}, LIMITS)) as address:
+        before = ask(address, prompt="3", seed=1, steps=4).json()["data"]
+        other = Model.load(runs / "digits")
+        torch.nn.init.normal_(other.network.final_layer.linear.weight)  # type: ignore[attr-defined]
+        other.save(runs / "digits")  # as training does, renamed over what stood
+        assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before
+        (runs / "digits" / "model.safetensors").write_bytes(b"no model")  # and one that is being written in place
+        assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before

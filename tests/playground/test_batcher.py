@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +14,6 @@ from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
 from ditlab.sample import Model, SampleConfig
 
 WAIT = 60  # seconds, after which something hangs
-
-
-@pytest.fixture(scope="module")
-def model(digits_run: Path) -> Model:
-    return Model.load(digits_run)
 
 
 def request(

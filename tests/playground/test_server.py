@@ -31,7 +31,10 @@ def server(
     running.communicate()
 
 
-def test_what_was_taken_is_finished_when_the_server_is_told_to_end(server: tuple[subprocess.Popen[str], str]):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_taken_is_finished_when_the_server_is_told_to_end(
+    server: tuple[subprocess.Popen[str], str], how: signal.Signals
+):
     running, address = server
     until = time.monotonic() + 30
     while time.monotonic() < until:
@@ -48,11 +51,12 @@ def test_what_was_taken_is_finished_when_the_server_is_told_to_end(server: tuple
     client.start()
     while 'ditlab_images_under_way{model="digits"} 8.0' not in httpx.get(f"{address}/metrics").text:
         assert time.monotonic() < until
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(how)
     client.join()
     assert answers[0].status_code == 200
     assert len(answers[0].json()["data"]) == 8
-    running.communicate(timeout=30)
+    _, said = running.communicate(timeout=30)
+    assert (running.returncode, said) == (0, "")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")
 

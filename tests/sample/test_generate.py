@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ditlab.diffusion import SAMPLERS, DiffusionConfig, GuidanceConfig
+from ditlab.errors import UserError
 from ditlab.latents import AutoencoderConfig, new_kl
-from ditlab.sample import Model, SampleConfig, denoising, generate, label_indices, to_images
+from ditlab.sample import Model, SampleConfig, denoising, generate, interpolating, label_indices, to_images
 
 LEARNED = DiffusionConfig()  # the paper's: 1000 linear betas, epsilon, learned variance
 FIXED = DiffusionConfig(learned_variance=False)
@@ -231,3 +232,30 @@ def test_an_unknown_label_is_refused(make: Callable, refuses: Callable):
 
 def test_seeds_may_be_large(make: Callable):
     assert apart(images(make(), seed=2**63), images(make(), seed=2**63 + 1)) > 20
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("ends", [((5, 0), (6, 0)), ((5, 0), (5, 2)), ((5, 1), (9, 2))])
+def test_an_interpolation_begins_and_ends_with_the_images_of_its_ends(make: Callable, sampler: str, ends: tuple):
+    model, config = make(), SampleConfig(sampler, 4, GUIDED)
+    *_, last = interpolating(model, *ends, 5, config)
+    found = to_images(model, last.x)
+    for image, (seed, label) in ((found[0], ends[0]), (found[-1], ends[1])):
+        alone = model.sample([label], seed=seed, count=1, sampler=sampler, steps=4, guidance=GUIDED)[0]
+        assert apart(image, alone) <= 1
+    steps = [apart(one, other) for one, other in pairwise(found)]
+    assert min(steps) > 0
+    assert max(steps) < apart(found[0], found[-1]) + 30
+
+
+def test_the_noise_of_an_interpolation_stays_as_strong(make: Callable):
+    model = make(names=())
+    state = next(interpolating(model, (1, -1), (2, -1), 9, SampleConfig("euler", 2)))
+    one, other = state.before[0], state.before[-1]
+    angles = torch.linspace(0, math.pi / 2, 9).view(-1, 1, 1, 1)
+    torch.testing.assert_close(state.before, angles.cos() * one + angles.sin() * other)
+
+
+def test_an_interpolation_needs_two_images(make: Callable):
+    with pytest.raises(UserError, match="1 images between two; 2 or more"):
+        next(interpolating(make(), (0, 0), (1, 0), 1, SampleConfig("euler", 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from torch import Tensor
 from ditlab import atomic
 from ditlab.errors import UserError
 from ditlab.processes import ALONE
+from ditlab.sample import Model
 from ditlab.train import checkpoint
 
 
@@ -257,3 +259,25 @@ def test_a_failed_write_is_told_at_the_next_look_and_older_ones_stand(
     checkpoints.close()
     assert tree(folder) == before
     assert not list(folder.glob(".*"))
+
+
+def test_the_average_of_a_checkpoint_is_read_alone(digits_run: Path, tmp_path: Path):
+    model = Model.load(digits_run)
+    first, last = checkpoint.existing(digits_run / "checkpoints")
+    network = copy.deepcopy(model.network)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    checkpoint.load_average(last, network)  # of which the run's model file was made
+    torch.testing.assert_close(network.state_dict(), model.network.state_dict(), rtol=0, atol=0)
+    checkpoint.load_average(first, network)
+    assert not torch.equal(network.final_layer.linear.weight, model.network.final_layer.linear.weight)
+
+
+def test_the_average_of_a_damaged_or_another_checkpoint_is_refused(digits_run: Path, tmp_path: Path, refuses: Callable):
+    network = Model.load(digits_run).network
+    copied = shutil.copytree(digits_run / "checkpoints", tmp_path / "checkpoints")
+    (last,) = checkpoint.existing(copied)[-1:]
+    refuses(lambda: checkpoint.load_average(last, torch.nn.Linear(2, 2)), "another architecture", "weight")
+    (file,) = last.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:-1])
+    refuses(lambda: checkpoint.load_average(last, network), "is damaged", "take another")

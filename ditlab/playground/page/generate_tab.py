@@ -64,7 +64,7 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
                 zip_file = gr.DownloadButton("Archive of PNGs", interactive=False, size="sm")
             film = gr.Image(
                 label="Denoising of the first: x_t, and below the x0 the model expects", interactive=False, format="png",
-                type="pil", buttons=["fullscreen"], elem_classes=["pixels", "wide"], elem_id="filmstrip",
+                type="pil", buttons=["fullscreen"], elem_classes=["wide"], elem_id="filmstrip",
                 alt_text="filmstrip of the denoising", visible=False,
             )  # fmt: skip
 
@@ -152,7 +152,7 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
     )
     stop.click(give_up, None, None, queue=False, **quiet)
     name.change(another, name, [labels, other_label, guidance, low, high, sampler, steps, classes], **quiet)
-    classes.select(add, labels, [labels, classes], **quiet)
+    classes.select(add, labels, [labels, classes], queue=False, **quiet)
     page.load(lambda name: _classes(studio, name), name, classes, **quiet)
     page.unload(give_up)
 

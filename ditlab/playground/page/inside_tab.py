@@ -51,7 +51,7 @@ def inside_tab(studio: Studio) -> None:
         )  # fmt: skip
     predictions = gr.Image(
         label="x_t at each t, and the x0 the model makes of it in one step", interactive=False, format="png", type="pil",
-        buttons=["fullscreen"], elem_classes=["pixels", "wide"], elem_id="predictions", alt_text="noised and predicted",
+        buttons=["fullscreen"], elem_classes=["wide"], elem_id="predictions", alt_text="noised and predicted",
     )  # fmt: skip
     channels = gr.Image(
         label="The latent z, noised, and as the model expects it", interactive=False, format="png", type="pil",

@@ -21,17 +21,18 @@ WAITING = 64  # events that may wait
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine: nothing is fetched
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
-.pixels img { image-rendering: pixelated; }
-.block:has(> label[data-testid="block-label"]) { display: flex; flex-direction: column; }
-label[data-testid="block-label"] { position: static !important; width: fit-content; }
-.wide .image-frame, .wide .image-container { overflow-x: auto; }
-.wide img { image-rendering: auto; min-width: 620px; }
+.block:has(> label[data-testid="block-label"]):not(#run-samples) { display: flex; flex-direction: column; }
+.block:not(#run-samples) > label[data-testid="block-label"] { position: static !important; width: fit-content; }
+.wide, #runs-table { contain: inline-size; overflow-x: auto !important; }
+.wide .image-frame, .wide .image-container, .wide button:has(> .image-frame) { display: block; text-align: left; }
 .classes .grid-wrap { min-height: 0; max-height: 420px; }
 .classes .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
 .classes .caption-label { left: 4%; right: auto; bottom: 4%; padding: 0 4px; font-size: 0.75em; max-width: 92%; }
+@media (min-width: 701px) { .pixels img { image-rendering: pixelated; } }
 @media (max-width: 500px) {
   .tab-container button { padding: 0 6px; font-size: 14px; }
   .gradio-container { padding: 8px !important; }
+  .wide img { min-width: 620px; }
 }
 :focus-visible { outline: 3px solid var(--color-accent); outline-offset: 1px; }
 """

@@ -47,7 +47,7 @@ def nearest_tab(studio: Studio) -> None:
     go = gr.Button("Find the closest training images", variant="primary")
     picture = gr.Image(
         label="Made, and the closest training images", interactive=False, format="png", type="pil", buttons=["fullscreen"],
-        elem_classes=["pixels", "wide"], elem_id="nearest", alt_text="made images beside the closest training images",
+        elem_classes=["wide"], elem_id="nearest", alt_text="made images beside the closest training images",
     )  # fmt: skip
     words = gr.Markdown("", elem_id="nearest-words")
 

@@ -1,0 +1,77 @@
+"""Runs and studies as their files tell, whole or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ditlab import atomic
+from ditlab.playground.history import evaluations, find_runs, find_studies, sample_pictures, study_report
+
+
+def test_a_folder_without_runs_has_none(tmp_path: Path):
+    assert find_runs(tmp_path) == {}
+    assert find_runs(tmp_path / "missing") == {}
+    assert find_studies(tmp_path / "missing") == {}
+
+
+def test_runs_are_found_wherever_they_lie_the_newest_first(runs: Path):
+    shutil.copytree(runs / "digits", runs / "deep" / "er" / "again")
+    (runs / "deep" / "er" / "again" / "metrics.jsonl").touch()
+    found = find_runs(runs)
+    assert list(found) == ["deep/er/again", "digits"]
+    run = found["digits"]
+    assert (run.state, run.images, run.total) == ("finished", 640, 640)
+    assert [row["images"] for row in run.rows] == [160, 320, 480, 640]
+    assert list(find_runs(runs / "digits")) == ["digits"]  # the run itself
+
+
+def test_a_run_at_work_is_told_from_one_that_stopped(runs: Path):
+    (runs / "digits" / "report.md").unlink()
+    assert find_runs(runs)["digits"].state == "stopped"
+    with atomic.held(runs / "digits", "the run"):
+        assert find_runs(runs)["digits"].state == "training"
+    (runs / "digits" / ".lock").touch()  # as a killed process leaves it
+    assert find_runs(runs)["digits"].state == "stopped"
+
+
+def test_damaged_files_are_passed_over(runs: Path):
+    folder = runs / "digits"
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"images": "many", "loss": 1}\n{"loss": 2}\n{"images": 700, "lo')
+    (folder / "recipe.json").write_text("{")
+    (folder / "samples" / "000000000700.png").write_bytes(b"\x89PNG and no more")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "results.jsonl").write_text('{"numbers": {}}\n3\n{"num')
+    run = find_runs(runs)["digits"]
+    assert (run.images, run.total) == (640, 0)
+    assert [words for _, words in sample_pictures(run)] == ["640 images"]
+    assert evaluations(run) == [{"numbers": {}}]
+
+
+def test_many_sample_pictures_are_thinned_out_evenly(runs: Path):
+    samples = runs / "digits" / "samples"
+    for k in range(100):
+        Image.fromarray(np.full((4, 4), k, np.uint8)).save(samples / f"{k:012d}.png")
+    words = [words for _, words in sample_pictures(find_runs(runs)["digits"])]
+    assert len(words) == 24
+    assert words[0] == "0 images"
+    assert words[-1] == "640 images"
+
+
+def test_a_study_is_read_with_its_figures(tmp_path: Path):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps({}))
+    Image.new("RGB", (3, 3)).save(folder / "line.png")
+    (folder / "report.md").write_text(
+        "# Title\n\n![a line](line.png)\n\n![gone](gone.png)\n\n![no](../../x.png)\n\nwords\n"
+    )
+    assert find_studies(tmp_path) == {"study": folder}
+    text, figures = study_report(folder)
+    assert text == "# Title\n\nwords\n"
+    assert [words for _, words in figures] == ["a line"]

@@ -1,0 +1,374 @@
+"""The page in a real browser. Pictures of it go to the folder that DITLAB_SCREENSHOTS names, where it names one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Download, Locator, Page, expect, sync_playwright
+
+from ditlab.interop.find import find_model
+from ditlab.sample import Model, grid
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+WAIT = 60_000  # milliseconds, after which something hangs
+Playing = Callable[..., AbstractContextManager[str]]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page was not tried in a browser")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, digits_run: Path) -> Path:
+    """Where the server's runs lie."""
+    runs = tmp_path_factory.mktemp("page") / "runs"
+    shutil.copytree(digits_run, runs / "digits")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, playing: Playing) -> Iterator[str]:
+    with playing("fashion", "runs/digits", "--steps", 1000, cwd=folder.parent) as found:
+        yield found
+
+
+class Visit:
+    """A page that was opened, and everything that went wrong on it."""
+
+    def __init__(self, browser: Browser, address: str, width: int = 1280, height: int = 900):
+        self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.wrong = list[str]()
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        own = (address, "data:", "blob:", f"ws{address.removeprefix('http')}")
+        self.page.on("request", lambda asked: None if asked.url.startswith(own) else self.wrong.append(asked.url))
+        self.page.goto(address)
+        self.button("Generate").wait_for()
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def image(self, place: str) -> np.ndarray:
+        """The picture in a place, as it was sent."""
+        source = self.page.locator(f"#{place} img").first.get_attribute("src")
+        assert source is not None
+        return np.asarray(Image.open(io.BytesIO(httpx.get(source).content)).convert("RGB"))
+
+    def number(self, label: str, value: float) -> None:
+        field = self.page.get_by_label(f"number input for {label}").locator("visible=true")
+        field.fill(str(value))
+        field.press("Enter")
+
+    def choose(self, label: str, value: str) -> None:
+        field = self.page.get_by_label(label, exact=True).locator("visible=true").first
+        field.click()
+        self.page.get_by_role("option", name=value, exact=True).locator("visible=true").click()
+
+    def status(self, words: str | re.Pattern[str], place: str = "status") -> None:
+        expect(self.page.locator(f"#{place}")).to_contain_text(words, timeout=WAIT)
+
+    def download(self, name: str) -> Path:
+        with self.page.expect_download() as waiting:
+            self.button(name).locator("visible=true").click()
+        found: Download = waiting.value
+        return Path(found.path())
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Wait for something to become true."""
+        until = time.monotonic() + WAIT / 1000
+        while not true():
+            assert time.monotonic() < until
+            self.page.wait_for_timeout(100)
+
+    def settings(self) -> dict[str, Any]:
+        """What the PNG says of itself."""
+        return json.loads(Image.open(io.BytesIO(self.download("PNG").read_bytes())).info["ditlab"])
+
+    def keep(self, name: str) -> None:
+        """A picture of the page, for the documents, where they are asked for."""
+        to = os.environ.get("DITLAB_SCREENSHOTS")
+        if to:
+            self.page.mouse.move(0, 0)
+            self.page.wait_for_timeout(500)
+            self.page.screenshot(path=Path(to) / f"{name}.png", full_page=True)
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.wrong == []
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Visit]:
+    opened = Visit(browser, address)
+    yield opened
+    opened.close()
+
+
+def test_images_appear_step_by_step_and_the_same_seed_gives_them_again(visit: Visit, tmp_path: Path):
+    page = visit.page
+    page.get_by_label("Thumbnail 9 of 10").click()  # the picture of a bag
+    expect(page.locator(".token")).to_have_count(1)
+    page.get_by_label("Thumbnail 8 of 10").click()  # and of a sneaker
+    expect(page.locator(".token")).to_have_count(2)
+    visit.page.get_by_label("Seed", exact=True).locator("visible=true").fill("3")
+    visit.button("Generate").click()
+    visit.status(re.compile(r"step \d+ of 25"))
+    early = visit.image("images")
+    visit.status("16 images in")
+    late = visit.image("images")
+    assert early.shape == late.shape
+    assert not np.array_equal(early, late)
+    model = find_model("fashion")
+    expected = model.sample(["bag", "sneaker"], seed=3, count=16)
+    assert np.abs(late.astype(int) - np.asarray(grid(expected, 4).convert("RGB"))).max() <= 1
+    visit.status("ditlab sample fashion --count 16 --seed 3 --labels bag,sneaker")
+    first = visit.download("PNG").read_bytes()
+    settings = visit.settings()
+    assert (settings["model"], settings["seed"], settings["labels"][:2]) == ("fashion", 3, ["bag", "sneaker"])
+    with zipfile.ZipFile(visit.download("Archive of PNGs")) as archive:
+        names = archive.namelist()
+        assert len(names) == 16
+        one = Image.open(io.BytesIO(archive.read(names[1])))
+    assert names[1] == "000001-sneaker.png"
+    assert np.abs(np.asarray(one).astype(int) - expected[1, ..., 0]).max() <= 1
+    assert json.loads(one.info["ditlab"])["image"] == 1
+    assert visit.image("filmstrip").shape[1] > 600
+    visit.keep("page-generate")
+    visit.button("Generate").click()
+    visit.status("step")
+    visit.status("16 images in")
+    assert visit.download("PNG").read_bytes() == first
+
+
+def test_an_interpolation_between_two_labels(visit: Visit, folder: Path):
+    page = visit.page
+    visit.choose("Model", "digits")
+    expect(page.get_by_label("Thumbnail 10 of 10")).to_be_visible()
+    page.get_by_role("button", name="Between two images").click()
+    visit.choose("Label", "7")
+    visit.button("Interpolate").click()
+    visit.status("8 images in")
+    assert visit.settings()["to"] == {"seed": 1, "label": "7"}
+    model = Model.load(folder / "digits")
+    made = visit.image("images").astype(int)
+    ends = [model.sample([label], seed=seed)[0] for label, seed in ((0, 0), (7, 1))]
+    whole = np.asarray(grid(np.stack([ends[0], *[ends[0]] * 6, ends[1]]), 4).convert("RGB")).astype(int)
+    height, width = whole.shape[0] // 2, whole.shape[1] // 4
+    assert np.abs(made - whole)[:height, :width].max() <= 1
+    assert np.abs(made - whole)[height:, -width:].max() <= 1
+
+
+def test_a_generation_is_stopped_at_any_moment(visit: Visit):
+    page = visit.page
+    page.get_by_role("button", name="Sampler, steps").click()
+    visit.choose("Sampler", "ddpm")
+    visit.number("Steps", 1000)
+    visit.button("Generate").click()
+    visit.status(re.compile(r"step \d+ of 1000"))
+    began = time.monotonic()
+    visit.button("Stop").click()
+    visit.status(re.compile(r"stopped at step \d+ of 1000"))
+    assert time.monotonic() - began < 5
+    expect(visit.button("Generate")).to_be_enabled()
+    metrics = httpx.get(f"{page.url}metrics").text
+    assert 'ditlab_images_under_way{model="fashion"} 0.0' in metrics
+    visit.keep("page-stopped")
+
+
+def test_one_setting_across(visit: Visit, folder: Path):
+    visit.tab("Compare")
+    visit.button("Compare").click()
+    visit.status("4 rows, 5 columns", "comparison-status")
+    visit.keep("page-compare")
+    visit.choose("Model", "digits")
+    visit.choose("Setting across", "checkpoint")
+    expect(visit.page.get_by_label("Its values")).to_have_value("320, 640")
+    visit.button("Compare").click()
+    visit.status("4 rows, 2 columns", "comparison-status")
+    model = Model.load(folder / "digits")
+    assert visit.settings()["values"] == ["320 images", "640 images"]
+    made = visit.image("comparison").astype(int)
+    side = 64  # of a tile, with a gap of 5 on both sides
+    last = model.sample([0, 1, 2, 3], seed=0)[..., 0].repeat(8, axis=1).repeat(8, axis=2)
+    assert np.abs(made[-side - 5 : -5, -side - 5 : -5, 0] - last[3]).max() <= 1
+    visit.page.get_by_label("Its values").fill("7")
+    visit.button("Compare").click()
+    expect(visit.page.get_by_text("digits has no checkpoint after 7 images")).to_be_visible()
+
+
+def test_runs_are_shown_live_while_one_trains(
+    visit: Visit, folder: Path, process: Callable[..., subprocess.Popen[str]], tiny: list[str]
+):
+    long = "--train.images 64000 --train.log 640 --train.samples 6400 --sample-images 10 --train.checkpoint 6400"
+    visit.tab("Runs")
+    table = visit.page.locator("#runs-table")
+    expect(table).to_contain_text("digits", timeout=WAIT)
+    training = process("train", "digits", *tiny, *long.split(), "--out", folder / "live")
+    try:
+        expect(table).to_contain_text("training", timeout=WAIT)
+        visit.choose("Run", "live")
+        visit.status(re.compile(r"training\s+[\d,]+ of 64,000 images"), "run-facts")
+        first = visit.page.locator("#run-facts").inner_text()
+        curves = visit.image("run-loss")
+        expect(visit.page.locator("#run-facts")).not_to_have_text(first, timeout=WAIT)
+        visit.until(lambda: not np.array_equal(visit.image("run-loss"), curves))
+        expect(visit.page.locator("#run-samples img").first).to_be_visible(timeout=WAIT)
+        visit.keep("page-runs")
+        visit.status(re.compile(r"finished\s+64,000 of 64,000 images"), "run-facts")
+    finally:
+        training.kill()
+        training.communicate()
+
+
+def test_inside_a_model(visit: Visit):
+    page = visit.page
+    visit.tab("Inside")
+    visit.choose("Label", "sneaker")
+    visit.button("Look inside").click()
+    visit.status("7 x 7 = 49 tokens", "inside-message")
+    before = visit.image("attention")
+    box = page.locator("#patches img").bounding_box()
+    assert box is not None
+    page.locator("#patches img").click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    expect(page.get_by_label("number input for Patch")).to_have_value("24")
+    visit.until(lambda: not np.array_equal(visit.image("attention"), before))
+    for place in ("predictions", "channels", "modulation"):
+        assert min(visit.image(place).shape[:2]) > 60
+    visit.keep("page-inside")
+
+
+def test_the_closest_training_images(visit: Visit):
+    visit.tab("Nearest")
+    visit.choose("Model", "digits")
+    visit.button("Find the closest training images").click()
+    visit.status("Of 1,797 training images", "nearest-words")
+    assert visit.image("nearest").shape[1] > 400
+    if "DITLAB_SCREENSHOTS" in os.environ:  # of a model that is trained, where its images are at hand
+        visit.choose("Model", "fashion")
+        visit.page.get_by_label("Labels", exact=True).locator("visible=true").wait_for()
+        visit.button("Find the closest training images").click()
+        visit.status("Of 60,000 training images", "nearest-words")
+    visit.keep("page-nearest")
+
+
+def test_a_phone_shows_every_tab_without_scrolling_sideways(browser: Browser, address: str):
+    phone = Visit(browser, address, 390, 844)
+    for tab in ("Generate", "Compare", "Runs", "Inside", "Nearest"):
+        phone.tab(tab)
+        phone.page.wait_for_timeout(500)
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.tab("Generate")
+    phone.button("Generate").click()
+    phone.status("16 images in")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.keep("page-phone")
+    phone.close()
+
+
+def test_the_keyboard_is_enough(visit: Visit):
+    page = visit.page
+    expect(page.get_by_label("Thumbnail 1 of 10")).to_be_visible(timeout=WAIT)
+    page.get_by_role("tab", name="Generate").focus()
+    page.keyboard.press("ArrowRight")
+    seen = set[str]()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText"))
+        if page.evaluate("document.activeElement.innerText") == "Generate" and "Seed" in seen:
+            break
+    assert {"Model", "Labels", "Thumbnail 1 of 10", "Seed"} <= seen, seen
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Enter")
+    visit.status("16 images in")
+
+
+def test_an_empty_folder_of_runs_is_no_trouble(browser: Browser, tmp_path: Path, playing: Playing, folder: Path):
+    with playing(folder / "digits", cwd=tmp_path) as address:
+        opened = Visit(browser, address)
+        opened.tab("Runs")
+        opened.status("no run is here yet: ditlab train digits", "runs-hint")
+        opened.page.get_by_role("button", name="Studies").click()
+        opened.keep("page-empty")
+        opened.close()
+
+
+def test_names_with_markup_stay_names(browser: Browser, folder: Path, tmp_path: Path, playing: Playing):
+    evil = "<img src=x onerror='window.hacked=1'>"
+    runs = tmp_path / "runs"
+    shutil.copytree(folder / "digits", runs / evil)
+    model = Model.load(runs / evil)
+    model.names = tuple(f"{evil}{k}" for k in range(10))
+    model.save(runs / evil)
+    study = runs / f"{evil}-study"
+    study.mkdir()
+    (study / "plan.json").write_text("{}")
+    (study / "report.md").write_text(
+        f"# A study\n\n{evil}\n\n<script>window.hacked=1</script>\n\n[x](javascript:alert(1))\n"
+    )
+    with playing(runs / evil, "--runs", runs) as address:
+        opened = Visit(browser, address)
+        opened.button("Generate").click()
+        opened.status("16 images in")
+        opened.tab("Compare")
+        opened.button("Compare").click()
+        opened.status("4 rows, 5 columns", "comparison-status")
+        opened.tab("Runs")
+        expect(opened.page.locator("#runs-table")).to_contain_text(evil)
+        opened.page.get_by_role("button", name="Studies").click()
+        opened.status("A study", "study-report")
+        opened.tab("Inside")
+        opened.button("Look inside").click()
+        opened.status("16 tokens", "inside-message")
+        assert opened.page.evaluate("window.hacked") is None
+        opened.context.close()
+        assert [words for words in opened.wrong if "404" not in words and words.rsplit("/", 1)[-1] != "x"] == []
+
+
+def test_a_key_is_asked_for_on_the_page_too(
+    browser: Browser, folder: Path, playing: Playing, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DITLAB_API_KEY", "s3cret")
+    with playing(folder / "digits") as address:
+        assert httpx.get(f"{address}/config").status_code == 401
+        assert httpx.get(f"{address}/health").status_code == 200
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_label("username").fill("me")
+        page.get_by_label("password").fill("wrong")
+        page.get_by_role("button", name="Login").click()
+        page.wait_for_timeout(500)
+        assert page.get_by_role("button", name="Generate", exact=True).count() == 0
+        page.get_by_label("username").fill("me")
+        page.get_by_label("password").fill("s3cret")
+        page.get_by_role("button", name="Login").click()
+        expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible(timeout=WAIT)
+        began = time.monotonic()  # an open page does not keep the server from ending
+    assert time.monotonic() - began < 15
+    page.close()
