@@ -11,7 +11,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ditlab.diffusion import Denoiser, State
 from ditlab.errors import UserError
 from ditlab.models import Condition
+from ditlab.playground.compute import computed
 from ditlab.sample import Model, SampleConfig, denoising, interpolating, to_images
 
 
@@ -134,6 +135,7 @@ class Batcher:
         self._room, self._waiting = waiting, deque[Request]()
         self._changed = threading.Condition()
         self._questions: list[_Question] = []
+        self._finished: list[tuple[Request, Tensor]] = []  # denoised, not decoded
         self._loops = 0  # requests that are being denoised
         self._images = 0  # and their images
         self._unfinished = 0  # requests that are being denoised or decoded
@@ -192,16 +194,19 @@ class Batcher:
                 self._admit()
                 if self._closing and not self._unfinished and not self._waiting:
                     return
-                questions, ready = self._questions, self._loops and len(self._questions) == self._loops
-                if ready:
-                    self._questions = []
-            if ready:
+                questions, finished = list[_Question](), list[tuple[Request, Tensor]]()
+                if len(self._questions) == self._loops:  # every loop has asked, or is done
+                    questions, self._questions = self._questions, questions
+                    finished, self._finished = self._finished, finished
+            if finished:
+                self._decode(finished)
+            if questions:
                 self._answer(questions)
 
     def _something_to_do(self) -> bool:
         if self._loops:  # a request that waits is let in between two calls, when all loops have asked
             return len(self._questions) == self._loops
-        return bool(self._waiting) or (self._closing and not self._unfinished)
+        return bool(self._waiting or self._finished) or (self._closing and not self._unfinished)
 
     def _admit(self) -> None:
         """Begin what there is room for, in the order it came."""
@@ -224,35 +229,49 @@ class Batcher:
                 request.check()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the request's
             problem = error
-        with self._changed:  # the others go on while this one is decoded
+        with self._changed:
             self._loops, self._images = self._loops - 1, self._images - len(request.labels)
             self._seconds = time.monotonic() - began
+            if last is not None and problem is None:
+                self._finished.append((request, last.x))
             self._changed.notify_all()
+        if problem is not None:
+            self._end([request], lambda: request.images.set_exception(problem))
+
+    def _decode(self, finished: list[tuple[Request, Tensor]]) -> None:
+        """The images of all requests that are denoised."""
+        requests = [request for request, _ in finished]
         try:
-            if problem is not None:
-                raise problem
-            assert last is not None
-            images = to_images(self.model, last.x)
-            with self._changed:
-                self.made += len(images)
-            request.images.set_result(images)
-        except Exception as error:  # noqa: BLE001 - likewise
-            request.images.set_exception(error)
+            images = computed(lambda: to_images(self.model, torch.cat([latents for _, latents in finished])))
+        except Exception as error:  # noqa: BLE001 - their requests fail with it
+            problem = error
+            self._end(requests, lambda: [request.images.set_exception(problem) for request in requests])
+            return
+        self.made += len(images)
+        parts = np.split(images, np.cumsum([len(request.labels) for request in requests])[:-1])
+        self._end(requests, lambda: [r.images.set_result(part) for r, part in zip(requests, parts, strict=True)])
+
+    def _end(self, requests: Sequence[Request], tell: Callable[[], object]) -> None:
+        """Tell how requests ended; the batcher closes after that."""
+        tell()
         with self._changed:
-            self._unfinished -= 1
+            self._unfinished -= len(requests)
             self._changed.notify_all()
 
     def _answer(self, questions: list[_Question]) -> None:
         """One call of the network for all."""
         try:
-            x, t, labels = (torch.cat(parts) for parts in zip(*((q.x, q.t, q.labels) for q in questions), strict=True))
-            with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-                output = self.model.network(x, t, Condition(labels))
-            answers = output.split([len(question.x) for question in questions])
+            answers = computed(self._ask_network, questions)
         except Exception as error:  # noqa: BLE001 - the loops raise it, and their requests fail with it
             for question in questions:
                 question.answer.set_exception(error)
             return
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        self.calls, self.rows = self.calls + 1, self.rows + sum(len(question.x) for question in questions)
         for question, answer in zip(questions, answers, strict=True):
             question.answer.set_result(answer)
+
+    def _ask_network(self, questions: list[_Question]) -> Sequence[Tensor]:
+        x, t, labels = (torch.cat(parts) for parts in zip(*((q.x, q.t, q.labels) for q in questions), strict=True))
+        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.model.network(x, t, Condition(labels))
+        return output.split([len(question.x) for question in questions])

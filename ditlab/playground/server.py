@@ -16,6 +16,7 @@ import uvicorn
 from ditlab.errors import UserError
 from ditlab.interop.find import find_model
 from ditlab.playground.api import Limits, Served, build_app
+from ditlab.playground.compute import computed
 from ditlab.playground.page import mount_page
 from ditlab.playground.studio import Studio
 
@@ -71,7 +72,7 @@ def serve(
         raise UserError(
             f"--host {host} is open to other machines, and there is no key; set {KEY}, or listen on 127.0.0.1"
         )
-    models = {name: find_model(source).to(device) for name, source in named.items()}
+    models = {name: computed(lambda source=source: find_model(source).to(device)) for name, source in named.items()}
     listener = _bound(host, port)
     served = Served(models, limits, most, key=key)
     try:

@@ -17,6 +17,7 @@ from ditlab.diffusion import State
 from ditlab.errors import UserError
 from ditlab.playground.api import Generation, Served
 from ditlab.playground.batcher import Batcher, Request
+from ditlab.playground.compute import computed
 from ditlab.sample import Model, label_indices, to_images
 from ditlab.train.checkpoint import existing, load_average
 
@@ -24,6 +25,7 @@ SHARE = 0.25  # of the time that drawing previews may take
 SOONEST = 0.08  # seconds from one preview to the next
 FRAMES = 10  # of a filmstrip
 PICTURED = 100  # classes of a model, at most, of which each has its picture
+QUICK = 25  # sampling steps of these, at most
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Studio:
             if name not in self._pictures:
                 labels = label_indices(model, None, model.classes)
                 parts = labels.split(self.served.batchers[name].most)
-                steps = min(model.defaults.steps, self.served.limits.steps)
+                steps = min(model.defaults.steps, self.served.limits.steps, QUICK)
                 config = replace(model.defaults, steps=steps)
                 made = [self.make(name, Request(part, 0, config, self.served.limits.seconds)) for part in parts]
                 self._pictures[name] = list(np.concatenate(made))
@@ -222,6 +224,6 @@ class _Watch:
             if self.step == shown:
                 continue
             began, shown = time.monotonic(), self.step
-            yield View(to_images(self.model, self.newest), shown, steps)
+            yield View(computed(to_images, self.model, self.newest), shown, steps)
             pause = max(SOONEST, (time.monotonic() - began) / SHARE)
         yield View(self.request.images.result(), steps, steps, tuple(self.states))

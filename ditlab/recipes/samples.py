@@ -14,6 +14,7 @@ from ditlab.diffusion import samplers
 from ditlab.errors import UserError
 from ditlab.evaluate import read_archive
 from ditlab.interop.find import find_model
+from ditlab.interop.pipeline import INDEX
 from ditlab.processes import Processes
 from ditlab.recipes.find import NAMES, find_recipe
 from ditlab.recipes.prepare import default_device
@@ -22,7 +23,9 @@ from ditlab.sample.shipped import SHIPPED, locate
 
 COUNT = 10_000  # images made unless told otherwise
 BATCH = 256  # images of a folder or an archive at a time
-WHERE = "a run folder, a model.safetensors, a shipped model, a folder of images, or an .npz with arr_0"
+WHERE = (
+    "a run folder, a model.safetensors, a shipped model, diffusers' pipeline, a folder of images, or an .npz with arr_0"
+)
 BEFORE = {"model": "not known: these images were made before"}
 
 
@@ -68,7 +71,7 @@ def open_samples(
         raise UserError(f"count {count} and seed {seed} must be 0 or more, batch {batch} 1 or more")
     if path.suffix == ".npz":
         return _archive(path, count, processes)
-    if path.is_dir() and not (path / "model.json").exists():
+    if path.is_dir() and not any((path / name).is_file() for name in ("model.json", INDEX)):
         if (path / "recipe.json").exists():
             raise UserError(f"{path} holds a run without a finished model; let `ditlab train {path}` end first")
         return _folder(path, count, processes)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ditlab import atomic
 from ditlab.errors import UserError
-from ditlab.playground.batcher import Cancelled, Interpolation, Request
+from ditlab.playground.batcher import Busy, Cancelled, Interpolation, Late, Request
+from ditlab.playground.compute import computed
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio, View
 from ditlab.sample import archive, grid, png, single, strip
@@ -87,7 +88,7 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
             seconds = time.monotonic() - began
             command = "" if isinstance(request, Interpolation) else f"\n\n`{studio.command(name, request)}`"
             words = f"{len(last.images)} images in {seconds:.1f} s, seed {request.seed}{command}"
-            film = gr.update(value=strip(studio.model(name), last.states), visible=True)
+            film = gr.update(value=computed(strip, studio.model(name), last.states), visible=True)
             with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:  # the page copies what it is given at once
                 files = _files(studio, name, request, last, columns, Path(folder))
                 yield (_paper(last, columns), words, *files, film, _on(), _on(), _off())
@@ -168,10 +169,12 @@ def _asked(
 
 def _classes(studio: Studio, name: str) -> Any:
     """Pictures of the classes, each with its name; nothing while the server is too busy to make them."""
-    with controls.told():
+    try:
         images = studio.pictures(name)
-        items = [(single(_large(image)), studio.label_name(name, label)) for label, image in enumerate(images)]
-        return gr.update(value=items, visible=bool(items))
+    except (UserError, Busy, Cancelled, Late):
+        images = []
+    items = [(single(_large(image)), studio.label_name(name, label)) for label, image in enumerate(images)]
+    return gr.update(value=items, visible=bool(items))
 
 
 def _large(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ditlab.errors import UserError
+from ditlab.playground.compute import computed
 from ditlab.playground.inside import Subject
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
@@ -27,7 +28,7 @@ def inside_tab(studio: Studio) -> None:
             if key not in known:
                 while len(known) >= studio.served.limits.images:
                     known.pop(next(iter(known)))
-                known[key] = Subject(model, int(label), int(seed))
+                known[key] = computed(Subject, model, int(label), int(seed))
             return known[key]
 
     with gr.Row():
@@ -73,7 +74,7 @@ def inside_tab(studio: Studio) -> None:
                 min(int(patch), rows * columns - 1),
             )
             try:
-                strengths, words = gr.update(value=looked.modulation_figure(t), visible=True), ""
+                strengths, words = gr.update(value=computed(looked.modulation_figure, t), visible=True), ""
             except UserError as error:
                 strengths, words = gr.update(value=None, visible=False), str(error)
             size = looked.network.config.patch
@@ -81,7 +82,8 @@ def inside_tab(studio: Studio) -> None:
                 words or f"{rows} x {columns} = {rows * columns} tokens, each a patch of {size} x {size} latent pixels"
             )
             return (
-                looked.cut(patch), looked.attention_figure(t, block, patch), looked.predictions(t), looked.channels(t),
+                looked.cut(patch), computed(looked.attention_figure, t, block, patch), computed(looked.predictions, t),
+                computed(looked.channels, t),
                 strengths, words, gr.update(value=block, maximum=blocks - 1),
                 gr.update(value=patch, maximum=rows * columns - 1),
             )  # fmt: skip

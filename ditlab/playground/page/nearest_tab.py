@@ -9,6 +9,7 @@ import gradio as gr
 import numpy as np
 
 from ditlab.errors import UserError
+from ditlab.playground.compute import computed
 from ditlab.playground.nearest import MOST, SPACES, TrainingImages
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
@@ -35,7 +36,7 @@ def nearest_tab(studio: Studio) -> None:
                 def tell(share: float) -> None:
                     progress(share, "training images")
 
-                known[name, space] = TrainingImages(config, space, tell)
+                known[name, space] = TrainingImages(config, space, tell)  # minutes: beside the networks
             return known[name, space]
 
     with gr.Row():
@@ -66,7 +67,7 @@ def nearest_tab(studio: Studio) -> None:
             request = studio.request(asked)
             images = studio.make(name, request)
             known = training(name, space, progress)
-            found = known.closest(images, CLOSEST)
+            found = computed(known.closest, images, CLOSEST)
             across = np.concatenate([images[:, None], found.images], axis=1)
             rows = [studio.label_name(name, int(label)) or f"image {k}" for k, label in enumerate(request.labels)]
             columns = ["made", *(f"{k}." for k in range(1, found.images.shape[1] + 1))]
