@@ -3,8 +3,8 @@
     python benchmarks/serving.py [--json benchmarks/results/serving-cpu.json] [--requests 2000]
 
 Every client asks for one image after another, each of a seed of its own, and looks whether it got that seed's image. By step
-is what `ditlab play` does: a request joins those under way at their next step. By batch waits until all are done. The last row
-sends so many requests to one server and watches its memory.
+is what `ditlab play` does: a request joins those under way at their next step. By batch waits until all are done. The last rows
+send so many requests to one server and watch its memory.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from ditlab.sample import Model
 
 STEPS, SAMPLER = 10, "euler"
 CLIENTS = (1, 8, 64)
+PARTS = 4  # of the last rows
 
 
 class ByBatch(Batcher):
@@ -58,7 +59,7 @@ def listening(model: Model, most: int, kind: type[Batcher]) -> Iterator[str]:
     if kind is not Batcher:
         served.batchers["model"].close()
         served.batchers["model"] = kind(model, most, 1024)
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(build_app(served), log_level="error"))
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -101,6 +102,11 @@ def measure(address: str, clients: int, requests: int, expected: list[np.ndarray
     }
 
 
+def _memory() -> float:
+    """MiB of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def _measure_all(
     model: Model, measured: Callable[[str, int, int], dict[str, float]], each: int, many: int
 ) -> list[dict[str, object]]:
@@ -114,11 +120,12 @@ def _measure_all(
                 row = measured(address, clients, max(each if clients > 1 else each // 4, clients))
             rows.append({"clients": clients, "requests": name, **row})
     with listening(model, 64, Batcher) as address:
-        measured(address, 64, many)  # what is kept from then on is there
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        row = measured(address, 64, many)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    rows.append({"clients": 64, "requests": f"by step, {many:,} requests", **row, "grown_mib": grown})
+        memory = [_memory()]
+        for part in range(PARTS):
+            row = measured(address, 64, many // PARTS)
+            memory.append(_memory())
+            rows.append({"clients": 64, "requests": f"by step, to request {many * (part + 1) // PARTS:,}", **row})
+            rows[-1]["grown_mib"] = memory[-1] - memory[-2]
     return rows
 
 
@@ -126,7 +133,7 @@ def main() -> None:
     """Run what the flags say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="fashion")
-    parser.add_argument("--requests", type=int, default=2000, help="of the row that watches memory")
+    parser.add_argument("--requests", type=int, default=2000, help="of the rows that watch memory")
     parser.add_argument("--each", type=int, default=256, help="requests of every other row")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

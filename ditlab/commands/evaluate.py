@@ -17,7 +17,7 @@ class EvaluateOptions(SamplingOptions):
     """Measure samples: Frechet distance, kernel distance, precision, recall, and whether training images were memorised."""
 
     samples: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SAMPLES")]
-    """A run folder, a model.safetensors, a model that ships, a folder of images, or an .npz with arr_0."""
+    """A run folder, a model.safetensors, a model that ships, diffusers' pipeline, a folder of images, or an .npz with arr_0."""
     count: int = 0
     """Images to make and measure, or to draw from a folder or an archive; 0 makes 10,000, and takes all that are there."""
     network: str = "efficientnet-lite0"

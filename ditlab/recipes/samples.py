@@ -56,7 +56,7 @@ def open_samples(
     """What is to be measured.
 
     Args:
-        source: a run folder, a model.safetensors, a shipped model, a folder of images, or an .npz.
+        source: a run folder, a model.safetensors, a shipped model, diffusers' pipeline, a folder of images, or an .npz.
         count: images to make, or to draw from a folder or an archive; 0 makes COUNT, and takes all that are there.
         seed: of the images to make.
         batch: images made at a time.

@@ -16,6 +16,7 @@ from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, q
 
 STEPS = (5, 10, 25, 50, 100, 250)
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpm-solver")
+SAME = {"rectified-flow": ("ddim",)}  # by schedule, samplers that are Euler to the letter there
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
 INTERVALS = ((0.0, 0.5), (0.25, 0.75), (0.5, 1.0))  # beside the whole of it, which SCALES has
 GUIDED = 1.5
@@ -24,9 +25,11 @@ GUIDED = 1.5
 def cells(form: Form, seeds: int) -> list[Cell]:
     """Three sizes over steps; all samplers on the usual size; guidance scales and intervals on it."""
     made = []
+    same = SAME.get(form.recipe.diffusion.schedule, ())
+    different = tuple(sampler for sampler in SAMPLERS if sampler not in same)
     for seed in range(seeds):
         for size in form.sizes:
-            samplers = SAMPLERS if size == form.size else ("ddpm",)
+            samplers = different if size == form.size else ("ddpm",)
             for sampler in samplers:
                 made += [_cell(form, size, seed, "steps", SampleConfig(sampler, steps)) for steps in STEPS]
         usual = form.sample

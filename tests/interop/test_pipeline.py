@@ -18,6 +18,8 @@ from ditlab.errors import UserError
 from ditlab.interop import official, pipeline
 from ditlab.latents import Autoencoder
 from ditlab.models import NetworkInput
+from ditlab.processes import ALONE
+from ditlab.recipes.samples import open_samples
 from ditlab.sample import Model, SampleConfig
 from ditlab.sample.generate import image_generator
 
@@ -75,6 +77,14 @@ def test_what_is_written_is_read_back(model: Build, tmp_path: Path):
     assert (back.names, back.pixels, back.diffusion) == (ours.names, ours.pixels, ours.diffusion)
     found, expected = (of_ditlab(each, [2, 0], 1.5, 25, seed=1) for each in (back, ours))
     assert np.abs(found - expected).max() <= 1 / 255  # rounded to whole numbers on either side of a half
+
+
+def test_a_pipeline_is_measured_as_a_model_not_as_a_folder_of_images(model: Build, tmp_path: Path):
+    pipeline.export(model(), tmp_path / "out")
+    samples = open_samples(str(tmp_path / "out"), 3, 1, 2, lambda made: SampleConfig("ddim", 4), ALONE)
+    made = np.concatenate(list(samples.batches()))
+    back = pipeline.read(tmp_path / "out")
+    assert np.abs(made.astype(int) - back.sample(None, sampler="ddim", steps=4, seed=1, count=3)).max() <= 1
 
 
 def test_a_pipeline_of_diffusers_own_is_read_as_it_runs(tmp_path: Path):

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -76,3 +77,14 @@ def test_what_cannot_be_served_is_said_in_one_line(refused: Refused, digits_run:
     refused(["play", "runs/none"], "no model in")
     refused(["play", digits_run, "--images", 0], "--images 0")
     refused(["play", digits_run, "--together", 4], "--together 4", "--images")
+
+
+def test_answers_are_sent_at_once(digits_run: Path, playing: Callable[..., AbstractContextManager[str]]):
+    """Not after the 40 ms for which Nagle's algorithm would hold them back."""
+    with playing(digits_run) as address, httpx.Client() as client:
+        seconds = []
+        for _ in range(21):
+            began = time.perf_counter()
+            client.get(f"{address}/health")
+            seconds.append(time.perf_counter() - began)
+    assert sorted(seconds)[10] < 0.02

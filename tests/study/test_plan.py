@@ -81,6 +81,12 @@ def test_sampling_trains_each_size_once(plan: MakePlan) -> None:
     assert len({cell.run for cell in cells}) == 3
     assert {cell.sample.steps for cell in cells} >= {5, 250}
     assert {cell.sample.guidance.scale for cell in cells} >= {1.0, 3.0}
+    assert {cell.sample.sampler for cell in cells} == {
+        "ddpm",
+        "euler",
+        "heun",
+        "dpm-solver",
+    }  # DDIM is Euler on its path
 
 
 def test_the_ladder_changes_one_thing_a_rung(plan: MakePlan) -> None:
