@@ -3,7 +3,8 @@
     python benchmarks/serving.py [--json benchmarks/results/serving-cpu.json] [--requests 2000]
 
 Every client asks for one image after another, each of a seed of its own, and looks whether it got that seed's image. By step
-is what `ditlab play` does: a request joins those under way at their next step. By batch waits until all are done. The last rows
+is what `ditlab play` does: a request joins those under way at their next step. By batch waits until all are done; the
+difference shows where requests are of different length. The last rows
 send so many requests to one server and watch its memory.
 """
 
@@ -39,8 +40,9 @@ from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import computed
 from ditlab.sample import Model
 
-STEPS, SAMPLER = 10, "euler"
+STEPS, MIXED, SAMPLER = (10,), (5, 10, 15, 20), "euler"  # of a request, by its seed
 CLIENTS = (1, 8, 64)
+SEEDS = 64
 PARTS = 4  # of the last rows
 
 
@@ -74,7 +76,9 @@ def listening(model: Model, most: int, kind: type[Batcher]) -> Iterator[str]:
         served.close()
 
 
-def measure(address: str, clients: int, requests: int, expected: list[np.ndarray]) -> dict[str, float]:
+def measure(
+    address: str, clients: int, requests: int, steps: tuple[int, ...], expected: dict[tuple[int, int], np.ndarray]
+) -> dict[str, float]:
     """Images/s, waiting times, and how many answers were not the image of their seed."""
     waits, wrong = [0.0] * requests, [0] * requests
     local = threading.local()
@@ -83,12 +87,12 @@ def measure(address: str, clients: int, requests: int, expected: list[np.ndarray
         client = getattr(local, "client", None) or httpx.Client(timeout=600)
         local.client = client
         began = time.perf_counter()
-        seed = k % len(expected)
-        body = {"prompt": str(seed % 10), "seed": seed, "steps": STEPS, "sampler": SAMPLER}
+        seed = k % SEEDS
+        body = {"prompt": str(seed % 10), "seed": seed, "steps": steps[seed % len(steps)], "sampler": SAMPLER}
         answer = client.post(f"{address}/v1/images/generations", json=body).json()
         waits[k] = time.perf_counter() - began
         found = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))))
-        wrong[k] = int(np.abs(found.astype(int) - expected[seed]).max() > 2)
+        wrong[k] = int(np.abs(found.astype(int) - expected[seed, int(body["steps"])]).max() > 2)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
@@ -108,21 +112,22 @@ def _memory() -> float:
 
 
 def _measure_all(
-    model: Model, measured: Callable[[str, int, int], dict[str, float]], each: int, many: int
+    model: Model, measured: Callable[[str, int, int, tuple[int, ...]], dict[str, float]], each: int, many: int
 ) -> list[dict[str, object]]:
     """A row for each number of clients and way of joining, and one of many requests."""
     rows = list[dict[str, object]]()
     kinds = (("one at a time", 1, Batcher), ("by batch", 64, ByBatch), ("by step", 64, Batcher))
-    for clients in CLIENTS:
+    asked = [(clients, STEPS, "") for clients in CLIENTS] + [(CLIENTS[-1], MIXED, ", 5 to 20 steps")]
+    for clients, steps, words in asked:
         for name, most, kind in kinds:
             with listening(model, most, kind) as address:
-                measured(address, clients, clients)  # warm
-                row = measured(address, clients, max(each if clients > 1 else each // 4, clients))
-            rows.append({"clients": clients, "requests": name, **row})
+                measured(address, clients, clients, steps)  # warm
+                row = measured(address, clients, max(each if clients > 1 else each // 4, clients), steps)
+            rows.append({"clients": clients, "requests": name + words, **row})
     with listening(model, 64, Batcher) as address:
         memory = [_memory()]
         for part in range(PARTS):
-            row = measured(address, 64, many // PARTS)
+            row = measured(address, 64, many // PARTS, STEPS)
             memory.append(_memory())
             rows.append({"clients": 64, "requests": f"by step, to request {many * (part + 1) // PARTS:,}", **row})
             rows[-1]["grown_mib"] = memory[-1] - memory[-2]
@@ -140,10 +145,11 @@ def main() -> None:
     keep_memory()
     model = computed(load, given.model)
     device = f"CPU, {torch.get_num_threads()} threads"
-    seeds = max(given.each, 64)
-    names = [str(seed % 10) for seed in range(seeds)]
-    settings = {"steps": STEPS, "sampler": SAMPLER, "count": 1}
-    expected = [computed(model.sample, [names[seed]], seed=seed, **settings)[0, ..., 0] for seed in range(seeds)]
+    expected = {
+        (seed, steps): computed(model.sample, [str(seed % 10)], seed=seed, steps=steps, sampler=SAMPLER)[0, ..., 0]
+        for seed in range(SEEDS)
+        for steps in {*STEPS, *MIXED}
+    }
     # Clients are elsewhere: the server's threads do not hold them up.
     with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
         rows = _measure_all(
@@ -152,7 +158,7 @@ def main() -> None:
             given.each,
             given.requests,
         )
-    table = Table(title=f"{given.model}, {SAMPLER} {STEPS} steps, {device}", title_justify="left")
+    table = Table(title=f"{given.model}, {SAMPLER} {STEPS[0]} steps, {device}", title_justify="left")
     for column in ("clients", "requests", "images/s", "p50, s", "p99, s", "wrong images", "memory grown, MiB"):
         table.add_column(column, justify="left" if column == "requests" else "right")
     for row in rows:

@@ -1,8 +1,9 @@
 """Requests denoised together: one call of the network for all images under way, each at its own step, sampler and guidance.
 
-Every request runs the ordinary sampling loop in a thread of its own, with a network that only hands over what it was asked.
-When all requests under way have asked, their questions go through the real network as one batch, and each gets its rows of
-the answer. A request that comes joins at the next step; one that ends leaves room. Images are those that `Model.sample` makes.
+Requests run the ordinary sampling loop in a thread of their own, those that begin together and are made alike in one, with a
+network that only hands over what it was asked. When all loops have asked, their questions go through the real network as one
+batch, and each gets its rows of the answer. A request that comes joins at the next step; one that ends leaves room. Images
+are those that `Model.sample` makes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ditlab.diffusion import Denoiser, State
 from ditlab.errors import UserError
 from ditlab.models import Condition
 from ditlab.playground.compute import computed
-from ditlab.sample import Model, SampleConfig, denoising, interpolating, to_images
+from ditlab.sample import Model, SampleConfig, interpolating, to_images
+from ditlab.sample.generate import denoising_each, image_generator
 
 
 class Busy(Exception):  # noqa: N818 - the server's state, not an error of its
@@ -42,7 +44,7 @@ class Late(Exception):  # noqa: N818 - the request's time was up
     """A request was not done within its time."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """Images to be made.
 
@@ -64,10 +66,6 @@ class Request:
     began: float = field(default_factory=time.monotonic)
     given_up: bool = False
 
-    def states(self, model: Model) -> Iterator[State]:
-        """Its denoising, step by step."""
-        return denoising(model, self.labels, self.seed, 0, self.config)
-
     def give_up(self) -> None:
         """Stop it at its next step, or before it begins."""
         self.given_up = True
@@ -80,7 +78,7 @@ class Request:
             raise Late(f"not done within {self.seconds:g} s")
 
 
-@dataclass
+@dataclass(eq=False)
 class Interpolation(Request):
     """Images from the first image of ``seed``, under the first label, to another's, both among them.
 
@@ -90,10 +88,20 @@ class Interpolation(Request):
 
     last: tuple[int, int] = (0, -1)
 
-    def states(self, model: Model) -> Iterator[State]:
-        """Likewise."""
-        first = (self.seed, int(self.labels[0]))
-        return interpolating(model, first, self.last, len(self.labels), self.config)
+
+def _denoised(model: Model, requests: Sequence[Request]) -> Iterator[State]:
+    """The denoising of requests of one configuration, one after the other in each state; interpolations come alone."""
+    first = requests[0]
+    if isinstance(first, Interpolation):
+        return interpolating(model, (first.seed, int(first.labels[0])), first.last, len(first.labels), first.config)
+    generators = [image_generator(request.seed, k) for request in requests for k in range(len(request.labels))]
+    return denoising_each(model, torch.cat([request.labels for request in requests]), generators, first.config)
+
+
+def _rows(state: State, start: int, count: int) -> State:
+    """Some images of a state."""
+    before, x0, x = (tensor[start : start + count] for tensor in (state.before, state.x0, state.x))
+    return State(before, x0, x, state.here, state.there)
 
 
 @dataclass
@@ -209,34 +217,65 @@ class Batcher:
         return bool(self._waiting or self._finished) or (self._closing and not self._unfinished)
 
     def _admit(self) -> None:
-        """Begin what there is room for, in the order it came."""
+        """Begin what there is room for, in the order it came; what comes together and is made alike shares a loop."""
+        loops = list[list[Request]]()
         while self._waiting and (not self._images or self._images + len(self._waiting[0].labels) <= self.most):
             request = self._waiting.popleft()
-            self._loops, self._images = self._loops + 1, self._images + len(request.labels)
-            self._unfinished += 1
-            threading.Thread(target=self._denoise, args=(request,), name="request", daemon=True).start()
+            self._images, self._unfinished = self._images + len(request.labels), self._unfinished + 1
+            alike = (same for same in loops if type(same[0]) is type(request) is Request)
+            shared = next((same for same in alike if same[0].config == request.config), None)
+            if shared is None:
+                loops.append([request])
+            else:
+                shared.append(request)
+        self._loops += len(loops)
+        for requests in loops:
+            threading.Thread(target=self._denoise, args=(requests,), name="loop", daemon=True).start()
 
-    def _denoise(self, request: Request) -> None:
-        """One request, from noise to images."""
-        began, last = time.monotonic(), None
-        problem: Exception | None = None
+    def _denoise(self, requests: list[Request]) -> None:
+        """One loop, from noise to latents; who gives up, or is late, leaves the others alone."""
+        began, problem, going, last = time.monotonic(), None, list(requests), None
         try:
-            request.check()
-            for state in request.states(self._asking):
-                last = state
-                if request.watch is not None:
-                    request.watch(state)
-                request.check()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the request's
+            self._look_after(requests, going, None)
+            if going:
+                for state in _denoised(self._asking, requests):
+                    last = state
+                    self._look_after(requests, going, state)
+                    if not going:
+                        break
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is these requests'
             problem = error
         with self._changed:
-            self._loops, self._images = self._loops - 1, self._images - len(request.labels)
+            self._loops -= 1
+            self._images -= sum(len(request.labels) for request in requests)
             self._seconds = time.monotonic() - began
-            if last is not None and problem is None:
-                self._finished.append((request, last.x))
+            if problem is None and last is not None:
+                starts = np.cumsum([0, *(len(request.labels) for request in requests)])
+                self._finished += [
+                    (request, last.x[start : start + len(request.labels)])
+                    for request, start in zip(requests, starts[:-1], strict=True)
+                    if request in going
+                ]
             self._changed.notify_all()
         if problem is not None:
-            self._end([request], lambda: request.images.set_exception(problem))
+            failure = problem
+            self._end(going, lambda: [request.images.set_exception(failure) for request in going])
+
+    def _look_after(self, requests: Sequence[Request], going: list[Request], state: State | None) -> None:
+        """Show each of the requests that go on its images; let those go that end here."""
+        start = 0
+        for request in requests:
+            count, start = len(request.labels), start + len(request.labels)
+            if request not in going:
+                continue
+            try:
+                if state is not None and request.watch is not None:
+                    request.watch(_rows(state, start - count, count))
+                request.check()
+            except Exception as error:  # noqa: BLE001 - it is this request's
+                failure = error
+                going.remove(request)
+                self._end([request], lambda request=request, failure=failure: request.images.set_exception(failure))
 
     def _decode(self, finished: list[tuple[Request, Tensor]]) -> None:
         """The images of all requests that are denoised."""

@@ -46,7 +46,6 @@ def label_indices(model: Model, labels: Sequence[str | int] | None, count: int) 
     return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
 
-@torch.inference_mode()  # around the body it would leak into the caller's code between steps
 def denoising(model: Model, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
     """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step.
 
@@ -57,6 +56,14 @@ def denoising(model: Model, labels: Tensor, seed: int, first: int, config: Sampl
         UserError: the model cannot be sampled so.
     """
     generators = [image_generator(seed, first + k) for k in range(len(labels))]
+    return denoising_each(model, labels, generators, config)
+
+
+@torch.inference_mode()  # around the body it would leak into the caller's code between steps
+def denoising_each(
+    model: Model, labels: Tensor, generators: Sequence[torch.Generator], config: SampleConfig
+) -> Iterator[State]:
+    """The same of images of any seeds, each given by its label, (N,) in all, and the generator of its noise."""
     shape = model.autoencoder.latent_shape(*model.pixels[1:])
 
     def noise() -> Tensor:
