@@ -12,6 +12,8 @@ from ditlab.commands.voice import say
 from ditlab.errors import UserError
 from ditlab.flags import parse
 
+MOST = 1_000_000  # of anything that is limited
+
 
 @dataclass(frozen=True)
 class PlayOptions:
@@ -39,8 +41,8 @@ def play(arguments: list[str]) -> None:
     """Look at models in a browser, and serve them over HTTP."""
     options = parse(PlayOptions, arguments, "play")
     for name in ("images", "steps", "seconds", "together"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name} {getattr(options, name)} must be above 0")
+        if not 0 < getattr(options, name) < MOST:
+            raise UserError(f"--{name} {getattr(options, name)} must be above 0 and below {MOST:,}")
     if options.together < options.images:
         raise UserError(f"--together {options.together} must hold a request of {options.images} images (--images)")
     try:

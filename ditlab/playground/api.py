@@ -9,24 +9,27 @@ import secrets
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from hmac import compare_digest
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, FastAPI, Header
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
-from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
+from ditlab.playground.answers import error
+from ditlab.playground.batcher import Batcher
+from ditlab.playground.guard import Guard
+from ditlab.playground.request import Busy, Cancelled, Late, Request
 from ditlab.sample import Model, label_indices, png, single
 
 POLL = 0.05  # seconds between looks at whether a client is still there
-LONGEST = 1000  # characters of a prompt
+LONGEST, NAME = 1000, 200  # characters of a prompt, and of a label
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Generation(BaseModel):
 
     prompt: Annotated[str, Field(max_length=LONGEST)] = ""
     """Names of labels, with commas between, given out in turn; empty: every class in turn."""
-    labels: Annotated[list[int | str], Field(max_length=LONGEST)] | None = None
+    labels: Annotated[list[int | Annotated[str, Field(max_length=NAME)]], Field(max_length=LONGEST)] | None = None
     """The same as a list, for names with commas in them, or by number; goes before the prompt."""
     model: str | None = None
     """Name of a model of this server; its first by default."""
@@ -81,8 +84,7 @@ class Refused(Exception):  # noqa: N818 - the client's error
 
     def answer(self) -> JSONResponse:
         """The answer."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return _error(self.status, self.message, kind, self.param, self.code)
+        return error(self.status, self.message, self.param, self.code)
 
 
 class Served:
@@ -111,6 +113,7 @@ class Served:
             "ditlab_network_rows", "images in all calls of the network", ["model"], registry=self.registry
         )
         self.began = int(time.time())
+        self.answering = 0  # requests for images that are not answered yet
 
     def named(self, name: str | None) -> tuple[str, Model, Batcher]:
         """A model by its name, the first where none is given."""
@@ -157,7 +160,7 @@ class Served:
         guided = {"scale": asked.guidance, "low": asked.guidance_low, "high": asked.guidance_high}
         config = replace(
             usual,
-            steps=usual.steps if asked.steps is None else asked.steps,
+            steps=min(usual.steps, self.limits.steps) if asked.steps is None else asked.steps,
             sampler=asked.sampler or usual.sampler,
             guidance=replace(usual.guidance, **{part: value for part, value in guided.items() if value is not None}),
         )
@@ -165,8 +168,8 @@ class Served:
         wanted = asked.labels or [word.strip() for word in asked.prompt.split(",") if word.strip()]
         try:
             labels = label_indices(model, wanted, count)
-        except UserError as error:
-            raise Refused(400, str(error), "labels" if asked.labels else "prompt") from None
+        except UserError as problem:
+            raise Refused(400, str(problem), "labels" if asked.labels else "prompt") from None
         return name, model, Request(labels, seed, config, self.limits.seconds)
 
 
@@ -175,22 +178,31 @@ def build_app(served: Served) -> FastAPI:
     app = FastAPI(title="ditlab", version="1", docs_url=None, redoc_url=None)
 
     @app.exception_handler(Refused)
-    async def refused(_: HttpRequest, error: Refused) -> JSONResponse:
-        served.requests.labels(str(error.status)).inc()
-        return error.answer()
+    async def refused(_: HttpRequest, problem: Refused) -> JSONResponse:
+        served.requests.labels(str(problem.status)).inc()
+        return problem.answer()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+    async def invalid(_: HttpRequest, problem: RequestValidationError) -> JSONResponse:
+        first = problem.errors()[0]
+        if first["type"] == "json_invalid":
+            return counted(400, "the body is not JSON")
         param = ".".join(str(part) for part in first["loc"][1:]) or None
-        served.requests.labels("400").inc()
-        return _error(400, f"{param or 'body'}: {first['msg']}", "invalid_request_error", param, None)
+        return counted(400, f"{param or 'body'}: {first['msg']}", param)
 
-    def key(authorization: Annotated[str, Header()] = "") -> None:
-        if served.key and not compare_digest(authorization.encode(), f"Bearer {served.key}".encode()):
-            raise Refused(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+    @app.exception_handler(HTTPException)
+    async def refused_by_http(_: HttpRequest, problem: HTTPException) -> JSONResponse:
+        return counted(problem.status_code, str(problem.detail))
 
-    router = APIRouter(prefix="/v1", dependencies=[Depends(key)])
+    @app.exception_handler(Exception)
+    async def failed(_: HttpRequest, problem: Exception) -> JSONResponse:
+        return counted(500, f"the server failed ({type(problem).__name__}); it goes on, and its log says more")
+
+    def counted(status: int, message: str, param: str | None = None) -> JSONResponse:
+        served.requests.labels(str(status)).inc()
+        return error(status, message, param)
+
+    router = APIRouter(prefix="/v1")
     failures: dict[int | str, dict[str, Any]] = {
         status: {"description": words}
         for status, words in {
@@ -203,28 +215,31 @@ def build_app(served: Served) -> FastAPI:
         """Make images."""
         began = time.monotonic()
         name, model, request = served.request(asked)
+        served.answering += 1
         try:
             served.batchers[name].submit(request)
             images = await _while_connected(http, request)
-        except Busy as error:
-            retry = {"Retry-After": str(math.ceil(error.seconds))}
+            data = await asyncio.to_thread(
+                lambda: [{"b64_json": base64.b64encode(png(single(image))).decode()} for image in images]
+            )
+        except Busy as busy:
+            retry = {"Retry-After": str(math.ceil(busy.seconds))}
             served.requests.labels("429").inc()
-            answer = _error(429, str(error), "rate_limit_error", None, "busy")
+            answer = error(429, str(busy), code="busy")
             answer.headers.update(retry)
             return answer  # type: ignore[return-value]
-        except Late as error:
-            raise Refused(503, str(error), code="timeout") from None
+        except Late as late:
+            raise Refused(503, str(late), code="timeout") from None
         except Cancelled:
             raise Refused(499, "the client went away") from None
-        except UserError as error:
-            raise Refused(400, str(error)) from None
+        except UserError as problem:
+            raise Refused(400, str(problem)) from None
+        finally:
+            served.answering -= 1
         served.requests.labels("200").inc()
         served.images.labels(name).inc(len(images))
         served.seconds.observe(time.monotonic() - began)
         names = [model.names[k] if model.names else str(k) for k in request.labels.tolist() if k >= 0]
-        data = await asyncio.to_thread(
-            lambda: [{"b64_json": base64.b64encode(png(single(image))).decode()} for image in images]
-        )
         return {"created": int(time.time()), "data": data, "model": name, "seed": request.seed, "labels": names}
 
     @router.get("/models", responses={401: failures[401]})
@@ -247,6 +262,7 @@ def build_app(served: Served) -> FastAPI:
         return PlainTextResponse(served.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(router)
+    app.add_middleware(Guard, key=served.key)
     return app
 
 
@@ -260,7 +276,3 @@ async def _while_connected(http: HttpRequest, request: Request) -> np.ndarray:
             return waiting.result()
         if await http.is_disconnected():
             request.give_up()
-
-
-def _error(status: int, message: str, kind: str, param: str | None, code: str | None) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)

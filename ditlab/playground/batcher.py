@@ -12,9 +12,10 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,84 +25,10 @@ from ditlab.diffusion import Denoiser, State
 from ditlab.errors import UserError
 from ditlab.models import Condition
 from ditlab.playground.compute import computed
-from ditlab.sample import Model, SampleConfig, interpolating, to_images
-from ditlab.sample.generate import denoising_each, image_generator
+from ditlab.playground.request import Busy, Request, denoised, rows
+from ditlab.sample import Model, to_images
 
-
-class Busy(Exception):  # noqa: N818 - the server's state, not an error of its
-    """Too many requests are waiting; ``seconds`` is when another try makes sense."""
-
-    def __init__(self, seconds: float):
-        super().__init__(f"too many requests; try again in {seconds:.0f} s")
-        self.seconds = seconds
-
-
-class Cancelled(Exception):  # noqa: N818 - it was asked for
-    """A request was given up before it was done."""
-
-
-class Late(Exception):  # noqa: N818 - the request's time was up
-    """A request was not done within its time."""
-
-
-@dataclass(eq=False)
-class Request:
-    """Images to be made.
-
-    Attributes:
-        labels: of each image, int64 (N,); N at least 1.
-        seed: image k of it is the same in whatever company.
-        config: how; its precision is the server's.
-        seconds: after which it is given up, waiting included.
-        watch: told the state of each step, latents inside, in the request's own thread.
-        images: uint8 (N, H, W, C), once they are made.
-    """
-
-    labels: Tensor
-    seed: int
-    config: SampleConfig
-    seconds: float = float("inf")
-    watch: Callable[[State], None] | None = None
-    images: Future[np.ndarray] = field(default_factory=Future)
-    began: float = field(default_factory=time.monotonic)
-    given_up: bool = False
-
-    def give_up(self) -> None:
-        """Stop it at its next step, or before it begins."""
-        self.given_up = True
-
-    def check(self) -> None:
-        """Raise Cancelled or Late where it should not go on."""
-        if self.given_up:
-            raise Cancelled
-        if time.monotonic() - self.began > self.seconds:
-            raise Late(f"not done within {self.seconds:g} s")
-
-
-@dataclass(eq=False)
-class Interpolation(Request):
-    """Images from the first image of ``seed``, under the first label, to another's, both among them.
-
-    Attributes:
-        last: seed and label of the other end.
-    """
-
-    last: tuple[int, int] = (0, -1)
-
-
-def _denoised(model: Model, requests: Sequence[Request]) -> Iterator[State]:
-    """The denoising of requests of one configuration, one after the other in each state; interpolations come alone."""
-    first = requests[0]
-    if isinstance(first, Interpolation):
-        return interpolating(model, (first.seed, int(first.labels[0])), first.last, len(first.labels), first.config)
-    generators = [image_generator(request.seed, k) for request in requests for k in range(len(request.labels))]
-    return denoising_each(model, torch.cat([request.labels for request in requests]), generators, first.config)
-
-
-def _rows(state: State, start: int, count: int) -> State:
-    """Some images of a state."""
-    before, x0, x = (tensor[start : start + count] for tensor in (state.before, state.x0, state.x))
-    return State(before, x0, x, state.here, state.there)
+T = TypeVar("T")
 
 
 @dataclass
@@ -238,7 +165,7 @@ class Batcher:
         try:
             self._look_after(requests, going, None)
             if going:
-                for state in _denoised(self._asking, requests):
+                for state in denoised(self._asking, requests):
                     last = state
                     self._look_after(requests, going, state)
                     if not going:
@@ -270,7 +197,7 @@ class Batcher:
                 continue
             try:
                 if state is not None and request.watch is not None:
-                    request.watch(_rows(state, start - count, count))
+                    request.watch(rows(state, start - count, count))
                 request.check()
             except Exception as error:  # noqa: BLE001 - it is this request's
                 failure = error
@@ -281,7 +208,8 @@ class Batcher:
         """The images of all requests that are denoised."""
         requests = [request for request, _ in finished]
         try:
-            images = computed(lambda: to_images(self.model, torch.cat([latents for _, latents in finished])))
+            latents = torch.cat([latents for _, latents in finished])
+            images = np.concatenate(computed(lambda: _in_parts(lambda part: to_images(self.model, part), latents)))
         except Exception as error:  # noqa: BLE001 - their requests fail with it
             problem = error
             self._end(requests, lambda: [request.images.set_exception(problem) for request in requests])
@@ -310,7 +238,21 @@ class Batcher:
             question.answer.set_result(answer)
 
     def _ask_network(self, questions: list[_Question]) -> Sequence[Tensor]:
-        x, t, labels = (torch.cat(parts) for parts in zip(*((q.x, q.t, q.labels) for q in questions), strict=True))
-        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.model.network(x, t, Condition(labels))
-        return output.split([len(question.x) for question in questions])
+        def ask(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                return self.model.network(x, t, Condition(labels))
+
+        together = (torch.cat(parts) for parts in zip(*((q.x, q.t, q.labels) for q in questions), strict=True))
+        return torch.cat(_in_parts(ask, *together)).split([len(question.x) for question in questions])
+
+
+def _in_parts(function: Callable[..., T], *tensors: Tensor) -> list[T]:
+    """What a function makes of tensors (N, ...): of all rows at once, or in parts where they do not fit in the GPU's memory."""
+    count = len(tensors[0])
+    try:
+        return [function(*tensors)]
+    except torch.OutOfMemoryError:
+        if count == 1:
+            raise
+    halves = ([tensor[: count // 2] for tensor in tensors], [tensor[count // 2 :] for tensor in tensors])
+    return [made for half in halves for made in _in_parts(function, *half)]

@@ -69,20 +69,26 @@ def sample_pictures(run: Run) -> list[tuple[Image.Image, str]]:
     return [(picture, words) for picture, words in opened if picture is not None]
 
 
+def sample_count(run: Run) -> int:
+    """How many sample grids a run has."""
+    return sum(1 for _ in (run.folder / "samples").glob("[0-9]*.png"))
+
+
 def evaluations(run: Run) -> list[dict]:
     """What ``ditlab evaluate`` wrote of a run, the oldest first; damaged lines are passed over."""
     path, found = run.folder / "evaluation" / "results.jsonl", []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             found.append(json.loads(line))
         except ValueError:
             continue
-    return [one for one in found if isinstance(one, dict)]
+    parts = ("how", "numbers")
+    return [one for one in found if isinstance(one, dict) and all(isinstance(one.get(part), dict) for part in parts)]
 
 
 def study_report(folder: Path) -> tuple[str, list[tuple[Image.Image, str]]]:
     """A study's report without its figures, and these with what they show."""
-    text, figures = (folder / "report.md").read_text(), []
+    text, figures = (folder / "report.md").read_text(errors="replace"), []
     for words, target in re.findall(r"!\[([^\]]*)\]\(([\w.-]+\.png)\)", text):
         picture = _opened(folder / target)
         if picture is not None:
@@ -101,7 +107,7 @@ def _run(folder: Path, root: Path) -> Run | None:
     """A run; nothing where it has gone since it was found."""
     try:
         rows = tuple(row for row in read_metrics(folder) if isinstance(row, dict) and _whole(row))
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
     try:
         total = int(json.loads((folder / "recipe.json").read_text())["train"]["images"])

@@ -15,7 +15,8 @@ from torch import Tensor
 from ditlab.diffusion import Point, points
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiT
-from ditlab.sample import Model, denoising, grid, single, to_images
+from ditlab.playground.compute import computed
+from ditlab.sample import Model, grid, single, to_images
 from ditlab.sample.generate import image_generator
 
 SIDE = 336  # pixels of the enlarged image, about
@@ -32,15 +33,14 @@ class Subject:
         model: made it.
         label: of it, -1 for none.
         seed: of it; it is image 0.
+        latent: of it, (1, c, h, w).
+        image: uint8 (H, W, C).
     """
 
-    def __init__(self, model: Model, label: int, seed: int):
-        self.model, self.label, self.seed = model, label, seed
-        states = list(denoising(model, torch.tensor([label]), seed, 0, model.defaults))
-        self.latent = states[-1].x  # (1, c, h, w)
+    def __init__(self, model: Model, label: int, seed: int, latent: Tensor, image: np.ndarray):
+        self.model, self.label, self.latent, self.image = model, label, latent, image
         # Noise of its own: that of the seed is what the image was made from.
-        self.noise = torch.randn(self.latent.shape[1:], generator=image_generator(seed, 1))[None].to(model.device)
-        self.image = to_images(model, self.latent)[0]
+        self.noise = torch.randn(latent.shape[1:], generator=image_generator(seed, 1))[None].to(model.device)
 
     @property
     def network(self) -> DiT:
@@ -89,9 +89,12 @@ class Subject:
         (point,) = points(self.model.denoiser.schedule, [t])
         return point.alpha * self.latent + point.sigma * self.noise, point
 
-    @torch.inference_mode()
     def predicted(self, t: float) -> tuple[Tensor, Tensor]:
         """The latent noised to t, and the one the model makes of it in one step, each (1, c, h, w)."""
+        return computed(self._predict, t)
+
+    @torch.inference_mode()
+    def _predict(self, t: float) -> tuple[Tensor, Tensor]:
         x, point = self.noised(t)
         return x, self.model.denoiser(x, point, Condition(torch.tensor([self.label], device=x.device))).x0
 
@@ -100,7 +103,7 @@ class Subject:
         times = sorted({*TIMES, round(t, 2)})
         noised, made = (torch.cat(parts) for parts in zip(*(self.predicted(time) for time in times), strict=True))
         names = [f"> t={time:.2f} <" if time == round(t, 2) else f"t={time:.2f}" for time in times]
-        images = np.concatenate([to_images(self.model, noised), to_images(self.model, made)])
+        images = np.concatenate([computed(to_images, self.model, latents) for latents in (noised, made)])
         return grid(images, len(times), ("x_t", "x0"), names)
 
     def channels(self, t: float) -> Image.Image:
@@ -112,7 +115,6 @@ class Subject:
         names = [f"channel {k}" for k in range(rows.shape[1])]
         return grid(grey.flatten(0, 1)[..., None].numpy(), rows.shape[1], ("z", f"z at t={t:.2f}", "x0"), names)
 
-    @torch.inference_mode()
     def attention(self, t: float, block: int) -> np.ndarray:
         """How much every patch takes of every other in a block at t, float32 (heads, T, T).
 
@@ -121,17 +123,20 @@ class Subject:
         Raises:
             UserError: there is no such block.
         """
-        network, found = self.network, []
+        network, tokens = self.network, self.patches[0] * self.patches[1]
         if not 0 <= block < len(network.blocks):
             raise UserError(f"block {block}: this model has blocks 0 to {len(network.blocks) - 1}")
-        module: Any = network.blocks[block].attention
-        handle = module.register_forward_pre_hook(lambda attention, given: found.append(attention.weights(*given)))
+        return computed(self._attend, network.blocks[block], t)[0, :, :tokens, :tokens].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _attend(self, block: Any, t: float) -> Tensor:
+        found = list[Tensor]()
+        handle = block.attention.register_forward_pre_hook(lambda module, given: found.append(module.weights(*given)))
         try:
-            self.predicted(t)
+            self._predict(t)
         finally:
             handle.remove()
-        tokens = self.patches[0] * self.patches[1]
-        return found[0][0, :, :tokens, :tokens].float().cpu().numpy()
+        return found[0]
 
     def attention_figure(self, t: float, block: int, patch: int) -> Image.Image:
         """What a patch takes of every other, of each head and of all together."""
@@ -162,13 +167,14 @@ class Subject:
         device, times = self.model.device, torch.linspace(0, 1, 21)
         shown = self.model.denoiser.schedule.network_time(times.to(device)).float()
         own = torch.full((len(times),), self.label, device=device)
-        by_time = strength(modulation(network, shown, own))
+        by_time = strength(computed(modulation, network, shown, own))
         count = self.model.classes
         panels = [("by t", by_time, (0.0, 1.0))]
         if count > 1:
             labels = torch.tensor(sorted({*np.linspace(0, count - 1, min(count, LABELS)).round().astype(int).tolist()}))
             (point,) = points(self.model.denoiser.schedule, [t])
-            vectors = modulation(network, torch.full((len(labels),), point.shown, device=device), labels.to(device))
+            told = (torch.full((len(labels),), point.shown, device=device), labels.to(device))
+            vectors = computed(modulation, network, *told)
             panels.append(
                 (f"by label, t={t:.2f}", strength(vectors - vectors.mean(dim=2, keepdim=True)), (0, count - 1))
             )

@@ -21,6 +21,7 @@ from ditlab.playground.page import mount_page
 from ditlab.playground.studio import Studio
 
 KEY = "DITLAB_API_KEY"
+ENDING = (signal.SIGINT, signal.SIGTERM)
 ANSWER = 1.0  # seconds in which the last images are sent off
 
 
@@ -81,9 +82,11 @@ def serve(
         say(f"{', '.join(models)} at {place}, {'with' if key else 'without'} a key; Ctrl-C ends it")
         grace = int(limits.seconds) + 1
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
-        for signal_ in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, and sends itself the signal once more then
-            signal.signal(signal_, lambda *_: None)
+        for name in ENDING:  # uvicorn ends well, and sends itself the signal once more then
+            signal.signal(name, lambda *_: None)
         _Server(config, served).run([listener])
+        for name in ENDING:  # work of the page that still goes on can be broken off
+            signal.signal(name, signal.SIG_DFL)
     finally:
         served.close()
         listener.close()
@@ -103,7 +106,7 @@ class _Server(uvicorn.Server):
         leaving.cancel()
 
     async def _leave(self) -> None:
-        while any(batcher.busy for batcher in self.served.batchers.values()):
+        while self.served.answering or any(batcher.busy for batcher in self.served.batchers.values()):
             await asyncio.sleep(ANSWER / 10)
         await asyncio.sleep(ANSWER)
         self.force_exit = True

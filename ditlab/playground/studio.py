@@ -16,8 +16,9 @@ import torch
 from ditlab.diffusion import State
 from ditlab.errors import UserError
 from ditlab.playground.api import Generation, Served
-from ditlab.playground.batcher import Batcher, Request
+from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import computed
+from ditlab.playground.request import Request
 from ditlab.sample import Model, label_indices, to_images
 from ditlab.train.checkpoint import existing, load_average
 
@@ -62,7 +63,6 @@ class Studio:
     def __init__(self, served: Served, sources: dict[str, str], runs: Path):
         self.served, self.sources, self.runs = served, sources, runs
         self._pictures: dict[str, list[np.ndarray]] = {}
-        self._earlier: dict[tuple[str, int], Model] = {}
         self._one = threading.Lock()
 
     @property
@@ -98,6 +98,14 @@ class Studio:
             self.served.batchers[name].submit(request)
             yield from watch.views()
 
+    def begin(self, name: str, request: Request) -> None:
+        """Let the batcher have a request; its ``images`` come later.
+
+        Raises:
+            UserError, Busy: it cannot.
+        """
+        self.served.batchers[name].submit(request)
+
     def make(self, name: str, request: Request, model: Model | None = None) -> np.ndarray:
         """Make a request's images, uint8 (N, H, W, C), of a model of that name as it is served, or of another of its kind.
 
@@ -117,14 +125,27 @@ class Studio:
         names = self.model(name).names
         return "" if label < 0 else names[label] if names else str(label)
 
+    def latent(self, name: str, request: Request) -> tuple[torch.Tensor, np.ndarray]:
+        """The latent (1, c, h, w) and the image uint8 (H, W, C) of a request for one.
+
+        Raises:
+            UserError, Busy, Cancelled, Late: there is none.
+        """
+        states = list[State]()
+        request.watch = lambda state: states.__setitem__(slice(None), [state])
+        images = self.make(name, request)
+        return states[0].x.clone(), images[0]
+
     def settings(self, name: str, request: Request) -> dict[str, object]:
         """Everything the images depend on, for their files."""
-        labels = [self.label_name(name, int(label)) for label in request.labels]
-        return {"model": self.sources[name], "labels": labels, "seed": request.seed, **asdict(request.config)}
+        labels = request.labels.tolist()
+        named = {"labels": [self.label_name(name, label) for label in labels], "label indices": labels}
+        return {"model": self.sources[name], **named, "seed": request.seed, **asdict(request.config)}
 
     def command(self, name: str, request: Request) -> str:
         """What makes the same images in a terminal."""
-        usual, config = self.model(name).defaults, request.config
+        model, config = self.model(name), request.config
+        usual = model.defaults
         labels = list(dict.fromkeys(request.labels.tolist()))
         words = [
             "ditlab",
@@ -135,9 +156,12 @@ class Studio:
             "--seed",
             str(request.seed),
         ]
-        if labels[0] >= 0 and labels != list(range(self.model(name).classes))[: len(request.labels)]:
+        if labels[0] >= 0 and labels != list(range(model.classes))[: len(request.labels)]:
             named = [self.label_name(name, label) for label in labels]
-            words += ["--labels", ",".join(map(str, labels) if any("," in one for one in named) else named)]
+            clear = all(
+                "," not in word and model.label(word) == label for word, label in zip(named, labels, strict=True)
+            )
+            words += ["--labels", ",".join(named if clear else map(str, labels))]
         values = {
             "guidance": (config.guidance.scale, usual.guidance.scale),
             "guidance-low": (config.guidance.low, usual.guidance.low),
@@ -147,7 +171,7 @@ class Studio:
         }
         for flag, (value, default) in values.items():
             if value != default:
-                words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+                words += [f"--{flag}", str(value)]
         return shlex.join(words)
 
     def pictures(self, name: str) -> list[np.ndarray]:
@@ -171,7 +195,8 @@ class Studio:
 
     def checkpoints(self, name: str) -> dict[int, Path]:
         """The checkpoints of a model's run, by images trained on."""
-        folder = Path(self.sources[name])
+        source = Path(self.sources[name])
+        folder = source.parent if source.suffix == ".safetensors" else source
         return {int(path.name): path for path in existing(folder / "checkpoints") if path.name.isdecimal()}
 
     def earlier(self, name: str, images: int) -> Model:
@@ -184,13 +209,13 @@ class Studio:
         if images not in found:
             known = ", ".join(f"{count:,}" for count in found) or "none"
             raise UserError(f"{name} has no checkpoint after {images:,} images; there are: {known}")
-        with self._one:
-            if (name, images) not in self._earlier:
-                model = Model.load(self.sources[name])
-                load_average(found[images], model.network)
-                self._earlier.clear()  # of which one is in memory
-                self._earlier[name, images] = model.to(self.model(name).device)
-            return self._earlier[name, images]
+
+        def load() -> Model:
+            model = Model.load(self.sources[name])
+            load_average(found[images], model.network)
+            return model.to(self.model(name).device)
+
+        return computed(load)
 
 
 class _Watch:

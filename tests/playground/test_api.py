@@ -119,14 +119,26 @@ def test_what_cannot_be_is_refused_with_the_reason(address: str, body: dict[str,
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"null", b"[]", b'{"prompt": "3", "guidance": NaN}', b"\xff\xfe", b'"' * 5000]
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'{"prompt": "3", "guidance": NaN}',
+        b"\xff\xfe",
+        b'"' * 5000,
+        b'{"prompt": "\xff"}',
+        b"[" * 9999,
+        b'{"n": 1' + b"0" * 5000 + b"}",
+    ],
 )
 def test_bodies_that_are_no_requests_are_refused(address: str, content: bytes):
     answer = httpx.post(
         f"{address}/v1/images/generations", content=content, headers={"Content-Type": "application/json"}
     )
     assert answer.status_code == 400
-    assert "error" in answer.json()
+    assert len(answer.json()["error"]["message"]) > 10
 
 
 def test_a_client_that_goes_away_is_not_waited_for(model: Model, listening: Listening):
@@ -168,6 +180,24 @@ def test_what_takes_too_long_is_given_up(model: Model, listening: Listening):
         answer = ask(address, prompt="1", n=16, steps=250)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "timeout"
+
+
+def test_a_models_own_steps_are_held_to_the_limit_too(model: Model, listening: Listening):
+    with listening(Served({"digits": model}, Limits(steps=1))) as address:  # two are its own
+        found = images(ask(address, prompt="4", seed=2).json())
+    expected = model.sample(["4"], seed=2, steps=1)[..., 0]
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_server_that_fails_says_so_in_the_clients_shape(
+    model: Model, listening: Listening, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(model.network, "forward", lambda *parts: 1 / 0)
+    with listening(Served({"digits": model}, LIMITS)) as address:
+        answer = ask(address, prompt="1", steps=2)
+        assert answer.status_code == 500
+        assert "ZeroDivisionError" in answer.json()["error"]["message"]
+        assert httpx.get(f"{address}/health").status_code == 200
 
 
 def test_metrics_count(address: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from ditlab.diffusion import GuidanceConfig, State
 from ditlab.errors import UserError
-from ditlab.playground.batcher import Batcher, Busy, Cancelled, Late, Request
-from ditlab.sample import Model, SampleConfig
+from ditlab.playground.batcher import Batcher
+from ditlab.playground.request import Busy, Cancelled, Late, Request
+from ditlab.sample import Model, SampleConfig, to_images
 
 WAIT = 60  # seconds, after which something hangs
 
@@ -137,4 +139,48 @@ def test_what_can_never_be_made_is_refused_at_once(model: Model):
         batcher.submit(request([1] * 5))
     with pytest.raises(UserError, match="guidance"):
         batcher.submit(request([1], scale=float("nan")))
+    batcher.close()
+
+
+def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_others(model: Model):
+    batcher, gate = Batcher(model), threading.Event()
+    first = batcher.submit(request([0], watch=lambda state: [gate.wait(WAIT)].clear()))
+    alike = [request([k, 9 - k], seed=k, steps=8) for k in range(5)]
+    alike[2].watch = lambda state: alike[2].give_up()
+    seen = list[torch.Tensor]()
+    alike[3].watch = lambda state: seen.append(state.x)
+    threads = threading.active_count()
+    for each in alike:
+        batcher.submit(each)
+    gate.set()
+    assert len(first.images.result(WAIT)) == 1
+    for k, each in enumerate(alike):
+        if k == 2:
+            with pytest.raises(Cancelled):
+                each.images.result(WAIT)
+        else:
+            assert same(each.images.result(WAIT), alone(model, each))
+    assert threading.active_count() <= threads + 1
+    assert len(seen) == 8
+    assert same(to_images(model, seen[-1]), alone(model, alike[3]))
+    batcher.close()
+
+
+def test_what_does_not_fit_in_memory_is_made_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch):
+    forward: Any = model.network.forward
+    batcher, rows = Batcher(model), list[int]()
+
+    def small(x: torch.Tensor, *more: object) -> torch.Tensor:
+        rows.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return forward(x, *more)
+
+    monkeypatch.setattr(model.network, "forward", small)
+    asked = [batcher.submit(request([k] * 3, seed=k, steps=2)) for k in range(3)]
+    found = [each.images.result(WAIT) for each in asked]
+    assert max(rows) > 3
+    monkeypatch.undo()
+    for each, images in zip(asked, found, strict=True):
+        assert same(images, alone(model, each))
     batcher.close()

@@ -46,11 +46,15 @@ def test_damaged_files_are_passed_over(runs: Path):
     (folder / "recipe.json").write_text("{")
     (folder / "samples" / "000000000700.png").write_bytes(b"\x89PNG and no more")
     (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "results.jsonl").write_text('{"numbers": {}}\n3\n{"num')
+    (folder / "evaluation" / "results.jsonl").write_text(
+        '{"numbers": {}, "how": {}}\n{"numbers": 3, "how": []}\n3\n{"num'
+    )
     run = find_runs(runs)["digits"]
     assert (run.images, run.total) == (640, 0)
     assert [words for _, words in sample_pictures(run)] == ["640 images"]
-    assert evaluations(run) == [{"numbers": {}}]
+    assert evaluations(run) == [{"numbers": {}, "how": {}}]
+    (folder / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    assert find_runs(runs) == {}
 
 
 def test_many_sample_pictures_are_thinned_out_evenly(runs: Path):

@@ -16,7 +16,7 @@ from ditlab.diffusion import DiffusionConfig
 from ditlab.latents import Autoencoder
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, UNetConfig, build
 from ditlab.playground.inside import Subject, modulation, strength
-from ditlab.sample import Model, SampleConfig
+from ditlab.sample import Model, SampleConfig, denoising, to_images
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False)
 
@@ -35,9 +35,14 @@ def made(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 
     return Model(network.eval(), diffusion, autoencoder.eval(), (1, 8, 12), names, SampleConfig("euler", 3))
 
 
+def looked_at(model: Model, label: int, seed: int) -> Subject:
+    *_, last = denoising(model, torch.tensor([label]), seed, 0, model.defaults)
+    return Subject(model, label, seed, last.x, to_images(model, last.x)[0])
+
+
 def test_the_image_is_that_of_the_seed_and_patches_are_where_they_are_clicked():
     model = made()
-    subject = Subject(model, 2, seed=5)
+    subject = looked_at(model, 2, seed=5)
     assert np.abs(subject.image.astype(int) - model.sample([2], seed=5)[0]).max() <= 1
     assert subject.patches == (4, 6)
     picture = subject.cut(0)
@@ -56,7 +61,7 @@ def test_the_image_is_that_of_the_seed_and_patches_are_where_they_are_clicked():
 @pytest.mark.parametrize("diffusion", [FLOW, DiffusionConfig()])
 def test_predictions_are_the_models_own(diffusion: DiffusionConfig):
     model = made(diffusion=diffusion)
-    subject = Subject(model, 1, seed=0)
+    subject = looked_at(model, 1, seed=0)
     x, x0 = subject.predicted(0.5)
     point = subject.noised(0.5)[1]
     torch.testing.assert_close(x, point.alpha * subject.latent + point.sigma * subject.noise)
@@ -69,7 +74,7 @@ def test_predictions_are_the_models_own(diffusion: DiffusionConfig):
 @pytest.mark.parametrize("block", ["adaln-zero", "adaln", "cross-attention", "in-context"])
 def test_attention_is_what_the_block_attends_with(block: str):
     model = made(DiTConfig(depth=3, width=16, heads=2, block=block, positions="rotary", qk_norm=True))  # type: ignore[arg-type]
-    subject = Subject(model, 1, seed=0)
+    subject = looked_at(model, 1, seed=0)
     weights = subject.attention(0.4, 2)
     assert weights.shape == (2, 24, 24)
     sums = weights.sum(axis=-1)
@@ -104,21 +109,21 @@ def test_modulation_is_what_the_blocks_are_modulated_with(block: str, rank: int)
         hook.remove()
     torch.testing.assert_close(modulation(network, t, labels), torch.stack(seen))
     np.testing.assert_allclose(strength(torch.full((1, 2, 3, 4), -2.0)), 2)
-    assert Subject(model, 0, 0).modulation_figure(0.5).width > 100
+    assert looked_at(model, 0, 0).modulation_figure(0.5).width > 100
 
 
 def test_what_a_model_has_not_is_said(refuses: Callable):
     unet = made(UNetConfig(width=8, multipliers=(1.0, 2.0), blocks=1, attention=(), head_width=8))
-    refuses(lambda: Subject(unet, 0, 0).cut(0), "U-Net", "choose a DiT")
-    tokens = Subject(made(DiTConfig(depth=2, width=16, heads=2, block="in-context")), 0, 0)
+    refuses(lambda: looked_at(unet, 0, 0).cut(0), "U-Net", "choose a DiT")
+    tokens = looked_at(made(DiTConfig(depth=2, width=16, heads=2, block="in-context")), 0, 0)
     refuses(lambda: tokens.modulation_figure(0.5), "in-context", "not modulated")
     refuses(lambda: tokens.attention(0.5, 2), "blocks 0 to 1")
 
 
 def test_unconditional_models_are_looked_at_too(kl_run: Path):
-    subject = Subject(made(classes=0), -1, 0)
+    subject = looked_at(made(classes=0), -1, 0)
     assert subject.modulation_figure(0.5).width > 100
-    latent = Subject(replace_defaults(Model.load(kl_run)), 3, 1)
+    latent = looked_at(replace_defaults(Model.load(kl_run)), 3, 1)
     assert latent.image.shape == (8, 8, 1)
     assert latent.patches == (2, 2)
     assert latent.channels(0.5).width > 60

@@ -346,6 +346,9 @@ def test_names_with_markup_stay_names(browser: Browser, folder: Path, tmp_path: 
         opened.tab("Inside")
         opened.button("Look inside").click()
         opened.status("16 tokens", "inside-message")
+        opened.tab("Nearest")
+        opened.button("Find the closest training images").click()
+        opened.status("Of 1,797 training images", "nearest-words")
         assert opened.page.evaluate("window.hacked") is None
         opened.context.close()
         assert [words for words in opened.wrong if "404" not in words and words.rsplit("/", 1)[-1] != "x"] == []

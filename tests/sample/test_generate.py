@@ -238,7 +238,7 @@ def test_seeds_may_be_large(make: Callable):
 @pytest.mark.parametrize("ends", [((5, 0), (6, 0)), ((5, 0), (5, 2)), ((5, 1), (9, 2))])
 def test_an_interpolation_begins_and_ends_with_the_images_of_its_ends(make: Callable, sampler: str, ends: tuple):
     model, config = make(), SampleConfig(sampler, 4, GUIDED)
-    *_, last = interpolating(model, *ends, 5, config)
+    *_, last = interpolating(model, ends[0], ends[1], 5, config)
     found = to_images(model, last.x)
     for image, (seed, label) in ((found[0], ends[0]), (found[-1], ends[1])):
         alone = model.sample([label], seed=seed, count=1, sampler=sampler, steps=4, guidance=GUIDED)[0]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.playground.api import Generation, Refused
-from ditlab.playground.batcher import Busy, Cancelled, Late
+from ditlab.playground.request import Busy, Cancelled, Late
 from ditlab.playground.studio import Studio
 
 NONE = -1  # in a list of labels: no label
@@ -103,3 +103,8 @@ def steps_choice(studio: Studio) -> gr.Slider:
 def wanted(labels: Sequence[int] | None) -> list[int | str] | None:
     """Labels as the API takes them."""
     return [label for label in labels if label != NONE] or None if labels else None
+
+
+def plain(text: object) -> str:
+    """Words of a file or a label without what Markdown would make of them."""
+    return str(text).translate(str.maketrans({"|": "/", "<": "(", ">": ")", "\n": " ", "`": "'", "[": "(", "]": ")"}))

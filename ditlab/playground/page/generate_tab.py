@@ -14,9 +14,8 @@ from PIL import Image
 
 from ditlab import atomic
 from ditlab.errors import UserError
-from ditlab.playground.batcher import Busy, Cancelled, Interpolation, Late, Request
-from ditlab.playground.compute import computed
 from ditlab.playground.page import controls
+from ditlab.playground.request import Busy, Cancelled, Interpolation, Late, Request
 from ditlab.playground.studio import Studio, View
 from ditlab.sample import archive, grid, png, single, strip
 
@@ -88,7 +87,7 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
             seconds = time.monotonic() - began
             command = "" if isinstance(request, Interpolation) else f"\n\n`{studio.command(name, request)}`"
             words = f"{len(last.images)} images in {seconds:.1f} s, seed {request.seed}{command}"
-            film = gr.update(value=computed(strip, studio.model(name), last.states), visible=True)
+            film = gr.update(value=strip(studio.model(name), last.states), visible=True)
             with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:  # the page copies what it is given at once
                 files = _files(studio, name, request, last, columns, Path(folder))
                 yield (_paper(last, columns), words, *files, film, _on(), _on(), _off())
@@ -122,10 +121,10 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
             last = (end.seed, int(end.labels[0]))
             if last == (first.seed, int(first.labels[0])):
                 raise UserError("both ends are the same image; choose another seed, or another label")
-            request = Interpolation(first.labels, first.seed, first.config, first.seconds, last=last)
+            request = Interpolation(first.labels[:1].repeat(count), first.seed, first.config, first.seconds, last=last)
             yield from follow(name, request, 4, str(who.session_hash))
 
-    def give_up(who: gr.Request) -> None:
+    async def give_up(who: gr.Request) -> None:  # in the server's own thread: others may be taken
         request = running.get(str(who.session_hash))
         if request is not None:
             request.give_up()
@@ -193,12 +192,13 @@ def _paper(view: View, columns: int) -> Image.Image:
 
 def _files(studio: Studio, name: str, request: Request, view: View, columns: int, folder: Path) -> tuple[Any, Any]:
     """The images for download: a grid, and an archive."""
-    settings = studio.settings(name, request)
+    settings, labels = studio.settings(name, request), request.labels.numpy()
     if isinstance(request, Interpolation):
+        labels = np.full_like(labels, controls.NONE)  # those between are of no class
         settings["to"] = {"seed": request.last[0], "label": studio.label_name(name, request.last[1])}
     stem = f"{Path(name).name}-seed{request.seed}"
     atomic.write_file(folder / f"{stem}.png", png(_paper(view, columns), settings))
-    archive(view.images, request.labels.numpy(), studio.model(name).names, folder / f"{stem}.zip", settings)
+    archive(view.images, labels, studio.model(name).names, folder / f"{stem}.zip", settings)
     return tuple(gr.update(value=str(folder / f"{stem}{end}"), interactive=True) for end in (".png", ".zip"))  # type: ignore[return-value]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ditlab.errors import UserError
-from ditlab.playground.compute import computed
 from ditlab.playground.inside import Subject
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
+
+KEPT = 16  # images whose latents are remembered
 
 
 def inside_tab(studio: Studio) -> None:
@@ -20,16 +21,17 @@ def inside_tab(studio: Studio) -> None:
     one = threading.Lock()
 
     def subject(name: str, label: int, seed: float) -> Subject:
-        model = studio.model(name)
-        if not -1 <= int(label) < model.classes or not 0 <= int(seed) < 2**63:
-            raise UserError(f"label {label}, seed {seed}: there is no such image")
-        key = (name, int(label), int(seed))
+        request = studio.request(controls.asked(model=name, labels=controls.wanted([label]), seed=seed or 0, n=1))
+        key = (name, int(request.labels[0]), request.seed)
         with one:
-            if key not in known:
-                while len(known) >= studio.served.limits.images:
+            found = known.get(key)
+        if found is None:
+            found = Subject(studio.model(name), key[1], key[2], *studio.latent(name, request))
+            with one:
+                while len(known) >= KEPT:
                     known.pop(next(iter(known)))
-                known[key] = computed(Subject, model, int(label), int(seed))
-            return known[key]
+                known[key] = found
+        return found
 
     with gr.Row():
         name = controls.model_choice(studio)
@@ -74,7 +76,7 @@ def inside_tab(studio: Studio) -> None:
                 min(int(patch), rows * columns - 1),
             )
             try:
-                strengths, words = gr.update(value=computed(looked.modulation_figure, t), visible=True), ""
+                strengths, words = gr.update(value=looked.modulation_figure(t), visible=True), ""
             except UserError as error:
                 strengths, words = gr.update(value=None, visible=False), str(error)
             size = looked.network.config.patch
@@ -82,8 +84,8 @@ def inside_tab(studio: Studio) -> None:
                 words or f"{rows} x {columns} = {rows * columns} tokens, each a patch of {size} x {size} latent pixels"
             )
             return (
-                looked.cut(patch), computed(looked.attention_figure, t, block, patch), computed(looked.predictions, t),
-                computed(looked.channels, t),
+                looked.cut(patch), looked.attention_figure(t, block, patch), looked.predictions(t),
+                looked.channels(t),
                 strengths, words, gr.update(value=block, maximum=blocks - 1),
                 gr.update(value=patch, maximum=rows * columns - 1),
             )  # fmt: skip

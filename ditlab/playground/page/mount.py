@@ -6,6 +6,7 @@ import html
 from hmac import compare_digest
 
 import gradio as gr
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 
 from ditlab.playground.page.compare_tab import compare_tab
@@ -18,6 +19,7 @@ from ditlab.playground.studio import Studio
 KEPT = (600, 3600)  # seconds: how often pictures of the page are looked through, and how old they become
 SIDE_BY_SIDE = 8  # events of one kind at a time
 WAITING = 64  # events that may wait
+THREADS = 40  # in which they are worked on
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine: nothing is fetched
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
@@ -54,6 +56,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 inside_tab(studio)
             with gr.Tab("Nearest"):
                 nearest_tab(studio)
+    page.limiter = CapacityLimiter(THREADS)  # of its own: those of the API stay free
     return page.queue(default_concurrency_limit=SIDE_BY_SIDE, max_size=WAITING)
 
 

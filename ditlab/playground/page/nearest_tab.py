@@ -43,7 +43,8 @@ def nearest_tab(studio: Studio) -> None:
         name = controls.model_choice(studio)
         labels = controls.labels_choice(studio)
         seed = controls.seed_choice()
-        count = gr.Slider(1, min(ROWS, studio.served.limits.images), value=4, step=1, label="Images")
+        most = min(ROWS, studio.served.limits.images)
+        count = gr.Slider(1, most, value=min(4, most), step=1, label="Images")
         space = gr.Radio(list(SPACES), value=SPACES[0], label="Closest in", info="features take longer the first time")
     go = gr.Button("Find the closest training images", variant="primary")
     picture = gr.Image(
@@ -80,7 +81,7 @@ def nearest_tab(studio: Studio) -> None:
             )
             table = ["| | to the closest | from that one to its own closest |", "|---|---|---|"]
             for row, distances, beside in zip(rows, found.distances, found.beside, strict=True):
-                table.append(f"| {row} | {distances[0]:.4g} | {beside:.4g} |")
+                table.append(f"| {controls.plain(row)} | {distances[0]:.4g} | {beside:.4g} |")
             text = f"Of {searched:,} training images{of}, by distance in {space}. A copy has a distance near 0."
             return paper, "\n".join([text, "", *table])
 

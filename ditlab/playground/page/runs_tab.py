@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from ditlab.playground.history import Run, evaluations, find_runs, find_studies, sample_pictures, study_report
+from ditlab.playground.history import (
+    Run,
+    evaluations,
+    find_runs,
+    find_studies,
+    sample_count,
+    sample_pictures,
+    study_report,
+)
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
 from ditlab.train import loss_figure
 
 EVERY = 2.0  # seconds from one look at the folder to the next
+NEVER = ("", -1, "", 0)  # the run that is drawn, how far it was, its state, and its samples
 HEADERS = ("run", "state", "images", "of", "loss", "images/s")
 NOTHING = "no run is here yet: `ditlab train digits` makes one in three minutes"
 
@@ -48,9 +58,9 @@ def runs_tab(studio: Studio) -> None:
             buttons=["fullscreen"],
         )  # fmt: skip
         report = gr.Markdown("", elem_id="study-report")
-    shown = gr.State(("", -1, ""))  # the run that is drawn, how far it was, and its state
+    shown = gr.State(NEVER)
 
-    def look(chosen: str | None, chosen_study: str | None, before: tuple[str, int, str]) -> tuple:
+    def look(chosen: str | None, chosen_study: str | None, before: tuple) -> tuple:
         runs, studies = find_runs(studio.runs), find_studies(studio.runs)
         wanted = chosen if chosen in runs else next(iter(runs), None)
         study = chosen_study if chosen_study in studies else next(iter(studies), None)
@@ -61,9 +71,8 @@ def runs_tab(studio: Studio) -> None:
             else f"In `{studio.runs}/` {NOTHING}."
         )
         return (
-            words, gr.update(value=rows, visible=bool(rows)), gr.update(choices=list(runs), value=wanted, visible=bool(runs)),
-            gr.update(choices=list(studies), value=study, visible=bool(studies)),
-            *_drawn(runs[wanted] if wanted else None, before),
+            words, gr.update(value=rows, visible=bool(rows)), _choice(runs, chosen, wanted),
+            _choice(studies, chosen_study, study), *_drawn(runs[wanted] if wanted else None, before),
         )  # fmt: skip
 
     def study_shown(chosen: str | None) -> tuple:
@@ -90,20 +99,27 @@ def _last(run: Run) -> tuple[str, str]:
     return f"{run.rows[-1]['loss']:.4f}", f"{run.rows[-1].get('images_per_second', 0):,.0f}"
 
 
-def _drawn(run: Run | None, before: tuple[str, int, str]) -> tuple:
+def _choice(found: Iterable[str], chosen: str | None, wanted: str | None) -> Any:
+    """A list to choose from; what a person has chosen meanwhile is left alone."""
+    names = list(found)
+    return gr.update(choices=names, visible=bool(names), **({} if chosen == wanted else {"value": wanted}))
+
+
+def _drawn(run: Run | None, before: tuple) -> tuple:
     """Facts, curves and samples of a run; nothing new where it has not gone on since."""
     if run is None:
         hidden = gr.update(value=None, visible=False)
-        return "", hidden, hidden, ("", -1, "")
-    now = (run.name, run.images, run.state)
+        return "", hidden, hidden, NEVER
+    now = (run.name, run.images, run.state, sample_count(run))
     if now == tuple(before):
         return gr.skip(), gr.skip(), gr.skip(), now
     curves = Image.open(io.BytesIO(loss_figure(list(run.rows)))) if run.rows else None
-    pictures = sample_pictures(run)
-    return (
-        _facts(run), gr.update(value=curves, visible=curves is not None),
-        gr.update(value=pictures, visible=bool(pictures), selected_index=len(pictures) - 1 if pictures else None), now,
-    )  # fmt: skip
+    samples = gr.skip()
+    if (now[0], now[3]) != (before[0], before[3]):
+        pictures = sample_pictures(run)
+        last = len(pictures) - 1 if pictures else None
+        samples = gr.update(value=pictures, visible=bool(pictures), selected_index=last)
+    return _facts(run), gr.update(value=curves, visible=curves is not None), samples, now
 
 
 def _facts(run: Run) -> str:
@@ -124,14 +140,9 @@ def _facts(run: Run) -> str:
     for evaluation in evaluations(run)[-3:]:
         how, numbers = evaluation.get("how", {}), evaluation.get("numbers", {})
         values = ", ".join(f"{name} {number['value']:.4g}" for name, number in numbers.items() if _is_number(number))
-        lines += [f"| {_plain(how.get('samples', 'evaluated'))} | {_plain(values)} |"]
+        lines += [f"| {controls.plain(how.get('samples', 'evaluated'))} | {controls.plain(values)} |"]
     return "\n".join(lines)
 
 
 def _is_number(number: object) -> bool:
     return isinstance(number, dict) and isinstance(number.get("value"), int | float)
-
-
-def _plain(text: object) -> str:
-    """Words of a file without what Markdown would make of them."""
-    return str(text).translate(str.maketrans({"|": "/", "<": "(", ">": ")", "\n": " ", "`": "'", "[": "(", "]": ")"}))
