@@ -204,14 +204,14 @@ def test_what_does_not_go_together_is_one_line(changes: dict[str, object], messa
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_weights_of_attention_are_those_it_attends_with(normed: bool, turned: bool):
-    attention = SelfAttention(24, 3, normed).double()
+    attention = SelfAttention(24, 3, normed)
     generator = torch.Generator().manual_seed(2)
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
-    x = torch.randn(2, 6, 24, generator=generator).double()
-    rotation = rotary_positions(8, 2, 3).double() if turned else None
-    weights = attention.weights(x, rotation).double()  # (N, heads, T, T)
-    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 6).double())
+    x = torch.randn(2, 6, 24, generator=generator)
+    rotation = rotary_positions(8, 2, 3) if turned else None
+    weights = attention.weights(x, rotation)  # (N, heads, T, T)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 6))
     value = attention.qkv(x).view(2, 6, 3, 3, 8)[:, :, 2].transpose(1, 2)  # (N, heads, T, d)
     by_hand = attention.projection((weights @ value).transpose(1, 2).reshape(2, 6, 24))
-    torch.testing.assert_close(attention(x, rotation), by_hand, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, rotation), by_hand, rtol=1e-4, atol=1e-5)
