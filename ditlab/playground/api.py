@@ -22,7 +22,6 @@ from starlette.exceptions import HTTPException
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
-from ditlab.playground.answers import error
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.guard import Guard
 from ditlab.playground.request import Busy, Cancelled, Late, Request
@@ -81,10 +80,6 @@ class Refused(Exception):  # noqa: N818 - the client's error
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-
-    def answer(self) -> JSONResponse:
-        """The answer."""
-        return error(self.status, self.message, self.param, self.code)
 
 
 class Served:
@@ -177,10 +172,15 @@ def build_app(served: Served) -> FastAPI:
     """The server of some models."""
     app = FastAPI(title="ditlab", version="1", docs_url=None, redoc_url=None)
 
+    def counted(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
+        """An error in the shape that OpenAI's clients read: what was wrong, its name for programs, the field that was."""
+        served.requests.labels(str(status)).inc()
+        kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
+        return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+
     @app.exception_handler(Refused)
     async def refused(_: HttpRequest, problem: Refused) -> JSONResponse:
-        served.requests.labels(str(problem.status)).inc()
-        return problem.answer()
+        return counted(problem.status, problem.message, problem.code, problem.param)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HttpRequest, problem: RequestValidationError) -> JSONResponse:
@@ -188,7 +188,7 @@ def build_app(served: Served) -> FastAPI:
         if first["type"] == "json_invalid":
             return counted(400, "the body is not JSON")
         param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return counted(400, f"{param or 'body'}: {first['msg']}", param)
+        return counted(400, f"{param or 'body'}: {first['msg']}", param=param)
 
     @app.exception_handler(HTTPException)
     async def refused_by_http(_: HttpRequest, problem: HTTPException) -> JSONResponse:
@@ -198,15 +198,12 @@ def build_app(served: Served) -> FastAPI:
     async def failed(_: HttpRequest, problem: Exception) -> JSONResponse:
         return counted(500, f"the server failed ({type(problem).__name__}); it goes on, and its log says more")
 
-    def counted(status: int, message: str, param: str | None = None) -> JSONResponse:
-        served.requests.labels(str(status)).inc()
-        return error(status, message, param)
-
     router = APIRouter(prefix="/v1")
     failures: dict[int | str, dict[str, Any]] = {
         status: {"description": words}
         for status, words in {
-            400: "not possible", 401: "no key", 404: "no such model", 429: "too busy; see Retry-After", 503: "not done in time",
+            400: "not possible", 401: "no key", 404: "no such model", 413: "too large", 429: "too busy; see Retry-After",
+            503: "not done in time",
         }.items()
     }  # fmt: skip
 
@@ -224,8 +221,7 @@ def build_app(served: Served) -> FastAPI:
             )
         except Busy as busy:
             retry = {"Retry-After": str(math.ceil(busy.seconds))}
-            served.requests.labels("429").inc()
-            answer = error(429, str(busy), code="busy")
+            answer = counted(429, str(busy), "busy")
             answer.headers.update(retry)
             return answer  # type: ignore[return-value]
         except Late as late:
@@ -262,7 +258,7 @@ def build_app(served: Served) -> FastAPI:
         return PlainTextResponse(served.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(router)
-    app.add_middleware(Guard, key=served.key)
+    app.add_middleware(Guard, key=served.key, refuse=counted)
     return app
 
 

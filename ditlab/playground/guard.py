@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hmac import compare_digest
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from ditlab.playground.answers import error
 
 LARGEST = 2**18  # bytes of a request to the API
 
@@ -18,10 +17,11 @@ class Guard:
     Args:
         app: what is guarded.
         key: that clients must show; empty: none.
+        refuse: makes the answer of a status, a message and a short name for programs.
     """
 
-    def __init__(self, app: ASGIApp, key: str):
-        self.app, self.key = app, key
+    def __init__(self, app: ASGIApp, key: str, refuse: Callable[[int, str, str], ASGIApp]):
+        self.app, self.key, self.refuse = app, key, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -30,7 +30,7 @@ class Guard:
             return
         shown = Headers(scope=scope).get("authorization", "").encode()
         if self.key and not compare_digest(shown, f"Bearer {self.key}".encode()):
-            answer = error(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+            answer = self.refuse(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
             await answer(scope, receive, send)
             return
         body, more = b"", True
@@ -40,7 +40,8 @@ class Guard:
                 return
             body, more = body + message.get("body", b""), message.get("more_body", False)
             if len(body) > LARGEST:
-                await error(413, f"a request is at most {LARGEST:,} bytes")(scope, receive, send)
+                answer = self.refuse(413, f"a request is at most {LARGEST:,} bytes", "too_large")
+                await answer(scope, receive, send)
                 return
         given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
