@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,8 @@ def _changed(path: Path) -> float:
 def _run(folder: Path, root: Path) -> Run | None:
     """A run; nothing where it has gone since it was found."""
     try:
-        rows = tuple(row for row in read_metrics(folder) if isinstance(row, dict) and _whole(row))
+        file = (folder / METRICS).stat()
+        rows = _rows(folder, file.st_mtime_ns, file.st_size)
     except (OSError, UnicodeDecodeError):
         return None
     try:
@@ -116,6 +118,12 @@ def _run(folder: Path, root: Path) -> Run | None:
     finished = (folder / "report.md").exists()
     state = "training" if atomic.is_held(folder) else "finished" if finished else "stopped"
     return Run(_name(folder, root), folder, state, rows, total)
+
+
+@lru_cache(1024)
+def _rows(folder: Path, changed: int, size: int) -> tuple[dict, ...]:  # noqa: ARG001 - what the file was like when it was read
+    """A run's rows with a loss; read anew when the file has changed, not at every look of every open page."""
+    return tuple(row for row in read_metrics(folder) if isinstance(row, dict) and _whole(row))
 
 
 def _whole(row: dict) -> bool:
