@@ -71,8 +71,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._questions: list[_Question] = []
         self._finished: list[tuple[Request, Tensor]] = []  # denoised, not decoded
-        self._loops = 0  # requests that are being denoised
-        self._images = 0  # and their images
+        self._loops = 0  # that are denoising
+        self._images = 0  # in all of them
         self._unfinished = 0  # requests that are being denoised or decoded
         self._closing = False
         self._seconds = 0.0  # the last request took, from its first step

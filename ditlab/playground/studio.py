@@ -95,16 +95,16 @@ class Studio:
             UserError, Busy, Cancelled, Late: there are none.
         """
         with _Watch(self.model(name), request) as watch:
-            self.served.batchers[name].submit(request)
+            self.begin(name, request)
             yield from watch.views()
 
-    def begin(self, name: str, request: Request) -> None:
-        """Let the batcher have a request; its ``images`` come later.
+    def begin(self, name: str, request: Request) -> Request:
+        """Let the batcher have a request, and give it back; its ``images`` come later.
 
         Raises:
             UserError, Busy: it cannot.
         """
-        self.served.batchers[name].submit(request)
+        return self.served.batchers[name].submit(request)
 
     def make(self, name: str, request: Request, model: Model | None = None) -> np.ndarray:
         """Make a request's images, uint8 (N, H, W, C), of a model of that name as it is served, or of another of its kind.
@@ -113,7 +113,7 @@ class Studio:
             UserError, Busy, Cancelled, Late: there are none.
         """
         if model is None:
-            return self.served.batchers[name].submit(request).images.result()
+            return self.begin(name, request).images.result()
         batcher = Batcher(model, max(len(request.labels), 1), 1, request.config.bf16_on(model.device))
         try:
             return batcher.submit(request).images.result()

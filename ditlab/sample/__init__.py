@@ -11,12 +11,11 @@ from ditlab.sample.generate import (
     to_images,
 )
 from ditlab.sample.model import Model, SampleConfig
-from ditlab.sample.pictures import archive, check_ending, filmstrip, grid, png, single, strip, write, write_png
+from ditlab.sample.pictures import check_ending, filmstrip, grid, png, single, strip, write, write_png, write_zip
 
 __all__ = [
     "Model",
     "SampleConfig",
-    "archive",
     "check_ending",
     "denoiser",
     "denoising",
@@ -33,4 +32,5 @@ __all__ = [
     "to_images",
     "write",
     "write_png",
+    "write_zip",
 ]

@@ -78,6 +78,11 @@ class Model:
         return self.network.input.classes
 
     @property
+    def guidable(self) -> bool:
+        """Whether it can be guided: it knows classes, and what no class is."""
+        return self.classes > 0 and self.network.input.null_class
+
+    @property
     def device(self) -> torch.device:
         """Where the network lies."""
         return next(self.network.parameters()).device
@@ -127,7 +132,7 @@ class Model:
     def check(self, config: SampleConfig) -> None:
         """Raise UserError where this model cannot be sampled so."""
         config.guidance.check()
-        if config.guidance.scale != 1 and not (self.classes and self.network.input.null_class):
+        if config.guidance.scale != 1 and not self.guidable:
             why = "was trained with label dropout 0" if self.classes else "is unconditional"
             raise UserError(
                 f"guidance {config.guidance.scale} needs a null class, and this model {why}; use guidance 1"

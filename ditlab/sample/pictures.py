@@ -161,7 +161,7 @@ def single(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image if image.shape[2] in (3, 4) else image[..., 0])
 
 
-def archive(
+def write_zip(
     images: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path, settings: dict[str, object]
 ) -> None:
     """Write images uint8 (N, H, W, C) as a .zip of PNGs.

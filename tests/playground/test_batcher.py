@@ -144,7 +144,11 @@ def test_what_can_never_be_made_is_refused_at_once(model: Model):
 
 def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_others(model: Model):
     batcher, gate = Batcher(model), threading.Event()
-    first = batcher.submit(request([0], watch=lambda state: [gate.wait(WAIT)].clear()))
+
+    def hold(state: State) -> None:
+        assert gate.wait(WAIT)
+
+    first = batcher.submit(request([0], watch=hold))
     alike = [request([k, 9 - k], seed=k, steps=8) for k in range(5)]
     alike[2].watch = lambda state: alike[2].give_up()
     seen = list[torch.Tensor]()

@@ -61,7 +61,7 @@ def compare_tab(studio: Studio) -> None:
             columns = _columns(studio, name, setting, values)
             asked = {
                 "labels": controls.wanted(labels), "n": rows, "sampler": sampler, "steps": steps,
-                "guidance": guidance if studio.model(name).classes else None,
+                "guidance": guidance if studio.model(name).guidable else None,
                 "seed": secrets.randbelow(2**31) if seed is None else seed,
             }  # fmt: skip
             requests = [studio.request(controls.asked(**asked | changes)) for _, changes, _ in columns]

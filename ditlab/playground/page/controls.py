@@ -42,10 +42,9 @@ def asked(**values: Any) -> Generation:
         raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def model_choice(studio: Studio, several: bool = False) -> gr.Dropdown:
+def model_choice(studio: Studio) -> gr.Dropdown:
     """Which model."""
-    names = studio.names
-    return gr.Dropdown(names, value=names[:1] if several else names[0], label="Model", multiselect=several or None)
+    return gr.Dropdown(studio.names, value=studio.names[0], label="Model")
 
 
 def label_names(studio: Studio, name: str) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from ditlab.errors import UserError
 from ditlab.playground.page import controls
 from ditlab.playground.request import Busy, Cancelled, Interpolation, Late, Request
 from ditlab.playground.studio import Studio, View
-from ditlab.sample import archive, grid, png, single, strip
+from ditlab.sample import grid, png, single, strip, write_zip
 
 BETWEEN = 8  # images of an interpolation
 
@@ -25,8 +25,8 @@ BETWEEN = 8  # images of an interpolation
 def generate_tab(studio: Studio, page: gr.Blocks) -> None:
     """Controls on the left, images on the right."""
     running: dict[str, Request] = {}  # by the browser's session
-    usual, limits = studio.model(studio.names[0]).defaults, studio.served.limits
-    guidable = studio.model(studio.names[0]).network.input.null_class and studio.model(studio.names[0]).classes > 0
+    model, limits = studio.model(studio.names[0]), studio.served.limits
+    usual = model.defaults
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             name = controls.model_choice(studio)
@@ -39,7 +39,7 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
                 seed = controls.seed_choice()
                 count = gr.Slider(1, limits.images, value=min(16, limits.images), step=1, label="Images")
             guidance = gr.Slider(
-                0, 10, value=usual.guidance.scale, step=0.1, label="Guidance", info="1 is off", visible=guidable
+                0, 10, value=usual.guidance.scale, step=0.1, label="Guidance", info="1 is off", visible=model.guidable
             )
             with gr.Accordion("Sampler, steps, guidance interval", open=False):
                 sampler = controls.sampler_choice(studio)
@@ -132,10 +132,10 @@ def generate_tab(studio: Studio, page: gr.Blocks) -> None:
     def another(name: str) -> tuple:
         with controls.told():
             model = studio.model(name)
-            usual, guidable = model.defaults, model.network.input.null_class and model.classes > 0
+            usual = model.defaults
             return (
                 controls.other_labels(studio, name), controls.other_label(studio, name),
-                gr.update(value=usual.guidance.scale, visible=guidable), usual.guidance.low, usual.guidance.high,
+                gr.update(value=usual.guidance.scale, visible=model.guidable), usual.guidance.low, usual.guidance.high,
                 usual.sampler, min(usual.steps, limits.steps), _classes(studio, name),
             )  # fmt: skip
 
@@ -161,9 +161,9 @@ def _asked(
     studio: Studio, name: str, labels: list[int] | None, seed: float, guidance: float, low: float, high: float,
     sampler: str, steps: float, count: float,
 ) -> Any:  # fmt: skip
-    free = {} if studio.model(name).classes else {"guidance": None}
-    values = {"model": name, "labels": controls.wanted(labels), "seed": seed, "n": count, "guidance": guidance}
-    return controls.asked(**values | free, guidance_low=low, guidance_high=high, sampler=sampler, steps=steps)
+    values = {"model": name, "labels": controls.wanted(labels), "seed": seed, "n": count}
+    values["guidance"] = guidance if studio.model(name).guidable else None
+    return controls.asked(**values, guidance_low=low, guidance_high=high, sampler=sampler, steps=steps)
 
 
 def _classes(studio: Studio, name: str) -> Any:
@@ -198,7 +198,7 @@ def _files(studio: Studio, name: str, request: Request, view: View, columns: int
         settings["to"] = {"seed": request.last[0], "label": studio.label_name(name, request.last[1])}
     stem = f"{Path(name).name}-seed{request.seed}"
     atomic.write_file(folder / f"{stem}.png", png(_paper(view, columns), settings))
-    archive(view.images, labels, studio.model(name).names, folder / f"{stem}.zip", settings)
+    write_zip(view.images, labels, studio.model(name).names, folder / f"{stem}.zip", settings)
     return tuple(gr.update(value=str(folder / f"{stem}{end}"), interactive=True) for end in (".png", ".zip"))  # type: ignore[return-value]
 
 

@@ -31,7 +31,7 @@ NOTHING = "no run is here yet: `ditlab train digits` makes one in three minutes"
 def runs_tab(studio: Studio) -> None:
     """All runs in a table, one of them in pictures, studies below."""
     with gr.Row():
-        hint = gr.Markdown(f"Runs under `{studio.runs}/`, looked at every {EVERY:g} seconds.", elem_id="runs-hint")
+        hint = gr.Markdown(_hint(studio, True), elem_id="runs-hint")
     table = gr.Dataframe(
         headers=list(HEADERS),
         label="Runs",
@@ -65,13 +65,8 @@ def runs_tab(studio: Studio) -> None:
         wanted = chosen if chosen in runs else next(iter(runs), None)
         study = chosen_study if chosen_study in studies else next(iter(studies), None)
         rows = [[run.name, run.state, f"{run.images:,}", f"{run.total:,}", *_last(run)] for run in runs.values()]
-        words = (
-            f"Runs under `{studio.runs}/`, looked at every {EVERY:g} seconds."
-            if runs
-            else f"In `{studio.runs}/` {NOTHING}."
-        )
         return (
-            words, gr.update(value=rows, visible=bool(rows)), _choice(runs, chosen, wanted),
+            _hint(studio, bool(runs)), gr.update(value=rows, visible=bool(rows)), _choice(runs, chosen, wanted),
             _choice(studies, chosen_study, study), *_drawn(runs[wanted] if wanted else None, before),
         )  # fmt: skip
 
@@ -93,10 +88,18 @@ def runs_tab(studio: Studio) -> None:
     study.change(study_shown, study, [figures, report], **quiet)
 
 
+def _hint(studio: Studio, some: bool) -> str:
+    return (
+        f"Runs under `{studio.runs}/`, looked at every {EVERY:g} seconds."
+        if some
+        else f"In `{studio.runs}/` {NOTHING}."
+    )
+
+
 def _last(run: Run) -> tuple[str, str]:
     if not run.rows:
         return "", ""
-    return f"{run.rows[-1]['loss']:.4f}", f"{run.rows[-1].get('images_per_second', 0):,.0f}"
+    return f"{run.rows[-1]['loss']:.4f}", f"{run.rows[-1]['images_per_second']:,.0f}"
 
 
 def _choice(found: Iterable[str], chosen: str | None, wanted: str | None) -> Any:
@@ -127,7 +130,7 @@ def _facts(run: Run) -> str:
     last = run.rows[-1] if run.rows else {}
     share = f" ({run.images / run.total:.0%})" if run.total else ""
     lines = ["| | |", "|---|---|", f"| {run.state} | {run.images:,} of {run.total:,} images{share} |"]
-    speeds = sorted(row["images_per_second"] for row in run.rows if row.get("images_per_second"))
+    speeds = sorted(row["images_per_second"] for row in run.rows)
     if speeds:
         lines += [f"| images/s, median | {speeds[len(speeds) // 2]:,.0f} |"]
     words = {
@@ -138,7 +141,7 @@ def _facts(run: Run) -> str:
     }
     lines += [f"| {word} | {last[key]:.4g} |" for key, word in words.items() if isinstance(last.get(key), int | float)]
     for evaluation in evaluations(run)[-3:]:
-        how, numbers = evaluation.get("how", {}), evaluation.get("numbers", {})
+        how, numbers = evaluation["how"], evaluation["numbers"]
         values = ", ".join(f"{name} {number['value']:.4g}" for name, number in numbers.items() if _is_number(number))
         lines += [f"| {controls.plain(how.get('samples', 'evaluated'))} | {controls.plain(values)} |"]
     return "\n".join(lines)
