@@ -22,8 +22,8 @@ from rich.table import Table
 
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.data.arrays import ArraySource
-from ditlab.evaluate import Evaluator, feature_network, see
-from ditlab.sample import grid, write_png
+from ditlab.evaluate import Evaluator, extract_features, feature_network
+from ditlab.pipelines import grid, write_png
 
 HALF, BATCH, SHOWN = 5_000, 256, 8
 
@@ -73,7 +73,7 @@ def main() -> None:
     rows, drawn = [], []
     for name, make in alterations(real, other, data.labels[HALF:]).items():
         images = make()
-        seen = see(network, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
+        seen = extract_features(network, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
         assert seen is not None
         rows.append({"name": name, "numbers": {key: asdict(number) for key, number in evaluator.measure(seen).items()}})
         drawn.append(images[:SHOWN])

@@ -53,20 +53,20 @@ KL_RECIPE = '''"""Digits in latents: 8x8 to 4x4 with two channels."""
 
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
-from ditlab.latents import AutoencoderConfig
+from ditlab.encoders import AutoencoderConfig
 from ditlab.models import DiTConfig
 from ditlab.recipes import Recipe
-from ditlab.sample import SampleConfig
+from ditlab.pipelines import SampleConfig
 from ditlab.train import TrainConfig
 
 recipe = Recipe(
     name="latents",
     data=DataConfig(source="digits", limit=600),
     autoencoder=AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16), kl_weight=1e-3),
-    autoencoder_train=TrainConfig(images=640, batch=32, rate=4e-3, ema=0.9, log=320, checkpoint=640, samples=640),
+    autoencoder_train=TrainConfig(images=640, batch=32, lr=4e-3, ema=0.9, log=320, checkpoint=640, samples=640),
     model=DiTConfig(depth=1, width=16, heads=2, patch=2),
     diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False),
-    train=TrainConfig(images=1280, batch=32, rate=1e-3, log=160, checkpoint=320, samples=1280),
+    train=TrainConfig(images=1280, batch=32, lr=1e-3, log=160, checkpoint=320, samples=1280),
     sample=SampleConfig(sampler="euler", steps=2),
     sample_images=4,
 )
@@ -74,7 +74,7 @@ recipe = Recipe(
 
 # What is done to a process from inside, before it becomes the command.
 BAD_LOSSES = """
-from ditlab.train.objectives import DiffusionObjective
+from ditlab.train.tasks import DiffusionObjective
 losses, step = DiffusionObjective.losses, -1
 def bad(self, batch, draws):
     global step
@@ -84,7 +84,7 @@ DiffusionObjective.losses = bad
 """
 BLOCKED = """
 import threading
-from ditlab.train.objectives import DiffusionObjective
+from ditlab.train.tasks import DiffusionObjective
 read, left = DiffusionObjective.read, 45
 def blocked(self, indices, flips):
     global left
@@ -125,7 +125,7 @@ def _become(words: list[str], log: Path, before: str) -> None:
     for ending, number in ((".out", 1), (".err", 2)):
         os.dup2(os.open(log.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     exec(before, {})
-    from ditlab.cli import run
+    from ditlab.cli.main import run
 
     sys.argv = ["ditlab", *words]
     run()
@@ -153,7 +153,9 @@ class Command:
             forked.start()
             self._code, pid = lambda: forked.exitcode, forked.pid
         else:
-            head = ("-c", f"{before}\nfrom ditlab.cli import run\nrun()") if before else (*launcher, "-m", "ditlab")
+            head = (
+                ("-c", f"{before}\nfrom ditlab.cli.main import run\nrun()") if before else (*launcher, "-m", "ditlab")
+            )
             with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
                 started = subprocess.Popen([sys.executable, *head, *words], stdout=out, stderr=err)
             self._code, pid = started.poll, started.pid
@@ -652,9 +654,9 @@ def flipped_latents(bench: Bench, run: Path) -> str:
 def two_at_once(bench: Bench, run: Path) -> str:
     """The same command is given a second time while the first one trains."""
     first = bench.frozen(run, lambda: checkpoints(run))
-    held = _written(run)
+    locked = _written(run)
     line = bench.start(run).refused("another process", "--out")
-    expect(held == _written(run), f"the second one wrote {set(_written(run)) ^ set(held)}")
+    expect(locked == _written(run), f"the second one wrote {set(_written(run)) ^ set(locked)}")
     first.send(signal.SIGCONT)
     first.finished()
     return f'the second: exit code 2, "{_short(line, run)}", nothing written; the first ended, {bench.same(run)}'
@@ -689,7 +691,9 @@ def nan_at_times(bench: Bench, run: Path) -> str:
 def nan_for_good(bench: Bench, run: Path) -> str:
     """Every loss from step 40 on is NaN."""
     before = BAD_LOSSES.format(factor="lambda step: 'nan' if step >= 40 else 1")
-    line = bench.start(run, before=before, train_part=32).refused("20 of them in a row", "--train.rate", "--train.clip")
+    line = bench.start(run, before=before, train_part=32).refused(
+        "20 of them in a row", "--train.lr", "--train.max-grad-norm"
+    )
     expect(newest(run) == 40 * 32, f"the newest checkpoint is {newest(run)}, not the last before the NaNs")
     return f'after 20 steps exit code 2, "{_short(line, run)}"; without the fault {bench.finish(run, train_part=32)}'
 

@@ -25,7 +25,7 @@ from ditlab.evaluate import FeatureNetwork, feature_network, real_features
 from ditlab.evaluate.features import full_precision, rgb
 from ditlab.evaluate.inception import InceptionV3
 from ditlab.evaluate.real import BATCH, PART
-from ditlab.memory import keep_memory
+from ditlab.runtime.device import keep_memory
 
 
 def network_of(name: str, side: int, device: torch.device) -> FeatureNetwork:

@@ -22,11 +22,11 @@ from rich.table import Table
 
 from ditlab import load
 from ditlab.data import DataConfig, open_data
-from ditlab.evaluate import Evaluator, feature_network, see
+from ditlab.encoders import to_unit
+from ditlab.evaluate import Evaluator, extract_features, feature_network
 from ditlab.evaluate.neighbours import nearest, squared_distances
-from ditlab.latents import to_unit
-from ditlab.sample import Model, grid, write_png
-from ditlab.sample.generate import to_images
+from ditlab.pipelines import Pipeline, grid, write_png
+from ditlab.pipelines.generate import to_images
 
 BATCH, SHOWN, K = 250, 16, 3
 SCALES = (1.0, 1.5, 2.0)
@@ -34,7 +34,9 @@ SCALES = (1.0, 1.5, 2.0)
 
 def features(evaluator: Evaluator, images: np.ndarray) -> np.ndarray:
     """Pooled features (N, D) of images uint8 (N, H, W, C)."""
-    seen = see(evaluator.network, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
+    seen = extract_features(
+        evaluator.network, (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    )
     assert seen is not None
     return seen.features.pooled
 
@@ -50,7 +52,7 @@ def farness(made: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.concatenate(ratios) ** 0.5
 
 
-def through_the_autoencoder(model: Model, images: np.ndarray) -> np.ndarray:
+def through_the_autoencoder(model: Pipeline, images: np.ndarray) -> np.ndarray:
     """Images uint8 (N, H, W, C) encoded and decoded."""
     with torch.no_grad():
         moments = model.autoencoder.encode(to_unit(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())))

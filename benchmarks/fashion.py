@@ -18,9 +18,9 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from ditlab.data import DataConfig, open_data
-from ditlab.evaluate import Evaluator, Number, feature_network, see
-from ditlab.sample import Model, grid, write_png
-from ditlab.sample.shipped import FOLDER, MOST
+from ditlab.evaluate import Evaluator, Number, extract_features, feature_network
+from ditlab.pipelines import Pipeline, grid, write_png
+from ditlab.pipelines.shipped import FOLDER, MOST
 from ditlab.train import read_metrics
 
 BATCH = 250
@@ -32,7 +32,7 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
-def measure(model: Model, count: int) -> Rows:
+def measure(model: Pipeline, count: int) -> Rows:
     """Numbers of real test images, and of samples with and without guidance."""
     data = open_data(DataConfig(source="fashion"))
     train, test = data.load(), open_data(replace(data.config, split="test")).load()
@@ -42,7 +42,9 @@ def measure(model: Model, count: int) -> Rows:
 
     def row(images: np.ndarray, labels: np.ndarray) -> dict[str, Number]:
         right = float((judge.predict(flat(images)) == labels).mean())
-        seen = see(evaluator.network, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
+        seen = extract_features(
+            evaluator.network, (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+        )
         assert seen is not None
         numbers = {"right class": Number(right, (right * (1 - right) / len(images)) ** 0.5), **evaluator.measure(seen)}
         found = evaluator.neighbours(seen)
@@ -56,7 +58,7 @@ def measure(model: Model, count: int) -> Rows:
     return rows
 
 
-def card(model: Model, command: str, psnr: float, rows: Rows, count: int) -> str:
+def card(model: Pipeline, command: str, psnr: float, rows: Rows, count: int) -> str:
     """The model card."""
     network = sum(parameter.numel() for parameter in model.network.parameters())
     autoencoder = sum(parameter.numel() for parameter in model.autoencoder.parameters())
@@ -109,10 +111,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     run, folder = given.run, FOLDER / "fashion"
-    model = Model.load(run)
+    model = Pipeline.load(run)
     if given.ship:
         model.save(folder, half=True)
-        model = Model.load(folder)  # what is measured is what ships
+        model = Pipeline.load(folder)  # what is measured is what ships
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert size <= MOST, f"{size:,} bytes are too many"
     psnr = [row["psnr"] for row in read_metrics(run.with_name(f"{run.name}-autoencoder")) if "psnr" in row][-1]

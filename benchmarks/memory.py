@@ -1,4 +1,4 @@
-"""What keeping freed memory gives (`ditlab.memory`): the same work with and without it, in processes of their own, in turn.
+"""The effect of keeping freed memory (`ditlab.runtime.device`): the same work with and without it, in turn.
 
     python benchmarks/memory.py [--json benchmarks/results/memory-cpu.json]
 
@@ -20,8 +20,8 @@ import torch
 from table import Row, arguments, compare, show
 
 from ditlab.evaluate import feature_network
-from ditlab.memory import keep_memory
 from ditlab.models import Condition, DiTConfig, NetworkConfig, NetworkInput, UNetConfig, build
+from ditlab.runtime.device import keep_memory
 
 ROUNDS = 3
 

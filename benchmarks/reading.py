@@ -18,13 +18,13 @@ import torch
 from table import Row, arguments, compare, in_turn, show
 from training import SHAPE, Step, ours
 
-from ditlab.data import DataConfig, Order
+from ditlab.data import DataConfig, DataOrder
 from ditlab.data.arrays import ArraySource
 from ditlab.data.dataset import Dataset
 from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.latents import Autoencoder, LatentCache, encode, identity
+from ditlab.encoders import Autoencoder, LatentCache, encode, identity
 from ditlab.models import DiTConfig
-from ditlab.train.feed import step_generator
+from ditlab.train.prefetch import step_generator
 
 BATCH = 256
 
@@ -48,7 +48,7 @@ def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
         began = time.perf_counter()
         cache = cache_of(count, Path(folder))
         more = {"bytes": f"{count * 16 // 1024} MiB in {time.perf_counter() - began:.0f} s"}
-        order, position = Order(count, 0), [0]
+        order, position = DataOrder(count, 0), [0]
 
         def read() -> None:
             indices, flips = order.batch(position[0], BATCH)

@@ -34,11 +34,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ditlab import load
-from ditlab.memory import keep_memory
+from ditlab.pipelines import Pipeline
 from ditlab.playground.api import Limits, Served, build_app
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import computed
-from ditlab.sample import Model
+from ditlab.runtime.device import keep_memory
 
 STEPS, MIXED, SAMPLER = (10,), (5, 10, 15, 20), "euler"  # of a request, by its seed
 CLIENTS = (1, 8, 64)
@@ -55,7 +55,7 @@ class ByBatch(Batcher):
 
 
 @contextmanager
-def listening(model: Model, most: int, kind: type[Batcher]) -> Iterator[str]:
+def listening(model: Pipeline, most: int, kind: type[Batcher]) -> Iterator[str]:
     """The address of a server in this process."""
     served = Served({"model": model}, Limits(), most, waiting=1024)
     if kind is not Batcher:
@@ -112,7 +112,7 @@ def _memory() -> float:
 
 
 def _measure_all(
-    model: Model, measured: Callable[[str, int, int, tuple[int, ...]], dict[str, float]], each: int, many: int
+    model: Pipeline, measured: Callable[[str, int, int, tuple[int, ...]], dict[str, float]], each: int, many: int
 ) -> list[dict[str, object]]:
     """A row for each number of clients and way of joining, and one of many requests."""
     rows = list[dict[str, object]]()

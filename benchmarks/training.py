@@ -17,7 +17,7 @@ from table import Row, arguments, compare, in_turn, show
 from torch import nn
 
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, cost
-from ditlab.train.ema import Average
+from ditlab.train.ema import EMA
 from ditlab.train.speed import matrix_rate
 
 SHAPE = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
@@ -43,7 +43,7 @@ class Step:
         self.t = torch.randint(1000, (batch,), generator=generator).to(device)
         self.condition = Condition(torch.randint(1000, (batch,), generator=generator).to(device))
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True) if whole else None
-        self.average = Average(network, 0.9999) if whole else None
+        self.average = EMA(network, 0.9999) if whole else None
 
     def __call__(self) -> None:
         """Once."""

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path) -> Any:
-    """A trained model, ``ditlab.sample.Model``; ``load("fashion").sample()`` makes images.
+    """A trained model, ``ditlab.pipelines.Pipeline``; ``load("fashion").sample()`` makes images.
 
     Args:
         path: a run folder, a ``model.safetensors``, the name of a model that ships, a folder of diffusers' DiTPipeline, or

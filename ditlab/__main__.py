@@ -1,5 +1,5 @@
 """``python -m ditlab`` is ``ditlab``."""
 
-from ditlab.cli import run
+from ditlab.cli.main import run
 
 run()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditlab.cli import main
+from ditlab.cli.main import main
 from ditlab.errors import UserError
 
 # torch logs hundreds of lines a checkpoint, which pytest would show with every failure.
@@ -36,10 +36,10 @@ KL_RECIPE = '''"""Digits in latents: 8x8 to 4x4 with two channels."""
 
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
-from ditlab.latents import AutoencoderConfig
+from ditlab.encoders import AutoencoderConfig
 from ditlab.models import DiTConfig
 from ditlab.recipes import Recipe
-from ditlab.sample import SampleConfig
+from ditlab.pipelines import SampleConfig
 from ditlab.train import TrainConfig
 
 recipe = Recipe(
@@ -47,11 +47,11 @@ recipe = Recipe(
     data=DataConfig(source="digits", limit=600),
     autoencoder=AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16), kl_weight=1e-3),
     autoencoder_train=TrainConfig(
-        images=3200, batch=32, rate=4e-3, cooldown=0.5, ema=0.9, log=320, checkpoint=640, samples=1600
+        images=3200, batch=32, lr=4e-3, cooldown=0.5, ema=0.9, log=320, checkpoint=640, samples=1600
     ),
     model=DiTConfig(depth=1, width=16, heads=2, patch=2),
     diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False),
-    train=TrainConfig(images=320, batch=32, rate=1e-3, log=160, checkpoint=160, samples=320),
+    train=TrainConfig(images=320, batch=32, lr=1e-3, log=160, checkpoint=160, samples=320),
     sample=SampleConfig(sampler="euler", steps=2),
     sample_images=4,
 )

@@ -37,13 +37,13 @@ from ditlab.diffusion import (
     build_loss,
     sample,
 )
-from ditlab.latents import AutoencoderConfig, new_kl
+from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.models import Condition, DiTConfig, NetworkConfig, NetworkInput, UNetConfig, build
+from ditlab.pipelines import Pipeline, SampleConfig, denoising, interpolating, label_indices
 from ditlab.recipes import Recipe
-from ditlab.recipes.prepare import Place, pixel_autoencoder
+from ditlab.recipes.prepare import RunContext, pixel_autoencoder
 from ditlab.recipes.run import build_model, train_recipe
-from ditlab.sample import Model, SampleConfig, denoising, interpolating, label_indices
-from ditlab.train import AutoencoderObjective, DiffusionObjective, TrainConfig, read_metrics, train
+from ditlab.train import AutoencoderTask, DiffusionTask, TrainConfig, read_metrics, train
 
 Tensors = dict[str, Tensor]
 Case = Callable[[], Tensors]
@@ -69,15 +69,15 @@ def short_training(batch: int, steps: int = 20, every: int = 1, rate: float = 3e
     """``steps`` steps, a row of metrics every ``every`` of them."""
     total = batch * steps
     return TrainConfig(
-        images=total, batch=batch, rate=rate, beta2=0.99, weight_decay=0.01, warmup=0.1, cooldown=0.4, ema=0.9, clip=5.0,
-        precision="fp32", part=batch, log=batch * every, checkpoint=total, samples=total,
+        images=total, batch=batch, lr=rate, beta2=0.99, weight_decay=0.01, warmup=0.1, cooldown=0.4, ema=0.9, max_grad_norm=5.0,
+        precision="fp32", microbatch=batch, log=batch * every, checkpoint=total, samples=total,
     )  # fmt: skip
 
 
-def run_training(objective: AutoencoderObjective | DiffusionObjective, folder: Path) -> Tensors:
+def run_training(objective: AutoencoderTask | DiffusionTask, folder: Path) -> Tensors:
     """20 steps of 8 images into a folder; the loss of each, and PSNR where it is measured."""
     config = short_training(8)
-    train(objective, config, seed=0, flip=True, folder=folder, device=CPU, say=lambda _: None, title="reference")
+    train(objective, config, seed=0, flip=True, folder=folder, device=CPU, log=lambda _: None, title="reference")
     return rows_of(folder)
 
 
@@ -89,7 +89,7 @@ def rows_of(folder: Path) -> Tensors:
     return found | ({"psnr": torch.tensor(psnr)} if psnr else {})
 
 
-def sampled(model: Model, config: SampleConfig, count: int = 4) -> Tensors:
+def sampled(model: Pipeline, config: SampleConfig, count: int = 4) -> Tensors:
     """``count`` images of seed 3: the final x, the data expected at every step, and the pixels."""
     states = list(denoising(model, label_indices(model, None, count), 3, 0, config))
     pixels = model.sample(
@@ -108,10 +108,10 @@ def trained_diffusion(network: NetworkConfig, diffusion: DiffusionConfig, config
     data = random_images()
     autoencoder = pixel_autoencoder(data)
     model = build_model(Recipe(model=network, diffusion=diffusion, sample=config), autoencoder, data.shape, data.names)
-    objective = DiffusionObjective(model.network, build_loss(diffusion), autoencoder, data, model, 4, 0)
+    objective = DiffusionTask(model.network, build_loss(diffusion), autoencoder, data, model, 4, 0)
     with tempfile.TemporaryDirectory() as folder:
         losses = run_training(objective, Path(folder))
-        averaged = Model.load(folder)
+        averaged = Pipeline.load(folder)
         return {**losses, "output": told(averaged.network), **sampled(averaged, config)}
 
 
@@ -122,7 +122,7 @@ def trained_autoencoder() -> Tensors:
     autoencoder = new_kl(config, data.shape[0], 0)
     few = Images(data.pixels[:16], data.labels[:16], data.names, data.fingerprint, ())
     with tempfile.TemporaryDirectory() as folder:
-        losses = run_training(AutoencoderObjective(autoencoder, data, few, config.kl_weight), Path(folder))
+        losses = run_training(AutoencoderTask(autoencoder, data, few, config.kl_weight), Path(folder))
     pixels = torch.from_numpy(few.pixels).float() / 127.5 - 1
     with torch.no_grad():
         moments = autoencoder.encode(pixels)
@@ -145,7 +145,7 @@ def trained_recipe(latents: bool) -> Tensors:
         sample_images=4,
     )
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder) / "run", CPU, lambda _: None)
+        place = RunContext(Path(folder) / "run", CPU, lambda _: None)
         model = train_recipe(recipe, place)
         found = {**rows_of(place.out), **sampled(model, recipe.sample)}
         if latents:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ditlab.cli import COMMANDS
+from ditlab.cli.main import COMMANDS
 from ditlab.recipes import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent

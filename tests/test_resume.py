@@ -25,7 +25,7 @@ DRIVER = """
 import json, os, random, resource, signal, sys, time
 import matplotlib.pyplot, sklearn.datasets
 import ditlab.recipes
-from ditlab.cli import main
+from ditlab.cli.main import main
 from ditlab.train import checkpoint
 
 def die_at(call, left, before):

@@ -3,6 +3,6 @@
 from ditlab.data.config import DataConfig
 from ditlab.data.dataset import Dataset, Images
 from ditlab.data.opening import open_data
-from ditlab.data.order import Order
+from ditlab.data.order import DataOrder
 
-__all__ = ["DataConfig", "Dataset", "Images", "Order", "open_data"]
+__all__ = ["DataConfig", "DataOrder", "Dataset", "Images", "open_data"]

@@ -38,7 +38,7 @@ class Images:
     labels: np.ndarray
     names: tuple[str, ...]
     fingerprint: str
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -81,7 +81,7 @@ class Dataset:
 
     def __init__(self, source: Source, config: DataConfig) -> None:
         self.source, self.config = source, config
-        self.left_out: dict[int, str] = {}
+        self.skipped: dict[int, str] = {}
         limited = 0 < config.limit < len(source)
         self._chosen = _draw(len(source), config.limit) if limited else np.arange(len(source))
         self.labels: np.ndarray = source.labels[self._chosen]
@@ -143,8 +143,8 @@ class Dataset:
         labels = self.labels
         if not readable.all():
             pixels, labels = pixels[readable], labels[readable]
-        left_out = tuple(self.left_out[index] for index in sorted(self.left_out))
-        return Images(pixels, labels, self.names, self.fingerprint, left_out)
+        skipped = tuple(self.skipped[index] for index in sorted(self.skipped))
+        return Images(pixels, labels, self.names, self.fingerprint, skipped)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Write image ``indices[i]`` to ``pixels[i]``, uint8 (C, H, W); returns which could be decoded, bool (M,)."""
@@ -174,13 +174,13 @@ class Dataset:
 
     def _prepare(self, index: int) -> np.ndarray | None:
         """One image as uint8 (H, W, C), None if it cannot be decoded."""
-        if index in self.left_out:
+        if index in self.skipped:
             return None
         place = int(self._chosen[index])
         try:
             image = self.source.decode(place, self.config.channels if self._shape is None else self._shape[0])
         except Unreadable as error:
-            self.left_out[index] = f"{self.source.name(place)}: {error}"
+            self.skipped[index] = f"{self.source.name(place)}: {error}"
             return None
         height, width = image.shape[:2]
         if self._target is not None:
@@ -208,7 +208,7 @@ class Dataset:
 
     def _nothing_readable(self) -> UserError:
         return UserError(
-            f"none of the {len(self):,} images of {self.source.title} can be decoded (first: {self.left_out[0]}); "
+            f"none of the {len(self):,} images of {self.source.title} can be decoded (first: {self.skipped[0]}); "
             "give images in PNG, JPEG, WebP, BMP, GIF or TIFF"
         )
 

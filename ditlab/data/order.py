@@ -10,7 +10,7 @@ _PERMUTATION, _FLIPS = 0, 1
 _KEPT_EPOCHS = 2
 
 
-class Order:
+class DataOrder:
     """Every image once an epoch, a new order each epoch, flips drawn beside it.
 
     ``batch(p, a + b)`` equals ``batch(p, a)`` followed by ``batch(p + a, b)``, so neither the batch size, the number of

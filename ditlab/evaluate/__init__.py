@@ -1,6 +1,6 @@
 """Measuring what models make."""
 
-from ditlab.evaluate.evaluator import Evaluator, Neighbours, Seen, see
+from ditlab.evaluate.evaluator import Evaluator, ExtractedFeatures, Neighbours, extract_features
 from ditlab.evaluate.features import NETWORKS, FeatureNetwork, Features, concatenate, feature_network
 from ditlab.evaluate.measure import Number, floor, measure
 from ditlab.evaluate.metrics import enough, frechet_distance, inception_score, kernel_distance
@@ -14,6 +14,7 @@ __all__ = [
     "NETWORKS",
     "Evaluation",
     "Evaluator",
+    "ExtractedFeatures",
     "FeatureNetwork",
     "Features",
     "Memorisation",
@@ -21,11 +22,11 @@ __all__ = [
     "Number",
     "Real",
     "Reference",
-    "Seen",
     "Statistics",
     "append_result",
     "concatenate",
     "enough",
+    "extract_features",
     "feature_network",
     "floor",
     "frechet_distance",
@@ -39,7 +40,6 @@ __all__ = [
     "read_results",
     "read_statistics",
     "real_features",
-    "see",
     "write_neighbours",
     "write_statistics",
 ]

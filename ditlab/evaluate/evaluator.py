@@ -15,8 +15,8 @@ from ditlab.evaluate.measure import Number, enough_real, floor, measure
 from ditlab.evaluate.neighbours import PERCENT, memorisation, nearest
 from ditlab.evaluate.real import BATCH, Real, extract, real_features
 from ditlab.evaluate.statistics import Reference
-from ditlab.processes import ALONE, Processes
-from ditlab.sample import in_order
+from ditlab.pipelines import in_order
+from ditlab.runtime.distributed import ALONE, Processes
 
 LOOKED_AT = 1_000  # made images, and held-out ones, whose nearest training images are searched
 HELD_OUT = round(1 / PERCENT)  # held-out images that are needed to speak of the closest 1% of them
@@ -25,7 +25,7 @@ SIDE = 32  # pixels along a side, at most, where images are compared pixel by pi
 
 
 @dataclass(frozen=True)
-class Seen:
+class ExtractedFeatures:
     """Made images as the network saw them.
 
     Attributes:
@@ -106,7 +106,7 @@ class Evaluator:
         """Whether the real images are enough for a Frechet distance."""
         return enough_real(self.whole)
 
-    def measure(self, seen: Seen) -> dict[str, Number]:
+    def measure(self, seen: ExtractedFeatures) -> dict[str, Number]:
         """The numbers of made images.
 
         Raises:
@@ -122,7 +122,7 @@ class Evaluator:
         """
         return {} if self.real is None else floor(self.real)
 
-    def neighbours(self, seen: Seen) -> Neighbours | None:
+    def neighbours(self, seen: ExtractedFeatures) -> Neighbours | None:
         """Look for memorised images, in features and in pixels; gives nothing where the training images are not at hand.
 
         Raises:
@@ -161,12 +161,12 @@ class Evaluator:
         return Neighbours(numbers, expected, drawn(made[:SHOWN]), closest["features"], closest["pixels"])
 
 
-def see(
+def extract_features(
     network: FeatureNetwork,
     batches: Iterable[np.ndarray],
     processes: Processes = ALONE,
     tell: Callable[[int], None] = lambda done: None,
-) -> Seen | None:
+) -> ExtractedFeatures | None:
     """Show made images to a network: each process its share of the batches, as ``generate`` gives them out.
 
     Args:
@@ -193,7 +193,9 @@ def see(
     ordered = in_order(everyone)
     if not ordered:
         raise UserError("there are no images to measure")
-    return Seen(concatenate([part for part, _ in ordered]), np.concatenate([batch for _, batch in ordered])[:LOOKED_AT])
+    return ExtractedFeatures(
+        concatenate([part for part, _ in ordered]), np.concatenate([batch for _, batch in ordered])[:LOOKED_AT]
+    )
 
 
 def small_pixels(images: np.ndarray) -> np.ndarray:

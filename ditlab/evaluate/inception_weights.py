@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ditlab import atomic
 from ditlab.errors import UserError
+from ditlab.runtime import files
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -70,7 +70,7 @@ def reference_weights() -> Path:
             f"{url} gave {len(content)} bytes that are not the reference weights (SHA-256 {digest[:8]}, not {SHA256[:8]}); "
             f"{instead}"
         )
-    atomic.write_file(path, content)
+    files.write_file(path, content)
     return path
 
 

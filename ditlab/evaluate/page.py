@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from ditlab import atomic
 from ditlab.errors import UserError
 from ditlab.evaluate.evaluator import Neighbours
 from ditlab.evaluate.measure import Number
-from ditlab.sample import grid, write_png
+from ditlab.pipelines import grid, write_png
+from ditlab.runtime import files
 
 RESULTS, REPORT, TITLE = "results.jsonl", "report.md", "# Evaluation"
 PARTS = ("numbers", "floor")
@@ -85,8 +85,8 @@ def append_result(folder: Path, evaluation: Evaluation) -> None:
     """
     everything = [*read_results(folder), evaluation]
     lines = (folder / RESULTS).read_text().splitlines() if len(everything) > 1 else []
-    atomic.write_file(folder / RESULTS, "\n".join([*lines, json.dumps(evaluation.record()), ""]))
-    atomic.write_file(folder / REPORT, report(everything))
+    files.write_file(folder / RESULTS, "\n".join([*lines, json.dumps(evaluation.record()), ""]))
+    files.write_file(folder / REPORT, report(everything))
 
 
 def read_results(folder: Path) -> list[Evaluation]:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ditlab import atomic
 from ditlab.data import Dataset
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate
 from ditlab.evaluate.inception_weights import cache_folder
 from ditlab.evaluate.sample_archive import reading
 from ditlab.evaluate.statistics import Reference, Statistics, read_statistics, write_statistics
-from ditlab.processes import ALONE, Processes
+from ditlab.runtime import files
+from ditlab.runtime.distributed import ALONE, Processes
 
 FORMAT = 1  # of what is kept: another number where a network's features or their choice change under the same name
 KEPT = 65_536  # images whose own features are kept, evenly over the data set: 335 MB of 1280 numbers each
@@ -46,8 +46,8 @@ class Real:
 
     def describe(self) -> str:
         """Which images these are: ``fashion: 60,000 images of 1x28x28, 10 classes, train``."""
-        left_out = len(self.dataset) - self.whole.count
-        unreadable = f", {left_out:,} left out, unreadable" if left_out else ""
+        skipped = len(self.dataset) - self.whole.count
+        unreadable = f", {skipped:,} left out, unreadable" if skipped else ""
         return f"{self.dataset.describe()}, {self.dataset.config.split}{unreadable}"
 
     def sample(self, count: int, half: int | None = None) -> np.ndarray:
@@ -65,7 +65,7 @@ class Real:
         if len(found) < len(rows):
             raise UserError(
                 f"a real image was readable when the network saw it and no longer is "
-                f"({next(iter(self.dataset.left_out.values()))}); mend it, or take it out"
+                f"({next(iter(self.dataset.skipped.values()))}); mend it, or take it out"
             )
         return pixels.transpose(0, 2, 3, 1)
 
@@ -185,7 +185,7 @@ def _merged(dataset: Dataset, network: FeatureNetwork, everyone: Sequence[_Share
 def _reference(half: _Half, dataset: Dataset, network: FeatureNetwork) -> Reference:
     if half.pooled.count < 2:
         raise UserError(
-            f"{dataset.describe()}, of which {len(dataset.left_out)} cannot be read: too few to measure against; a "
+            f"{dataset.describe()}, of which {len(dataset.skipped)} cannot be read: too few to measure against; a "
             "covariance of each half needs 2, a distance many more"
         )
     places = (None, None) if half.spatial is None else (half.spatial.mean, half.spatial.covariance)
@@ -214,7 +214,7 @@ def _save(place: Path, real: Real) -> None:
         write_statistics(place / f"{name}.npz", statistics)
     buffer = io.BytesIO()
     np.savez(buffer, indices=real.indices, pooled=real.pooled)
-    atomic.write_file(place / "kept.npz", buffer.getvalue())
+    files.write_file(place / "kept.npz", buffer.getvalue())
 
 
 def _load(place: Path, dataset: Dataset) -> Real | None:

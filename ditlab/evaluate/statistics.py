@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ditlab import atomic
 from ditlab.errors import UserError
 from ditlab.evaluate.sample_archive import reading
+from ditlab.runtime import files
 
 BLOCK = 1024  # rows a product: the D x D sum is then read and written once a thousand images
 SAID = ("count", "distance", "size", "images")  # fields of a reference that only ditlab's own files hold
@@ -180,7 +180,7 @@ def write_statistics(path: Path, reference: Reference) -> None:
     said = {name: getattr(reference, name) for name in SAID}
     buffer = io.BytesIO()
     np.savez(buffer, ditlab=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
-    atomic.write_file(path, buffer.getvalue())
+    files.write_file(path, buffer.getvalue())
 
 
 def read_statistics(path: Path) -> Reference:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ditlab.interop import hub, pipeline
-from ditlab.latents import DiffusersAutoencoder, load_pretrained
-from ditlab.sample import Model
+from ditlab.encoders import DiffusersAutoencoder, load_pretrained
+from ditlab.interop import diffusers_pipeline, hub
+from ditlab.pipelines import Pipeline
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_model(name: str | Path) -> Model:
+def find_model(name: str | Path) -> Pipeline:
     """A model.
 
     Args:
@@ -23,15 +23,15 @@ def find_model(name: str | Path) -> Model:
         UserError: nothing readable there.
     """
     folder = Path(name)
-    if (folder / pipeline.INDEX).is_file():
-        return pipeline.read(folder)
+    if (folder / diffusers_pipeline.INDEX).is_file():
+        return diffusers_pipeline.read(folder)
     here = folder.exists() or folder.parent.exists() or folder.parts[:1] == ("runs",)  # a mistyped run is not asked for
     if HUB_ID.fullmatch(str(name)) and not here:
         return find_model(hub.download(str(name)))
-    return Model.load(name)
+    return Pipeline.load(name)
 
 
-def find(name: str | Path) -> Model | DiffusersAutoencoder:
+def find(name: str | Path) -> Pipeline | DiffusersAutoencoder:
     """A model, as ``find_model``; or the autoencoder in a folder of Stable Diffusion's VAE, as diffusers keeps it.
 
     Raises:

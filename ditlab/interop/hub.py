@@ -11,8 +11,8 @@ from typing import Any
 from ditlab.errors import UserError
 from ditlab.models import cost
 from ditlab.models.network import describe
-from ditlab.sample import Model
-from ditlab.sample.model import RECORD, WEIGHTS
+from ditlab.pipelines import Pipeline
+from ditlab.pipelines.pipeline import RECORD, WEIGHTS
 
 CARD = "README.md"
 PICTURE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")  # and its file in Markdown
@@ -33,7 +33,7 @@ def push(run: Path, name: str, private: bool = False) -> str:
     Raises:
         UserError: no model there, no such account, or the hub is out of reach.
     """
-    hub, model = _hub(), Model.load(run)
+    hub, model = _hub(), Pipeline.load(run)
     folder = run.parent if run.suffix == ".safetensors" else run
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
@@ -69,7 +69,7 @@ def download(name: str) -> Path:
         ) from error
 
 
-def card(model: Model, name: str, folder: Path) -> str:
+def card(model: Pipeline, name: str, folder: Path) -> str:
     """A model's card in Markdown: what it makes, how it is used, then the pages its run has, of training and of measuring.
 
     Args:

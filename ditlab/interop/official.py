@@ -19,14 +19,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ditlab import atomic
 from ditlab.diffusion import DiffusionConfig
+from ditlab.encoders import load_pretrained
+from ditlab.encoders.record import load_weights
 from ditlab.errors import UserError
-from ditlab.latents import load_pretrained
-from ditlab.latents.record import load_weights
 from ditlab.models import SIZES, DiT, DiTConfig, Network, NetworkInput
 from ditlab.models.blocks import BlockConfig
-from ditlab.sample import Model, SampleConfig
+from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.runtime import files
 
 # ditlab's name of each tensor in the public layout, N being a block's number.
 NAMES = {
@@ -156,7 +156,7 @@ def fits(network: Network, what: str = "the public DiT layout") -> DiT:
     return network
 
 
-def paper(model: Model, what: str = "the public DiT layout") -> DiT:
+def paper(model: Pipeline, what: str = "the public DiT layout") -> DiT:
     """The network of a model that is the paper's, process included.
 
     Raises:
@@ -171,7 +171,7 @@ def paper(model: Model, what: str = "the public DiT layout") -> DiT:
     return network
 
 
-def export(model: Model, out: Path, force: bool = False) -> None:
+def export(model: Pipeline, out: Path, force: bool = False) -> None:
     """Write a network as a checkpoint in the public layout, which the public code's ``load_state_dict`` takes.
 
     Args:
@@ -190,7 +190,7 @@ def export(model: Model, out: Path, force: bool = False) -> None:
     buffer = io.BytesIO()
     if out.suffix == ".pt":
         torch.save(tensors, buffer)
-    atomic.write_file(out, buffer.getvalue() or safetensors.torch.save(tensors))
+    files.write_file(out, buffer.getvalue() or safetensors.torch.save(tensors))
 
 
 def state_dict(network: Network) -> dict[str, Tensor]:
@@ -231,6 +231,6 @@ def import_checkpoint(checkpoint: Path, out: Path, vae: str, force: bool = False
     pixels = (autoencoder.channels, shape.height * autoencoder.factor, shape.width * autoencoder.factor)
     names = [str(index) for index in range(shape.classes)]
     diffusion = DiffusionConfig(learned_variance=shape.learned_variance)
-    model = Model(network, diffusion, autoencoder, pixels, names, SampleConfig(), {"imported": checkpoint.name})
+    model = Pipeline(network, diffusion, autoencoder, pixels, names, SampleConfig(), {"imported": checkpoint.name})
     model.save(out)
     return out

@@ -22,10 +22,10 @@ from starlette.exceptions import HTTPException
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
+from ditlab.pipelines import Pipeline, label_indices, png, single
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.guard import Guard
 from ditlab.playground.request import Busy, Cancelled, Late, Request
-from ditlab.sample import Model, label_indices, png, single
 
 POLL = 0.05  # seconds between looks at whether a client is still there
 LONGEST, NAME = 1000, 200  # characters of a prompt, and of a label
@@ -93,7 +93,7 @@ class Served:
         key: that clients must show; empty: none.
     """
 
-    def __init__(self, models: dict[str, Model], limits: Limits, most: int = 64, waiting: int = 256, key: str = ""):
+    def __init__(self, models: dict[str, Pipeline], limits: Limits, most: int = 64, waiting: int = 256, key: str = ""):
         self.models, self.limits, self.key = models, limits, key
         bf16 = {name: model.defaults.bf16_on(model.device) for name, model in models.items()}
         self.batchers = {name: Batcher(model, most, waiting, bf16[name]) for name, model in models.items()}
@@ -110,7 +110,7 @@ class Served:
         self.began = int(time.time())
         self.answering = 0  # requests for images that are not answered yet
 
-    def named(self, name: str | None) -> tuple[str, Model, Batcher]:
+    def named(self, name: str | None) -> tuple[str, Pipeline, Batcher]:
         """A model by its name, the first where none is given."""
         chosen = name or next(iter(self.models))
         if chosen not in self.models:
@@ -134,7 +134,7 @@ class Served:
         for batcher in self.batchers.values():
             batcher.close()
 
-    def request(self, asked: Generation) -> tuple[str, Model, Request]:
+    def request(self, asked: Generation) -> tuple[str, Pipeline, Request]:
         """What is to be made.
 
         Raises:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from ditlab.diffusion import Denoiser, State
 from ditlab.errors import UserError
 from ditlab.models import Condition
+from ditlab.pipelines import Pipeline, to_images
 from ditlab.playground.compute import computed
 from ditlab.playground.request import Busy, Request, denoised, rows
-from ditlab.sample import Model, to_images
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Batcher:
         bf16: the network's matrix products are in bfloat16.
     """
 
-    def __init__(self, model: Model, most: int = 64, waiting: int = 256, bf16: bool = False):
+    def __init__(self, model: Pipeline, most: int = 64, waiting: int = 256, bf16: bool = False):
         self.model, self.most, self.bf16 = model, most, bf16
         self._asking = copy.copy(model)
         denoiser = model.denoiser

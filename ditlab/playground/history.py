@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ditlab import atomic
+from ditlab.runtime import files
 from ditlab.train import read_metrics
 from ditlab.train.meter import METRICS
 
@@ -116,7 +116,7 @@ def _run(folder: Path, root: Path) -> Run | None:
     except (OSError, ValueError, KeyError, TypeError):
         total = 0
     finished = (folder / "report.md").exists()
-    state = "training" if atomic.is_held(folder) else "finished" if finished else "stopped"
+    state = "training" if files.is_locked(folder) else "finished" if finished else "stopped"
     return Run(_name(folder, root), folder, state, rows, total)
 
 
@@ -132,13 +132,13 @@ def _whole(row: dict) -> bool:
 
 def _folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
     """Folders below one with the names of their files; what lies in checkpoints and the like is left out, links too."""
-    for place, folders, files in os.walk(root):
+    for place, folders, names in os.walk(root):
         folder = Path(place)
         depth = len(folder.relative_to(root).parts)
         folders[:] = sorted(
             name for name in folders if name not in PASSED_OVER and not name.startswith(".") and depth < DEEPEST
         )
-        yield folder, set(files)
+        yield folder, set(names)
 
 
 def _name(folder: Path, root: Path) -> str:

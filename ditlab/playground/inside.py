@@ -15,9 +15,9 @@ from torch import Tensor
 from ditlab.diffusion import Point, points
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiT
+from ditlab.pipelines import Pipeline, grid, single, to_images
+from ditlab.pipelines.generate import image_generator
 from ditlab.playground.compute import computed
-from ditlab.sample import Model, grid, single, to_images
-from ditlab.sample.generate import image_generator
 
 SIDE = 336  # pixels of the enlarged image, about
 LINE, CHOSEN = (255, 255, 255), (255, 120, 0)
@@ -37,7 +37,7 @@ class Subject:
         image: uint8 (H, W, C).
     """
 
-    def __init__(self, model: Model, label: int, seed: int, latent: Tensor, image: np.ndarray):
+    def __init__(self, model: Pipeline, label: int, seed: int, latent: Tensor, image: np.ndarray):
         self.model, self.label, self.latent, self.image = model, label, latent, image
         # Noise of its own: that of the seed is what the image was made from.
         self.noise = torch.randn(latent.shape[1:], generator=image_generator(seed, 1))[None].to(model.device)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ditlab.diffusion import State
-from ditlab.sample import Model, SampleConfig, interpolating
-from ditlab.sample.generate import denoising_each, image_generator
+from ditlab.pipelines import Pipeline, SampleConfig, interpolating
+from ditlab.pipelines.generate import denoising_each, image_generator
 
 
 class Busy(Exception):  # noqa: N818 - the server's state, not an error of its
@@ -77,7 +77,7 @@ class Interpolation(Request):
     last: tuple[int, int] = (0, -1)
 
 
-def denoised(model: Model, requests: Sequence[Request]) -> Iterator[State]:
+def denoised(model: Pipeline, requests: Sequence[Request]) -> Iterator[State]:
     """The denoising of requests of one configuration, one after the other in each state; interpolations come alone."""
     first = requests[0]
     if isinstance(first, Interpolation):

@@ -50,7 +50,7 @@ def serve(
     port: int,
     limits: Limits,
     most: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Listen until told to stop; then finish what was taken, and return.
 
@@ -62,7 +62,7 @@ def serve(
         port: of it; 0 is any that is free.
         limits: of one request.
         most: images of a model under way at a time.
-        say: tells a person something, in one line.
+        log: writes one line to the console.
 
     Raises:
         UserError: a model or the address is not to be had, or the address is open to others without a key.
@@ -79,7 +79,7 @@ def serve(
     try:
         app = mount_page(build_app(served), Studio(served, named, runs), key)
         place = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        say(f"{', '.join(models)} at {place}, {'with' if key else 'without'} a key; Ctrl-C ends it")
+        log(f"{', '.join(models)} at {place}, {'with' if key else 'without'} a key; Ctrl-C ends it")
         grace = int(limits.seconds) + 1
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
         for name in ENDING:  # uvicorn ends well, and sends itself the signal once more then

@@ -15,11 +15,11 @@ import torch
 
 from ditlab.diffusion import State
 from ditlab.errors import UserError
+from ditlab.pipelines import Pipeline, label_indices, to_images
 from ditlab.playground.api import Generation, Served
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import computed
 from ditlab.playground.request import Request
-from ditlab.sample import Model, label_indices, to_images
 from ditlab.train.checkpoint import existing, load_average
 
 SHARE = 0.25  # of the time that drawing previews may take
@@ -70,7 +70,7 @@ class Studio:
         """Of the models."""
         return list(self.served.models)
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> Pipeline:
         """A model by name.
 
         Raises:
@@ -106,7 +106,7 @@ class Studio:
         """
         return self.served.batchers[name].submit(request)
 
-    def make(self, name: str, request: Request, model: Model | None = None) -> np.ndarray:
+    def make(self, name: str, request: Request, model: Pipeline | None = None) -> np.ndarray:
         """Make a request's images, uint8 (N, H, W, C), of a model of that name as it is served, or of another of its kind.
 
         Raises:
@@ -199,7 +199,7 @@ class Studio:
         folder = source.parent if source.suffix == ".safetensors" else source
         return {int(path.name): path for path in existing(folder / "checkpoints") if path.name.isdecimal()}
 
-    def earlier(self, name: str, images: int) -> Model:
+    def earlier(self, name: str, images: int) -> Pipeline:
         """A model as it was after so many images, as a checkpoint has it.
 
         Raises:
@@ -210,8 +210,8 @@ class Studio:
             known = ", ".join(f"{count:,}" for count in found) or "none"
             raise UserError(f"{name} has no checkpoint after {images:,} images; there are: {known}")
 
-        def load() -> Model:
-            model = Model.load(self.sources[name])
+        def load() -> Pipeline:
+            model = Pipeline.load(self.sources[name])
             load_average(found[images], model.network)
             return model.to(self.model(name).device)
 
@@ -221,13 +221,13 @@ class Studio:
 class _Watch:
     """Watches a request: keeps the newest state for a preview, and some of the first image's for a filmstrip."""
 
-    def __init__(self, model: Model, request: Request):
+    def __init__(self, model: Pipeline, request: Request):
         self.model, self.request = model, request
         steps = request.config.steps
         self.kept = set(np.linspace(0, steps - 1, FRAMES - 1).round().astype(int).tolist())
         self.step, self.newest = 0, torch.empty(0)
         self.states: list[State] = []
-        request.watch = self.see
+        request.watch = self.extract_features
 
     def __enter__(self) -> _Watch:
         return self
@@ -235,7 +235,7 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self.request.give_up()  # whoever looked has gone; nothing happens where it is done
 
-    def see(self, state: State) -> None:
+    def extract_features(self, state: State) -> None:
         """Called in the request's thread after each step."""
         if self.step in self.kept:
             before, x0, x = (tensor[:1].clone() for tensor in (state.before, state.x0, state.x))

@@ -19,21 +19,21 @@ from ditlab.evaluate import (
     Number,
     append_result,
     enough,
+    extract_features,
     feature_network,
     read_results,
     read_statistics,
-    see,
     write_neighbours,
 )
-from ditlab.processes import Processes
 from ditlab.recipes.find import find_recipe
-from ditlab.recipes.prepare import Say
+from ditlab.recipes.prepare import Log
 from ditlab.recipes.samples import Samples
-from ditlab.train import progress_bar
+from ditlab.runtime.console import progress_bar
+from ditlab.runtime.distributed import Processes
 
 
 @dataclass(frozen=True)
-class How:
+class EvaluationConfig:
     """How samples are measured.
 
     Attributes:
@@ -50,7 +50,7 @@ class How:
 
 
 def build_evaluator(
-    samples: Samples, how: How, device: torch.device, processes: Processes, say: Say
+    samples: Samples, how: EvaluationConfig, device: torch.device, processes: Processes, log: Log
 ) -> tuple[FeatureNetwork, Evaluator | None]:
     """The feature network, and in the first process the real images it has seen.
 
@@ -83,7 +83,7 @@ def build_evaluator(
     if dataset.shape[1:] != samples.size:
         theirs, ours = ("x".join(map(str, size)) for size in (dataset.shape[1:], samples.size))
         raise UserError(f"the real images are {theirs}, the samples {ours}; measure images of one size")
-    say(f"real images: {dataset.describe()}, {how.reference}; features: {network.distance}")
+    log(f"real images: {dataset.describe()}, {how.reference}; features: {network.distance}")
     with progress_bar(shown=processes.first) as bar:
         task = bar.add_task("real images", total=len(dataset), rate="")
 
@@ -94,7 +94,7 @@ def build_evaluator(
 
 
 def evaluate_samples(
-    samples: Samples, how: How, out: Path, device: torch.device, processes: Processes, say: Say
+    samples: Samples, how: EvaluationConfig, out: Path, device: torch.device, processes: Processes, log: Log
 ) -> Evaluation | None:
     """Measure samples, add the numbers to ``out``, and draw the training images nearest to them.
 
@@ -104,7 +104,7 @@ def evaluate_samples(
         out: folder of ``results.jsonl``, ``report.md`` and the pictures; nothing in it is replaced.
         device: where the feature network runs.
         processes: that share the work.
-        say: tells a person something, in one line.
+        log: writes one line to the console.
 
     Returns:
         The numbers, in the first process.
@@ -113,7 +113,7 @@ def evaluate_samples(
         UserError: too few samples, or what was asked for cannot be had.
     """
     processes.agree(lambda: read_results(out))  # what is amiss there is said before hours of sampling
-    network, evaluator = build_evaluator(samples, how, device, processes, say)
+    network, evaluator = build_evaluator(samples, how, device, processes, log)
 
     def of_real() -> dict[str, Number]:
         assert evaluator is not None
@@ -128,7 +128,7 @@ def evaluate_samples(
         def told(done: int) -> None:
             bar.update(task, completed=min(done, samples.count))
 
-        seen = see(network, samples.batches(), processes, told)
+        seen = extract_features(network, samples.batches(), processes, told)
     if evaluator is None or seen is None:
         return None
     numbers, words = evaluator.measure(seen), samples.how | _words(evaluator, how)
@@ -142,7 +142,7 @@ def evaluate_samples(
     return evaluation
 
 
-def _words(evaluator: Evaluator, how: How) -> dict[str, str]:
+def _words(evaluator: Evaluator, how: EvaluationConfig) -> dict[str, str]:
     """What the numbers depend on beside the samples."""
     network, whole, real = evaluator.network, evaluator.whole, evaluator.real
     words = {"feature network": f"{network.distance}: {network.name} at {network.side} pixels"}

@@ -24,7 +24,7 @@ def find_recipe(name: str) -> tuple[Recipe, Path]:
     """
     path = Path(name)
     if name in NAMES:
-        recipe: Recipe = importlib.import_module(f"ditlab.recipes.{name.replace('-', '_')}").recipe
+        recipe: Recipe = importlib.import_module(f"ditlab.recipes.configs.{name.replace('-', '_')}").recipe
         return recipe, Path("runs") / recipe.name
     if path.suffix == ".py":
         recipe = _from_python(path)

@@ -13,8 +13,8 @@ from ditlab.data import open_data
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError, check_divisible
 from ditlab.models import UNETS, Cost, DiTConfig, NetworkInput, UNetConfig, cost
+from ditlab.pipelines import Pipeline
 from ditlab.recipes.find import find_recipe
-from ditlab.sample import Model
 from ditlab.train import TrainConfig
 from ditlab.train.memory import Sharing, Subject, checkpoint_bytes, kept_bytes, training_memory
 
@@ -77,7 +77,7 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
         shape = NetworkInput(4, image // 8, image // 8, classes=1000, learned_variance=True)
         return Subject(DiTConfig.named(name, block=block), shape, DiffusionConfig()), paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):
-        model = Model.load(name)
+        model = Pipeline.load(name)
         return Subject(model.network.config, model.network.input, model.diffusion), None
     recipe, _ = find_recipe(name)
     kind = recipe.autoencoder.kind
@@ -102,9 +102,9 @@ def inspect_model(
     block: str,
     batch: int,
     gpus: int,
-    part: int,
+    microbatch: int,
     precision: Literal["bf16", "fp32"],
-    recompute: bool,
+    activation_checkpointing: bool,
     json: bool,
 ) -> None:
     """Print what a model costs, as tables or as JSON.
@@ -115,23 +115,28 @@ def inspect_model(
         block: design, for models of the paper.
         batch: images a training step.
         gpus: how many share it.
-        part: images a GPU computes at a time; 0 for its share.
+        microbatch: images a GPU computes at a time; 0 for its share.
         precision: of training.
-        recompute: whether training keeps only what enters each block.
+        activation_checkpointing: whether training keeps only what enters each block.
         json: print JSON with at least ``parameters``, ``gmacs`` and ``tokens``.
 
     Raises:
         UserError: unknown model, an image no latent fits, or a batch that does not divide.
     """
-    for flag, value, least in (("batch", batch, 1), ("gpus", gpus, 1), ("part", part, 0)):
+    for flag, value, least in (("batch", batch, 1), ("gpus", gpus, 1), ("microbatch", microbatch, 0)):
         if value < least:
             raise UserError(f"--{flag} {value} must be {least} or more")
     subject, paper = _subject(model, image, block)
     counted = cost(subject.config, subject.shape)
-    train = TrainConfig(batch=batch, part=part, precision=precision, recompute=recompute)
+    train = TrainConfig(
+        batch=batch, microbatch=microbatch, precision=precision, activation_checkpointing=activation_checkpointing
+    )
     sharings = training_memory(subject, train, gpus)
     bf16 = precision == "bf16"
-    an_image = {name: kept_bytes(subject, 1, bf16, again)[0] for name, again in (("all", False), ("recompute", True))}
+    an_image = {
+        name: kept_bytes(subject, 1, bf16, again)[0]
+        for name, again in (("all", False), ("activation_checkpointing", True))
+    }
     on_disk = checkpoint_bytes(subject.network())
     if json:
         total = counted.total_parameters
@@ -142,7 +147,13 @@ def inspect_model(
             for part, count in counted.parameters.items()
         }
         result["training"] = {
-            "how": {"batch": batch, "gpus": gpus, "part": part, "precision": precision, "recompute": recompute},
+            "how": {
+                "batch": batch,
+                "gpus": gpus,
+                "microbatch": microbatch,
+                "precision": precision,
+                "activation_checkpointing": activation_checkpointing,
+            },
             "flops_an_image": 6 * sum(counted.macs.values()),
             "activation_bytes_an_image": an_image,
             "memory_bytes_a_gpu": {name: sharing.memory for name, sharing in sharings.items()},
@@ -157,12 +168,12 @@ def inspect_model(
     console.print(_parts(model, counted, paper))
     console.print('GMACs: 1e9 multiply-accumulates of one forward pass of one sample, the paper\'s "Gflops".\n')
     share = batch // gpus
-    how = f"batch {batch} on {gpus}, {min(part or share, share)} images at a time, {precision}"
-    console.print(_memory(how + ", recompute" * recompute, sharings))
+    how = f"batch {batch} on {gpus}, {min(microbatch or share, share)} images at a time, {precision}"
+    console.print(_memory(how + ", activation checkpointing" * activation_checkpointing, sharings))
     console.print(
-        f"An image keeps {an_image['all'] / 2**20:.1f} MiB for the backward pass, {an_image['recompute'] / 2**20:.1f} "
-        "with --recompute; counted without torch.compile, which keeps less. Not in it: the allocator, CUDA itself, and "
-        "what a kernel takes while it runs."
+        f"Activations of one image: {an_image['all'] / 2**20:.1f} MiB, "
+        f"{an_image['activation_checkpointing'] / 2**20:.1f} with --activation-checkpointing; counted without "
+        "torch.compile, which keeps less. Not counted: the allocator, CUDA itself, and workspaces of kernels."
     )
     console.print(f"A checkpoint is {on_disk / 1e9:.3g} GB: weights, average and two moments of every parameter.")
 

@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 from rich.progress import TaskID
 
-from ditlab import atomic
 from ditlab.data import Dataset, Images, open_data
-from ditlab.errors import UserError
-from ditlab.latents import (
+from ditlab.encoders import (
     Autoencoder,
     ChannelStatistics,
     LatentCache,
@@ -27,30 +25,33 @@ from ditlab.latents import (
     record,
     to_unit,
 )
-from ditlab.processes import ALONE, Processes
+from ditlab.errors import UserError
 from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
-from ditlab.train import AutoencoderObjective, progress_bar, train, write_report
+from ditlab.runtime import files
+from ditlab.runtime.console import progress_bar
+from ditlab.runtime.distributed import ALONE, Processes
+from ditlab.train import AutoencoderTask, train, write_report
 from ditlab.train.checkpoint import existing
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 AUTOENCODER_PARTS = ("seed", "data.", "autoencoder.", "train.")  # of a recipe, what makes its autoencoder
 
 
 @dataclass(frozen=True)
-class Place:
+class RunContext:
     """Where a recipe's results go and who is told.
 
     Attributes:
         out: the run folder.
         device: where to compute.
-        say: tells a person something, in one line.
+        log: writes one line to the console.
         processes: that share the work.
         profile: write where a training step's time goes.
     """
 
     out: Path
     device: torch.device
-    say: Say
+    log: Log
     processes: Processes = ALONE
     profile: bool = False
 
@@ -60,46 +61,41 @@ class Place:
         return out.with_name(f"{out.name}-{name}")
 
 
-def default_device(processes: Processes = ALONE) -> torch.device:
-    """The process's GPU, or the CPU."""
-    return torch.device("cuda", processes.local) if torch.cuda.is_available() else torch.device("cpu")
-
-
 @contextmanager
-def held(folder: Path, what: str, processes: Processes) -> Iterator[None]:
+def locked(folder: Path, what: str, processes: Processes) -> Iterator[None]:
     """Keep a folder for the processes of this run.
 
     Raises:
         UserError: another run holds it.
     """
     with ExitStack() as stack:
-        processes.agree(lambda: stack.enter_context(atomic.held(folder, what)))
+        processes.agree(lambda: stack.enter_context(files.locked(folder, what)))
         yield
 
 
-def open_images(recipe: Recipe, place: Place) -> Dataset:
+def open_images(recipe: Recipe, place: RunContext) -> Dataset:
     """The recipe's images, described to the person."""
     dataset = open_data(recipe.data)
-    place.say(dataset.describe())
+    place.log(dataset.describe())
     return dataset
 
 
-def load_images(dataset: Dataset, place: Place) -> Images:
+def load_images(dataset: Dataset, place: RunContext) -> Images:
     """All of them in memory; says which were left out."""
     with progress_bar(shown=place.processes.first) as bar:
         task = bar.add_task("reading images", total=len(dataset), rate="")
         images = dataset.load(lambda done, total: bar.update(task, completed=done, total=total))
-    _tell_left_out(images.left_out, place.say)
+    _log_skipped(images.skipped, place.log)
     return images
 
 
-def _tell_left_out(left_out: tuple[str, ...], say: Say) -> None:
-    if left_out:
-        shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
-        say(f"{len(left_out):,} image{'s' * (len(left_out) != 1)} left out, unreadable: {shown}")
+def _log_skipped(skipped: tuple[str, ...], log: Log) -> None:
+    if skipped:
+        shown = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
+        log(f"{len(skipped):,} image{'s' * (len(skipped) != 1)} left out, unreadable: {shown}")
 
 
-def autoencoder_folder(recipe: Recipe, place: Place) -> Path:
+def autoencoder_folder(recipe: Recipe, place: RunContext) -> Path:
     """Where the recipe's own autoencoder is, or will be."""
     return Path(recipe.autoencoder.path) if recipe.autoencoder.path else place.beside("autoencoder")
 
@@ -109,7 +105,7 @@ def _autoencoder_recipe(recipe: Recipe) -> Recipe:
     return replace(recipe, train=recipe.autoencoder_train, autoencoder=replace(recipe.autoencoder, path=""))
 
 
-def train_autoencoder(recipe: Recipe, place: Place) -> Path:
+def train_autoencoder(recipe: Recipe, place: RunContext) -> Path:
     """Train the recipe's KL autoencoder into its folder; a finished one is left as it is.
 
     Raises:
@@ -122,12 +118,12 @@ def train_autoencoder(recipe: Recipe, place: Place) -> Path:
     recipe.check()
     folder = autoencoder_folder(recipe, place)
     place.processes.agree(lambda: refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS))
-    with held(folder, "the autoencoder", place.processes):
+    with locked(folder, "the autoencoder", place.processes):
         _train_autoencoder(recipe, place, folder)
     return folder
 
 
-def _train_autoencoder(recipe: Recipe, place: Place, folder: Path) -> None:
+def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     dataset = open_images(recipe, place)
     channels, height, width = dataset.shape
     autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
@@ -135,9 +131,9 @@ def _train_autoencoder(recipe: Recipe, place: Place, folder: Path) -> None:
     place.processes.agree(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
     images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
-    place.say(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
+    place.log(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
     held_out, what = _held_out(recipe, images)
-    objective = AutoencoderObjective(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
+    objective = AutoencoderTask(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
     train(
         objective,
         recipe.autoencoder_train,
@@ -145,7 +141,7 @@ def _train_autoencoder(recipe: Recipe, place: Place, folder: Path) -> None:
         flip=recipe.data.flip,
         folder=folder,
         device=place.device,
-        say=place.say,
+        log=place.log,
         title="autoencoder",
         processes=place.processes,
         profile=place.profile,
@@ -158,7 +154,7 @@ def _train_autoencoder(recipe: Recipe, place: Place, folder: Path) -> None:
     }
     command = f"ditlab autoencoder {folder / 'recipe.json'} --out {place.out}"
     report = place.processes.agree(lambda: write_report(folder, f"Autoencoder of {recipe.name}", command, facts))
-    place.say(f"autoencoder: {folder}, report: {report}")
+    place.log(f"autoencoder: {folder}, report: {report}")
 
 
 def _held_out(recipe: Recipe, images: Images) -> tuple[Images, str]:
@@ -182,7 +178,7 @@ def pixel_autoencoder(images: Images) -> Autoencoder:
     return autoencoder
 
 
-def prepare_autoencoder(recipe: Recipe, place: Place) -> Autoencoder:
+def prepare_autoencoder(recipe: Recipe, place: RunContext) -> Autoencoder:
     """The recipe's learned autoencoder: pretrained, trained before, or trained now.
 
     Raises:
@@ -210,12 +206,12 @@ def _finished(recipe: Recipe, folder: Path) -> bool:
     return last == [config.steps * config.batch] and (folder / "report.md").exists()
 
 
-def cache_folder(recipe: Recipe, place: Place) -> Path:
+def cache_folder(recipe: Recipe, place: RunContext) -> Path:
     """Where the recipe's latents are, or will be; for those behind a URL, their local copy."""
     return Path(recipe.latents) if recipe.latents and not is_url(recipe.latents) else place.beside("latents")
 
 
-def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
+def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
     """Encode images into the recipe's cache, what is missing of it, and open it.
 
     Raises:
@@ -223,7 +219,7 @@ def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: 
             a URL that cannot be reached.
     """
     folder, flip = cache_folder(recipe, place), recipe.data.flip
-    with held(folder, "the latents", place.processes), progress_bar(shown=place.processes.first) as bar:
+    with locked(folder, "the latents", place.processes), progress_bar(shown=place.processes.first) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -232,17 +228,17 @@ def encode_dataset(recipe: Recipe, place: Place, dataset: Dataset, autoencoder: 
             bar.update(tasks[what], completed=done, total=total)
 
         if is_url(recipe.latents):
-            left_out = encode_behind(
+            skipped = encode_behind(
                 recipe.latents, dataset, autoencoder, folder, flip=flip, device=place.device, progress=show,
                 processes=place.processes,
             )  # fmt: skip
         else:
-            left_out = encode(
+            skipped = encode(
                 dataset, autoencoder, folder, flip=flip, device=place.device, progress=partial(show, "encoding"),
                 processes=place.processes,
             )  # fmt: skip
-    _tell_left_out(left_out, place.say)
+    _log_skipped(skipped, place.log)
     cache = LatentCache(folder, identity(dataset, autoencoder, flip))
     at = f", a copy of {recipe.latents}" if is_url(recipe.latents) else ""
-    place.say(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
+    place.log(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
     return cache

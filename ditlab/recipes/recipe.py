@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ditlab import atomic
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
+from ditlab.encoders import AutoencoderConfig, Remote, is_url
 from ditlab.errors import UserError, nearest
-from ditlab.latents import AutoencoderConfig, Remote, is_url
 from ditlab.models import DiTConfig, NetworkConfig
 from ditlab.models.network import kind, of_record, to_record
-from ditlab.sample import SampleConfig
+from ditlab.pipelines import SampleConfig
+from ditlab.runtime import files
 from ditlab.train import TrainConfig
 from ditlab.train.checkpoint import existing
 
 AUTOENCODER_TRAIN = TrainConfig(
     images=500_000,
     batch=64,
-    rate=1e-3,
+    lr=1e-3,
     warmup=0.02,
     cooldown=0.4,
     ema=0.998,
@@ -33,7 +33,27 @@ AUTOENCODER_TRAIN = TrainConfig(
 )
 
 # Of training, what may change between the starts of one run: how long, how often looked at, and how it is computed.
-FREE = ("images", "log", "samples", "checkpoint", "keep", "compile", "parallel", "part", "recompute", "timeout")
+FREE = (
+    "images",
+    "log",
+    "samples",
+    "checkpoint",
+    "keep_checkpoints",
+    "compile",
+    "parallel",
+    "microbatch",
+    "activation_checkpointing",
+    "timeout",
+)
+
+# Fields of a recipe.json written before version 0.2, by today's names.
+RENAMED = {
+    "rate": "lr",
+    "clip": "max_grad_norm",
+    "keep": "keep_checkpoints",
+    "part": "microbatch",
+    "recompute": "activation_checkpointing",
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +95,11 @@ class Recipe:
             Remote(self.latents)  # raises where nothing could ever be read there
         if self.autoencoder.kind == "kl":
             self.autoencoder_train.check("autoencoder-train")
-            if self.autoencoder_train.recompute or self.autoencoder_train.parallel == "fsdp":
-                flags = "--autoencoder-train.recompute and --autoencoder-train.parallel fsdp"
-                raise UserError(f"{flags} are for diffusion networks only, as --train.recompute; leave them out")
+            if self.autoencoder_train.activation_checkpointing or self.autoencoder_train.parallel == "fsdp":
+                flags = "--autoencoder-train.activation-checkpointing and --autoencoder-train.parallel fsdp"
+                raise UserError(
+                    f"{flags} are for diffusion networks only, as --train.activation-checkpointing; leave them out"
+                )
 
     def to_json(self) -> str:
         """As JSON."""
@@ -103,9 +125,12 @@ def _build(kind: type, value: object, where: str) -> typing.Any:
         raise UserError(f"{where} must be an object, not {value!r}")
     types = typing.get_type_hints(kind)
     names = {item.name for item in dataclasses.fields(kind)}
+    value = {
+        RENAMED.get(str(name), str(name)) if kind is TrainConfig else str(name): item for name, item in value.items()
+    }
     for name in value:
         if name not in names:
-            raise UserError(f"{where} has an unknown field {name!r}; {nearest(str(name), sorted(names))}")
+            raise UserError(f"{where} has an unknown field {name!r}; {nearest(name, sorted(names))}")
     arguments = {}
     for name, item in value.items():
         if types[name] == NetworkConfig:  # either network; the record says which
@@ -204,4 +229,4 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    atomic.write_file(folder / "recipe.json", recipe.to_json())
+    files.write_file(folder / "recipe.json", recipe.to_json())

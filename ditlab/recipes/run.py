@@ -8,23 +8,23 @@ import torch
 
 from ditlab.data import Dataset, Images
 from ditlab.diffusion import build_loss, samplers
+from ditlab.encoders import Autoencoder, LatentCache, new_kl
 from ditlab.errors import UserError, check_divisible
-from ditlab.latents import Autoencoder, LatentCache, new_kl
 from ditlab.models import NetworkInput, build, cost
 from ditlab.models.network import describe, divisor, kind
+from ditlab.pipelines import Pipeline
 from ditlab.recipes.prepare import (
-    Place,
+    RunContext,
     cache_folder,
     encode_dataset,
-    held,
     load_images,
+    locked,
     open_images,
     pixel_autoencoder,
     prepare_autoencoder,
 )
 from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
-from ditlab.sample import Model
-from ditlab.train import DiffusionObjective, train, write_report
+from ditlab.train import DiffusionTask, train, write_report
 
 
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
@@ -42,7 +42,7 @@ def _check_channels(autoencoder: Autoencoder, dataset: Dataset) -> None:
         )
 
 
-def encode_latents(recipe: Recipe, place: Place) -> Path:
+def encode_latents(recipe: Recipe, place: RunContext) -> Path:
     """Encode the recipe's images into its cache; does only what is missing.
 
     Raises:
@@ -61,7 +61,7 @@ def encode_latents(recipe: Recipe, place: Place) -> Path:
 
 def build_model(
     recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...]
-) -> Model:
+) -> Pipeline:
     """The recipe's model with fresh weights.
 
     Raises:
@@ -80,7 +80,7 @@ def build_model(
         null_class=classes == 0 or recipe.diffusion.label_dropout > 0,
     )
     network = build(recipe.model, shape).initialise(torch.Generator().manual_seed(recipe.seed))
-    model = Model(network, recipe.diffusion, autoencoder, pixels, names, recipe.sample, {"recipe": recipe.name})
+    model = Pipeline(network, recipe.diffusion, autoencoder, pixels, names, recipe.sample, {"recipe": recipe.name})
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
@@ -95,7 +95,7 @@ def _check_before(recipe: Recipe, dataset: Dataset) -> None:
         build_model(recipe, new_kl(config, channels, recipe.seed), dataset.shape, dataset.names)
 
 
-def train_recipe(recipe: Recipe, place: Place) -> Model:
+def train_recipe(recipe: Recipe, place: RunContext) -> Pipeline:
     """Train a recipe to its end, whatever of it is there already; gives the finished model.
 
     Raises:
@@ -106,12 +106,12 @@ def train_recipe(recipe: Recipe, place: Place) -> Model:
     place.processes.agree(lambda: refuse_other(recipe, place.out))
     dataset = open_images(recipe, place)
     _check_before(recipe, dataset)
-    with held(place.out, "the run", place.processes):
+    with locked(place.out, "the run", place.processes):
         _train(recipe, place, dataset)
-    return Model.load(place.out).to(place.device)
+    return Pipeline.load(place.out).to(place.device)
 
 
-def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
+def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
     data: Images | LatentCache
     if recipe.autoencoder.kind == "pixels":
         data = load_images(dataset, place)
@@ -125,12 +125,12 @@ def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
     place.processes.agree(lambda: save_recipe(recipe, place.out))
     count = cost(recipe.model, model.network.input)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
-    place.say(
+    place.log(
         f"{kind(recipe.model)}: {count.total_parameters:,} parameters, {tokens}{count.gmacs:.4g} GMACs a sample; "
         f"batch {recipe.train.batch}, {recipe.train.precision_on(place.device)}, {place.device}"
     )
     loss = build_loss(recipe.diffusion)
-    objective = DiffusionObjective(model.network, loss, autoencoder, data, model, recipe.sample_images, recipe.seed)
+    objective = DiffusionTask(model.network, loss, autoencoder, data, model, recipe.sample_images, recipe.seed)
     train(
         objective,
         recipe.train,
@@ -138,20 +138,20 @@ def _train(recipe: Recipe, place: Place, dataset: Dataset) -> None:
         flip=recipe.data.flip,
         folder=place.out,
         device=place.device,
-        say=place.say,
+        log=place.log,
         title=recipe.name,
         processes=place.processes,
         profile=place.profile,
     )
     facts = {
-        "data": dataset.describe() + (f", {len(data.left_out):,} left out" if data.left_out else ""),
+        "data": dataset.describe() + (f", {len(data.skipped):,} left out" if data.skipped else ""),
         "autoencoder": f"{recipe.autoencoder.kind}, factor {autoencoder.factor}",
         "network": describe(recipe.model),
         "parameters": f"{count.total_parameters:,}",
         "GMACs a sample": f"{count.gmacs:.4g}",
         "diffusion": f"{recipe.diffusion.schedule}, {recipe.diffusion.target}, times {recipe.diffusion.times}",
-        "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.rate:g}, {recipe.train.ema:g}",
+        "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.lr:g}, {recipe.train.ema:g}",
         "samples": f"{recipe.sample.sampler}, {recipe.sample.steps} steps, guidance {recipe.sample.guidance.scale:g}",
     }
     report = place.processes.agree(lambda: write_report(place.out, recipe.name, f"ditlab train {place.out}", facts))
-    place.say(f"model: {place.out}, report: {report}")
+    place.log(f"model: {place.out}, report: {report}")

@@ -13,13 +13,13 @@ from ditlab.data import DataConfig, open_data
 from ditlab.diffusion import samplers
 from ditlab.errors import UserError
 from ditlab.evaluate import read_archive
+from ditlab.interop.diffusers_pipeline import INDEX
 from ditlab.interop.find import find_model
-from ditlab.interop.pipeline import INDEX
-from ditlab.processes import Processes
+from ditlab.pipelines import Pipeline, SampleConfig, generate
+from ditlab.pipelines.shipped import SHIPPED, locate
 from ditlab.recipes.find import NAMES, find_recipe
-from ditlab.recipes.prepare import default_device
-from ditlab.sample import Model, SampleConfig, generate
-from ditlab.sample.shipped import SHIPPED, locate
+from ditlab.runtime.device import default_device
+from ditlab.runtime.distributed import Processes
 
 COUNT = 10_000  # images made unless told otherwise
 BATCH = 256  # images of a folder or an archive at a time
@@ -51,7 +51,7 @@ class Samples:
 
 
 def open_samples(
-    source: str, count: int, seed: int, batch: int, choose: Callable[[Model], SampleConfig], processes: Processes
+    source: str, count: int, seed: int, batch: int, choose: Callable[[Pipeline], SampleConfig], processes: Processes
 ) -> Samples:
     """What is to be measured.
 
@@ -114,7 +114,7 @@ def _folder(path: Path, count: int, processes: Processes) -> Samples:
                 shapes = str(error).partition(";")[0]
                 raise UserError(f"{path} holds images of mixed sizes ({shapes}); give images of one size") from error
             if len(found) < len(rows):
-                broken = next(iter(dataset.left_out.values()))
+                broken = next(iter(dataset.skipped.values()))
                 raise UserError(f"{path} has images that cannot be read ({broken}); mend them, or take them out")
             yield pixels.transpose(0, 2, 3, 1)
 
@@ -127,7 +127,7 @@ def _beside(path: Path) -> Path:
 
 
 def _model(
-    source: str, count: int, seed: int, batch: int, choose: Callable[[Model], SampleConfig], processes: Processes
+    source: str, count: int, seed: int, batch: int, choose: Callable[[Pipeline], SampleConfig], processes: Processes
 ) -> Samples:
     model = find_model(source).to(default_device(processes))
     config = choose(model)
@@ -160,7 +160,7 @@ def _run(source: str) -> Path:
     return path.parent if path.suffix == ".safetensors" else path
 
 
-def training_data(source: str, model: Model) -> DataConfig | None:
+def training_data(source: str, model: Pipeline) -> DataConfig | None:
     """The images of the model's run's recipe, or of the recipe that it names; nothing where neither is known here."""
     folder = _run(source)
     if (folder / "recipe.json").exists():
@@ -169,7 +169,7 @@ def training_data(source: str, model: Model) -> DataConfig | None:
     return find_recipe(str(named))[0].data if named in NAMES else None
 
 
-def _decoder(model: Model) -> str:
+def _decoder(model: Pipeline) -> str:
     record = model.autoencoder.record()
     parts = [str(record[name]) for name in ("kind", "path", "subfolder") if record.get(name)]
     return f"{' '.join(parts)}, factor {model.autoencoder.factor}"

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ditlab.latents import AutoencoderConfig
-from ditlab.study.cell import Cell, Result
+from ditlab.encoders import AutoencoderConfig
 from ditlab.study.figure import Series, draw
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
 from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study_run import Result, StudyRun
 
 CHANNELS = (2, 4, 8)
 WIDTHS = {2: (32, 64), 4: (32, 64, 64)}  # of the autoencoder of each factor
 
 
-def cells(form: Form, seeds: int) -> list[Cell]:
+def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
     """Pixels, and latents of each factor and number of channels, at the usual number of tokens."""
     made = []
     for seed in range(seeds):

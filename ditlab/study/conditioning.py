@@ -10,16 +10,16 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from ditlab.models import DiTConfig
-from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
 from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study_run import Result, StudyRun
 
 BLOCKS = get_type_hints(DiTConfig)["block"].__args__  # adaln-zero first
 PAPER = {"in-context": 35.24, "cross-attention": 26.14, "adaln": 25.21, "adaln-zero": 19.47}  # FID, XL/2 at 400K steps
 
 
-def cells(form: Form, seeds: int) -> list[Cell]:
+def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
     """The usual network with each block, over seeds."""
     made = []
     for seed in range(seeds):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ditlab import atomic
+from ditlab.runtime import files
 
 
 @dataclass(frozen=True)
@@ -88,4 +88,4 @@ def draw(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    atomic.write_file(path, buffer.getvalue())
+    files.write_file(path, buffer.getvalue())

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.recipes import Recipe
-from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
 from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study_run import Result, StudyRun
 
 RUNGS = (
     "rectified flow", "beta2 0.95", "logit-normal t", "direction loss", "SwiGLU", "RMS norm", "rotary positions", "QK norm",
@@ -50,7 +50,7 @@ def climb(recipe: Recipe, rung: str, rank: int) -> Recipe:
     return replace(recipe, model=replace(recipe.model, **changes[rung]))  # type: ignore[arg-type]
 
 
-def cells(form: Form, seeds: int) -> list[Cell]:
+def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
     """The paper's recipe; with all changes up to each rung; and rectified flow with each rung alone from the third on."""
     made, rank = [], max(2, form.usual.width // 16)
     paper = replace(
@@ -67,7 +67,7 @@ def cells(form: Form, seeds: int) -> list[Cell]:
     return made
 
 
-def _cell(form: Form, recipe: Recipe, rung: str, how: str, seed: int) -> Cell:
+def _cell(form: StudyPreset, recipe: Recipe, rung: str, how: str, seed: int) -> StudyRun:
     return cell(form, f"{how}-{rung.replace(' ', '-')}-seed{seed}", {"rung": rung, "how": how, "seed": seed}, recipe)
 
 

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditlab import atomic
 from ditlab.errors import UserError, nearest
 from ditlab.recipes import Recipe
+from ditlab.runtime import files
 from ditlab.study import autoencoder, conditioning, ladder, sampling, scaling, unet
-from ditlab.study.cell import Cell
-from ditlab.study.form import Form, form
+from ditlab.study.preset import StudyPreset, form
 from ditlab.study.study import Study
+from ditlab.study.study_run import StudyRun
 
 STUDIES: dict[str, Study] = {
     "scaling": scaling.STUDY,
@@ -60,12 +60,12 @@ class Plan:
             cell.recipe.check()
 
     @property
-    def form(self) -> Form:
+    def form(self) -> StudyPreset:
         """How large its cells are."""
         return form(self.recipe, self.images, self.count)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[StudyRun]:
         """All cells, in the order of the report."""
         study = STUDIES[self.study]
         return study.cells(self.form, self.seeds or study.seeds)
@@ -78,7 +78,7 @@ class Plan:
         """
         record = {name: value for name, value in vars(self).items() if name != "recipe"}
         record["recipe"] = json.loads(self.recipe.to_json())
-        atomic.write_file(folder / PLAN, json.dumps(record, indent=2) + "\n")
+        files.write_file(folder / PLAN, json.dumps(record, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import ditlab
-from ditlab import atomic
-from ditlab.sample import write_png
-from ditlab.study.cell import Result
+from ditlab.pipelines import write_png
+from ditlab.runtime import files
 from ditlab.study.plan import STUDIES, Plan
 from ditlab.study.study import table
+from ditlab.study.study_run import Result
 
 
 def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
@@ -25,7 +25,7 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
         UserError: the disk is full or the folder cannot be written.
     """
     study, metric = STUDIES[plan.study], results[0].metric
-    atomic.write_file(folder / "results.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    files.write_file(folder / "results.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
     form = plan.form
     train, sample = form.recipe.train, form.sample
     seconds = {result.key["recipe"]["name"]: result.training["seconds"] for result in results}
@@ -42,7 +42,7 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
                 "cells",
                 f"{len(results)}, of {len(seconds)} trainings that took {sum(seconds.values()) / 60:.0f} minutes together",
             ),
-            ("training", f"{train.images:,} images, batch {train.batch}, rate {train.rate:g}, EMA {train.ema:g}"),
+            ("training", f"{train.images:,} images, batch {train.batch}, rate {train.lr:g}, EMA {train.ema:g}"),
             ("diffusion", f"{diffusion.schedule}, {diffusion.target}, times {diffusion.times}"),
             (
                 "samples",
@@ -55,7 +55,7 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
     )
     lines += ["Where a table says otherwise, it is otherwise.", ""]
     path = folder / "report.md"
-    atomic.write_file(path, "\n".join(lines))
+    files.write_file(path, "\n".join(lines))
     return path
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from ditlab import atomic
 from ditlab.data import open_data
 from ditlab.errors import UserError
 from ditlab.evaluate import enough
 from ditlab.models import NetworkInput, cost
-from ditlab.recipes import default_device
-from ditlab.recipes.prepare import Say
-from ditlab.study.cell import Cell, Result, finished
+from ditlab.recipes.prepare import Log
+from ditlab.runtime import files
+from ditlab.runtime.device import default_device
 from ditlab.study.plan import STUDIES, Plan
 from ditlab.study.report import write_report
+from ditlab.study.study_run import Result, StudyRun, finished
 from ditlab.study.worker import build_evaluator
 
 POLL = 0.2  # seconds
@@ -47,14 +47,14 @@ class Worker:
         self.process.communicate()
 
 
-def run_study(plan: Plan, out: Path, jobs: int, say: Say) -> list[Result]:
+def run_study(plan: Plan, out: Path, jobs: int, log: Log) -> list[Result]:
     """Do what of a study is not done yet, and write ``results.json``, ``report.md`` and its figures.
 
     Args:
         plan: the study.
         out: its folder.
         jobs: runs side by side; 0 is one a GPU, or one a core.
-        say: tells a person something, in one line.
+        log: writes one line to the console.
 
     Returns:
         The results of all cells, in the order of the report.
@@ -65,33 +65,33 @@ def run_study(plan: Plan, out: Path, jobs: int, say: Say) -> list[Result]:
     plan.check()
     if jobs < 0:
         raise UserError(f"--jobs {jobs} must be 1 or more, or 0 for one a GPU or core")
-    with atomic.held(out, "the study"):
+    with files.locked(out, "the study"):
         cells = plan.cells
         results = [finished(cell, out / "cells") for cell in cells]
         waiting = _runs([cell for cell, result in zip(cells, results, strict=True) if result is None])
         done = len(cells) - results.count(None)
-        say(f"{STUDIES[plan.study].title}: {len(cells)} cells, {done} measured, {len(waiting)} runs to do in {out}")
+        log(f"{STUDIES[plan.study].title}: {len(cells)} cells, {done} measured, {len(waiting)} runs to do in {out}")
         if waiting:
             network, evaluator = build_evaluator(plan, default_device())  # once, before workers would each do it
             if evaluator.can_measure:
                 enough(plan.form.count, network.width)
             plan.save(out)
-            _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, say)
+            _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, log)
         measured = [result for cell in cells if (result := finished(cell, out / "cells")) is not None]
         report = write_report(plan, measured, out)
-        say(f"report: {report}")
+        log(f"report: {report}")
         return measured
 
 
-def _runs(cells: Sequence[Cell]) -> list[Cell]:
+def _runs(cells: Sequence[StudyRun]) -> list[StudyRun]:
     """One cell of each run, the most work first, so that none is left alone at the end."""
-    first: dict[str, Cell] = {}
+    first: dict[str, StudyRun] = {}
     for cell in cells:
         first.setdefault(cell.run, cell)
     return sorted(first.values(), key=_training_gmacs, reverse=True)
 
 
-def _training_gmacs(cell: Cell) -> float:
+def _training_gmacs(cell: StudyRun) -> float:
     recipe = cell.recipe
     dataset = open_data(recipe.data)
     channels, height, width = dataset.shape
@@ -102,7 +102,7 @@ def _training_gmacs(cell: Cell) -> float:
     return 3 * cost(recipe.model, shape).gmacs * recipe.train.images
 
 
-def _work(waiting: list[Cell], out: Path, jobs: int, say: Say) -> None:
+def _work(waiting: list[StudyRun], out: Path, jobs: int, log: Log) -> None:
     """Keep ``jobs`` workers busy until every run was tried."""
     jobs = min(jobs, len(waiting))
     work = {cell.run: _training_gmacs(cell) for cell in waiting}
@@ -120,7 +120,7 @@ def _work(waiting: list[Cell], out: Path, jobs: int, say: Say) -> None:
                         failed.append(worker.run)
                     running = sum(other.seconds for other in slots if other is not None)
                     left = max((sum(work.values()) - done) * spent / done - running, 0) / jobs
-                    say(f"{_ended(worker)}; about {left / 60:.0f} min left" if queue or any(slots) else _ended(worker))
+                    log(f"{_ended(worker)}; about {left / 60:.0f} min left" if queue or any(slots) else _ended(worker))
                 if slots[slot] is None and queue:
                     slots[slot] = _start(queue.pop(0), out, slot, jobs)
             time.sleep(POLL)

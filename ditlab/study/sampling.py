@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from ditlab.diffusion import GuidanceConfig
-from ditlab.sample import SampleConfig
-from ditlab.study.cell import Cell, Result
+from ditlab.pipelines import SampleConfig
 from ditlab.study.figure import Series, draw
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
 from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study_run import Result, StudyRun
 
 STEPS = (5, 10, 25, 50, 100, 250)
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpm-solver")
@@ -22,7 +22,7 @@ INTERVALS = ((0.0, 0.5), (0.25, 0.75), (0.5, 1.0))  # beside the whole of it, wh
 GUIDED = 1.5
 
 
-def cells(form: Form, seeds: int) -> list[Cell]:
+def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
     """Three sizes over steps; all samplers on the usual size; guidance scales and intervals on it."""
     made = []
     same = SAME.get(form.recipe.diffusion.schedule, ())
@@ -41,7 +41,7 @@ def cells(form: Form, seeds: int) -> list[Cell]:
     return made
 
 
-def _cell(form: Form, size: str, seed: int, part: str, sample: SampleConfig) -> Cell:
+def _cell(form: StudyPreset, size: str, seed: int, part: str, sample: SampleConfig) -> StudyRun:
     recipe = replace(form.recipe, model=form.dit(size, form.patch))
     guidance = sample.guidance
     values = {"part": part, "size": size, "seed": seed, "sampler": sample.sampler, "steps": sample.steps}

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
 from ditlab.study.fit import Fit, fit
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
 from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study_run import Result, StudyRun
 
 TIMES = (4.0, 0.25)  # small models longer, large ones shorter
 PAPER = (0.34, 0.53)  # what table 4's twelve FIDs at 400K steps give by the same sum: patch 8 to 2, and S to XL
 
 
-def cells(form: Form, seeds: int) -> list[Cell]:
+def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
     """Every size at every patch; the small ones four times as long, the largest a quarter, at comparable compute."""
     made = []
     sizes, patches = list(form.sizes), form.patches
@@ -34,7 +34,7 @@ def cells(form: Form, seeds: int) -> list[Cell]:
     return made
 
 
-def _cell(form: Form, size: str, patch: int, times: float, seed: int) -> Cell:
+def _cell(form: StudyPreset, size: str, patch: int, times: float, seed: int) -> StudyRun:
     train = form.recipe.train
     images = round(train.images * times)
     recipe = replace(form.recipe, model=form.dit(size, patch), train=replace(train, images=images, samples=images))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ditlab.pipelines import SampleConfig
 from ditlab.recipes import Recipe
-from ditlab.sample import SampleConfig
-from ditlab.study.cell import Cell, Result
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
+from ditlab.study.study_run import Result, StudyRun
 
 Report = Callable[[Sequence[Result], Path], list[str]]
 
@@ -29,23 +29,23 @@ class Study:
 
     title: str
     question: str
-    cells: Callable[[Form, int], list[Cell]]
+    cells: Callable[[StudyPreset, int], list[StudyRun]]
     report: Report
     seeds: int = 1
 
 
 def cell(
-    form: Form,
+    form: StudyPreset,
     name: str,
     values: dict[str, Any],
     recipe: Recipe | None = None,
     sample: SampleConfig | None = None,
     run: str = "",
-) -> Cell:
+) -> StudyRun:
     """A cell of a form: the form's recipe and way of sampling unless others are given."""
     chosen = recipe or form.recipe
     seed = int(values.get("seed", 0))
-    return Cell(
+    return StudyRun(
         name, run or name, replace(chosen, name=run or name, seed=seed), sample or form.sample, form.count, values
     )
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ditlab.data import open_data
 from ditlab.models import DiTConfig, NetworkInput, UNetConfig, cost, matched
-from ditlab.study.cell import Cell, Result
 from ditlab.study.figure import Series, draw
-from ditlab.study.form import Form
+from ditlab.study.preset import StudyPreset
 from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study_run import Result, StudyRun
 
 
-def cells(form: Form, seeds: int) -> list[Cell]:
+def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
     """Each size at the usual patch, and the U-Net whose multiply-accumulates come nearest."""
     dataset = open_data(form.recipe.data)
     diffusion = form.recipe.diffusion

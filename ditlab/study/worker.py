@@ -14,14 +14,14 @@ import torch
 
 from ditlab.data import open_data
 from ditlab.errors import UserError
-from ditlab.evaluate import Evaluator, FeatureNetwork, feature_network, see
+from ditlab.evaluate import Evaluator, FeatureNetwork, extract_features, feature_network
 from ditlab.evaluate.measure import names
-from ditlab.memory import keep_memory
 from ditlab.models import cost
-from ditlab.recipes import Place, default_device, train_recipe
-from ditlab.sample import Model, generate, grid, write_png
-from ditlab.study.cell import Cell, Result, finished
+from ditlab.pipelines import Pipeline, generate, grid, write_png
+from ditlab.recipes import RunContext, train_recipe
+from ditlab.runtime.device import default_device, keep_memory
 from ditlab.study.plan import Plan
+from ditlab.study.study_run import Result, StudyRun, finished
 from ditlab.train.meter import read_metrics
 
 BATCH = 256
@@ -67,7 +67,7 @@ def measure_run(plan: Plan, run: str, folder: Path) -> None:
     """
     cells = [cell for cell in plan.cells if cell.run == run and finished(cell, folder / "cells") is None]
     device, place = default_device(), folder / "runs" / run
-    model = train_recipe(cells[0].recipe, Place(place, device, lambda line: print(line, flush=True)))
+    model = train_recipe(cells[0].recipe, RunContext(place, device, lambda line: print(line, flush=True)))
     network, evaluator = build_evaluator(plan, device)
     floor = evaluator.floor()
     for cell in cells:
@@ -77,7 +77,13 @@ def measure_run(plan: Plan, run: str, folder: Path) -> None:
 
 
 def _measure(
-    cell: Cell, model: Model, place: Path, network: FeatureNetwork, evaluator: Evaluator, floor: dict, folder: Path
+    cell: StudyRun,
+    model: Pipeline,
+    place: Path,
+    network: FeatureNetwork,
+    evaluator: Evaluator,
+    floor: dict,
+    folder: Path,
 ) -> Result:
     calls = 0
 
@@ -90,7 +96,7 @@ def _measure(
     seconds = time.perf_counter() - began
     hook.remove()
     write_png(grid(batches[0][:DRAWN], DRAWN), folder / "cells" / f"{cell.name}.png")
-    seen = see(network, batches)
+    seen = extract_features(network, batches)
     assert seen is not None
     numbers = evaluator.measure(seen)
     called = names(network.distance)

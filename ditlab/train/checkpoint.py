@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
-from ditlab import atomic
 from ditlab.errors import UserError
-from ditlab.processes import ALONE, Processes
+from ditlab.runtime import files
+from ditlab.runtime.distributed import ALONE, Processes
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -98,12 +98,12 @@ class Checkpoints:
         folder: ``checkpoints`` of the run.
         keep: how many to keep.
         processes: of the run.
-        say: is told of damaged ones.
+        log: is told of damaged ones.
         sharded: each process writes the shards that lie with it; otherwise the first writes what all have.
     """
 
-    def __init__(self, folder: Path, keep: int, processes: Processes, say: Say, sharded: bool = False):
-        self.folder, self.keep, self.processes, self.say = folder, keep, processes, say
+    def __init__(self, folder: Path, keep: int, processes: Processes, log: Log, sharded: bool = False):
+        self.folder, self.keep, self.processes, self.log = folder, keep, processes, log
         self.sharded = sharded
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -127,12 +127,12 @@ class Checkpoints:
         try:  # where a file has its name, or a link leads nowhere, a run that began anew would be lost later
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise atomic.cannot_write(self.folder, error) from error
+            raise files.cannot_write(self.folder, error) from error
         found = existing(self.folder)
         damage = ""
         for path in reversed(found):
             if damage:
-                self.say(f"{damage}; using the one before")
+                self.log(f"{damage}; using the one before")
             damage = _damage(path)
             if not damage:
                 return path
@@ -156,7 +156,7 @@ class Checkpoints:
         """
         self.wait()
         path = self.folder / f"{images:012d}"
-        unfinished = self.processes.agree(lambda: atomic.begin_folder(path))
+        unfinished = self.processes.agree(lambda: files.begin_folder(path))
         if not (self.sharded or self.processes.first):
             return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -164,7 +164,7 @@ class Checkpoints:
 
     def _write(self, copies: dict[str, Tensor], unfinished: Path, path: Path, state: dict[str, object]) -> None:
         try:
-            with atomic.finishing_folder(unfinished, path) if self.processes.first else nullcontext():
+            with files.finishing_folder(unfinished, path) if self.processes.first else nullcontext():
                 _quiet()
                 try:
                     dcp.save(  # ends in the first process when all processes have written
@@ -180,11 +180,11 @@ class Checkpoints:
                     sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir())}
                     (unfinished / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         except OSError as error:
-            raise atomic.cannot_write(path, error) from error
+            raise files.cannot_write(path, error) from error
         if self.processes.first:
             # Newer ones can only be damaged ones that were passed over: they do not count.
             for old in [other for other in existing(self.folder) if other.name <= path.name][: -self.keep]:
-                atomic.remove_folder(old)
+                files.remove_folder(old)
 
     def poll(self) -> None:
         """Raise what went wrong with the last ``save``, if it is known by now."""

@@ -18,7 +18,7 @@ class TrainConfig:
     """Images to train on in all (the paper's 400K steps of 256)."""
     batch: int = 256
     """Images a step, over all processes; 0 chooses for the machine."""
-    rate: float = 1e-4
+    lr: float = 1e-4
     """Learning rate of AdamW."""
     beta2: float = 0.999
     """Second moment decay of AdamW."""
@@ -32,13 +32,13 @@ class TrainConfig:
     """Decay a step of the exponential moving average of the weights, which is what samples are made with."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes matrix products in bfloat16 over float32 weights; auto takes it on GPUs."""
-    clip: float = 0.0
+    max_grad_norm: float = 0.0
     """Largest norm of the gradient; longer ones are shortened to it. 0 leaves them as they are."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """On many processes: a copy of everything in each, or a shard of every parameter."""
-    part: int = 0
+    microbatch: int = 0
     """Images a process computes at a time, whose gradients are added up to a batch; 0 finds what fits in memory."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only what enters each block and compute the rest again going back: less memory, a third more work."""
     timeout: float = 1800.0
     """Seconds without a finished step after which a process that hangs is ended."""
@@ -50,15 +50,15 @@ class TrainConfig:
     """Images between checkpoints."""
     samples: int = 2_560_000
     """Images between sample pictures."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """Checkpoints kept."""
 
     def check(self, flags: str = "train") -> None:
         """Raise UserError where a value makes no sense; ``flags`` is what its flags begin with."""
-        for name in ("images", "batch", "log", "checkpoint", "samples", "keep"):
+        for name in ("images", "batch", "log", "checkpoint", "samples", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{flags}.{name} {getattr(self, name)} must be 1 or more")
-        for name, below in (("rate", 1.0), ("beta2", 1.0), ("ema", 1.0), ("weight_decay", 1.0)):
+                raise UserError(f"--{flags}.{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+        for name, below in (("lr", 1.0), ("beta2", 1.0), ("ema", 1.0), ("weight_decay", 1.0)):
             if not 0 <= getattr(self, name) < below:
                 flag = f"--{flags}.{name.replace('_', '-')}"
                 raise UserError(f"{flag} {getattr(self, name)} must be from 0 to below {below:g}")
@@ -67,12 +67,12 @@ class TrainConfig:
                 f"--{flags}.warmup {self.warmup} and --{flags}.cooldown {self.cooldown} are shares of one run: from 0, "
                 "together at most 1"
             )
-        if self.clip < 0:
-            raise UserError(f"--{flags}.clip {self.clip} must be 0, which is off, or more")
+        if self.max_grad_norm < 0:
+            raise UserError(f"--{flags}.max-grad-norm {self.max_grad_norm} must be 0, which is off, or more")
         if self.timeout <= 0:
             raise UserError(f"--{flags}.timeout {self.timeout} is in seconds, more than 0")
-        if self.part < 0:
-            raise UserError(f"--{flags}.part {self.part} must be 0, which finds what fits, or more")
+        if self.microbatch < 0:
+            raise UserError(f"--{flags}.microbatch {self.microbatch} must be 0, which finds what fits, or more")
         if self.images < self.batch:
             raise UserError(f"--{flags}.images {self.images} is less than one batch of {self.batch}")
 
@@ -88,12 +88,12 @@ class TrainConfig:
         """Optimiser steps in all; images beyond the last whole batch are not trained on."""
         return self.images // self.batch
 
-    def rate_at(self, step: int) -> float:
+    def lr_at(self, step: int) -> float:
         """The learning rate of a step, 0 the first."""
         done = step / self.steps
         rising = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
         falling = min(1.0, (1 - done) / self.cooldown) if self.cooldown else 1.0
-        return self.rate * rising * falling
+        return self.lr * rising * falling
 
     def precision_on(self, device: torch.device) -> str:
         """The precision of matrix products on a device: fp32 or bf16."""

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from ditlab.train.parallel import here
 
 
-class Average:
+class EMA:
     """A copy of a module whose parameters follow the trained ones: a <- decay * a + (1 - decay) * p, in float32.
 
     The first steps follow faster, with decay (1 + step) / (10 + step), so that the average of a short run is not its

@@ -11,30 +11,30 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ditlab import atomic
-from ditlab.data import Order
+from ditlab.data import DataOrder
 from ditlab.errors import Stopped, UserError
-from ditlab.models.compiler import check_compiler
-from ditlab.processes import ALONE, Processes
+from ditlab.runtime import files
+from ditlab.runtime.console import progress_bar
+from ditlab.runtime.device import check_compiler
+from ditlab.runtime.distributed import ALONE, Processes
 from ditlab.train.checkpoint import Checkpoints
 from ditlab.train.config import TrainConfig
-from ditlab.train.ema import Average
-from ditlab.train.feed import Feed
-from ditlab.train.meter import Meter, Metrics, read_metrics
-from ditlab.train.objectives import Objective
+from ditlab.train.ema import EMA
+from ditlab.train.meter import MetricAverager, Metrics, read_metrics
 from ditlab.train.parallel import Parallel, gradient_norm, here, shard
+from ditlab.train.prefetch import Prefetcher
 from ditlab.train.profile import Profile
-from ditlab.train.speed import Speed, part_that_fits
+from ditlab.train.speed import Speed, microbatch_that_fits
 from ditlab.train.stop import StopSignal
+from ditlab.train.tasks import Task
 from ditlab.train.watchdog import Watchdog
 
 MOST_SKIPPED = 20  # steps in a row whose loss or gradient is no number, after which a run is given up
 
 
-def run_tensors(module: nn.Module, average: Average, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def run_tensors(module: nn.Module, average: EMA, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What a checkpoint keeps, by name; the tensors themselves, so that reading into them restores the run."""
     tensors = {f"weights.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
@@ -49,7 +49,7 @@ def run_tensors(module: nn.Module, average: Average, optimiser: torch.optim.Opti
 
 def _clear_unfinished(*places: Path) -> None:
     for place in places:
-        atomic.clear_unfinished(place)
+        files.clear_unfinished(place)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
@@ -59,16 +59,16 @@ def _crossed(before: int, after: int, every: int) -> bool:
 class Trainer:
     """What changes from step to step: weights, average, optimiser, losses added up."""
 
-    def __init__(self, objective: Objective, config: TrainConfig, processes: Processes, device: torch.device):
+    def __init__(self, objective: Task, config: TrainConfig, processes: Processes, device: torch.device):
         self.objective, self.config, self.processes, self.device = objective, config, processes, device
         self.sharded = processes.size > 1 and config.parallel == "fsdp"
         objective.to(device)
         module = objective.module.train()
-        if config.recompute:
+        if config.activation_checkpointing:
             objective.recompute()
         # The same for all: with shards, a part more in one process would wait for the others for ever.
-        self.part = config.part or processes.least(part_that_fits(objective, config, device, processes))
-        self.average = Average(module, config.ema)
+        self.part = config.microbatch or processes.least(microbatch_that_fits(objective, config, device, processes))
+        self.average = EMA(module, config.ema)
         if config.compiles_on(device):  # not the average, which samples other shapes
             check_compiler(device, "--train.compile off")
             for part in objective.parts(module):
@@ -79,9 +79,9 @@ class Trainer:
         self.parallel = Parallel(objective, config, processes, device)
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+            self.parameters, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
-        self.meter = Meter(device)
+        self.meter = MetricAverager(device)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -98,12 +98,12 @@ class Trainer:
         with profile.phase("optimiser"):
             norm = gradient_norm(self.parameters)
             finite = norm.isfinite() & self.parallel.everywhere(losses.isfinite().all())
-            if self.config.clip:
-                shorter = (self.config.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+            if self.config.max_grad_norm:
+                shorter = (self.config.max_grad_norm / norm.clamp(min=1e-12)).clamp(max=1.0)
                 gradients = [here(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
                 torch._foreach_mul_(gradients, shorter)
             for group in self.optimiser.param_groups:
-                group["lr"] = self.config.rate_at(step)
+                group["lr"] = self.config.lr_at(step)
             # Where this is 1 the fused kernel leaves everything as it is.
             self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimiser.step()
@@ -123,20 +123,20 @@ class Trainer:
             what = "a weight is no longer a number"
         if lost:
             raise UserError(
-                f"{what}; the checkpoints before stand: try a lower --train.rate (now {self.config.rate:g}), "
-                "--train.warmup 0.05, --train.clip 1 or --train.precision fp32, with another --out"
+                f"{what}; the checkpoints before stand: try a lower --train.lr (now {self.config.lr:g}), "
+                "--train.warmup 0.05, --train.max-grad-norm 1 or --train.precision fp32, with another --out"
             )
 
 
 def train(
-    objective: Objective,
+    objective: Task,
     config: TrainConfig,
     *,
     seed: int,
     flip: bool,
     folder: Path,
     device: torch.device,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     title: str,
     processes: Processes = ALONE,
     profile: bool = False,
@@ -150,7 +150,7 @@ def train(
         flip: mirror images at random.
         folder: the run's.
         device: where to compute.
-        say: tells a person something, in one line.
+        log: writes one line to the console.
         title: of the progress bar.
         processes: that share every batch.
         profile: write where a step's time goes into ``profile`` inside the folder.
@@ -162,9 +162,9 @@ def train(
     config.check()
     config.check_processes(processes.size)
     trainer = Trainer(objective, config, processes, device)
-    if not config.part and trainer.part < config.batch // processes.size:
-        say(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.part)")
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes, say, trainer.sharded)
+    if not config.microbatch and trainer.part < config.batch // processes.size:
+        log(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.microbatch)")
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, processes, log, trainer.sharded)
     processes.agree(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))
     state = checkpoints.load(trainer.tensors)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
@@ -174,23 +174,23 @@ def train(
                 f"the images are not those {folder} was trained on so far; put them back or choose another --out"
             )
         trainer.meter.restore(state["meter"], processes)  # type: ignore[arg-type]
-        say(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
+        log(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
     elif processes.first and any(row["images"] > config.checkpoint for row in read_metrics(folder)):
-        say(f"no checkpoint in {checkpoints.folder}: training from the beginning")
+        log(f"no checkpoint in {checkpoints.folder}: training from the beginning")
     if step == config.steps:
         return
     metrics = processes.agree(lambda: Metrics(folder, step * config.batch))
-    order, total = Order(objective.count, seed, flip), config.steps * config.batch
+    order, total = DataOrder(objective.count, seed, flip), config.steps * config.batch
     speed = Speed(config.precision_on(device), 3 * 2 * objective.macs, device, processes)
     with ExitStack() as stack:
         stack.callback(checkpoints.close)
         feed = stack.enter_context(
-            closing(Feed(objective, order, seed, config.batch, config.steps, step, processes, device))
+            closing(Prefetcher(objective, order, seed, config.batch, config.steps, step, processes, device))
         )
         bar = stack.enter_context(progress_bar(shown=processes.first))
         stop = stack.enter_context(StopSignal(processes))
         watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes))
-        profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.first else None, say))
+        profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.first else None, log))
         task = bar.add_task(title, total=total, completed=step * config.batch, rate="")
         speed.start()
         while step < config.steps and not stop.asked:
@@ -214,11 +214,11 @@ def train(
                 trainer.check(due["checkpoint"])
                 row: dict[str, object] = {"images": images}
                 if due["log"]:
-                    row |= {**trainer.meter.result(processes, "t" in draws), "rate": config.rate_at(step - 1)}
+                    row |= {**trainer.meter.result(processes, "t" in draws), "rate": config.lr_at(step - 1)}
                     speed.loss = row["loss"]  # type: ignore[assignment]
                     if bar.disable and speed.quiet_for(60):  # no terminal, but somebody may follow a log
                         left = (total - images) / speed.images_per_second
-                        say(f"{title}: {images:,} of {total:,}, {speed.line}, {left / 60:.0f} min left")
+                        log(f"{title}: {images:,} of {total:,}, {speed.line}, {left / 60:.0f} min left")
                 average = trainer.average.whole() if due["samples"] or due["checkpoint"] else None
                 if due["samples"] and average is not None:
                     row |= objective.picture(average, folder / "samples" / f"{images:012d}.png", processes)
@@ -234,12 +234,3 @@ def train(
         processes.wait()
     if step < config.steps:
         raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; the same command goes on from there")
-
-
-def progress_bar(shown: bool = True) -> Progress:
-    """The bar of all long work: what, how far, how fast, how long still."""
-    from rich.console import Console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal))

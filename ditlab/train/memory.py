@@ -191,20 +191,20 @@ def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str
     """
     train.check_processes(gpus)
     share, bf16 = train.batch // gpus, train.precision != "fp32"
-    part = min(train.part or share, share)
+    part = min(train.microbatch or share, share)
     network = subject.network()
-    activations, copies = kept_bytes(subject, part, bf16, train.recompute)
+    activations, copies = kept_bytes(subject, part, bf16, train.activation_checkpointing)
     whole = numbers(network)
     blocks = [numbers(block) for block in network.blocks]
     root, two = whole - sum(blocks), max(map(sum, pairwise(blocks)), default=2 * blocks[0])
     others = (gpus - 1) / gpus
 
-    def held(count: int) -> dict[str, int]:
+    def locked(count: int) -> dict[str, int]:
         names = {"weights": 1, "gradients": 1, "moments": 2, "average": 1}
         return {name: times * FLOAT32 * count for name, times in names.items()}
 
     copied = {"weights_bf16": copies, "activations": activations}
-    copy = Sharing(held(whole) | copied, round(2 * others * FLOAT32 * whole))
+    copy = Sharing(locked(whole) | copied, round(2 * others * FLOAT32 * whole))
     if gpus == 1:
         return {"one": copy}
     # A GPU has whole, at a time, the root (all that is in no block), a block, and the one fetched ahead or sent off. Of a
@@ -216,5 +216,5 @@ def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str
     shards = sum(ceil(parameter.shape[0] / gpus) * parameter[0].numel() for parameter in network.parameters())
     fetched = computed * (2 * whole - root)  # blocks are fetched for the way forward and the way back
     traffic = round(others * parts * (fetched + FLOAT32 * whole))
-    memory = held(shards) | {"gathered": gathered + unsharded, "activations": activations}
+    memory = locked(shards) | {"gathered": gathered + unsharded, "activations": activations}
     return {"ddp": copy, "fsdp": Sharing(memory, traffic)}

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditlab import atomic
 from ditlab.errors import UserError
-from ditlab.processes import Processes
+from ditlab.runtime import files
+from ditlab.runtime.distributed import Processes
 
 BINS = 10  # of time, in which losses are logged
 METRICS = "metrics.jsonl"
 
 
-class Meter:
+class MetricAverager:
     """Losses added up on the device since the last row of metrics, in all and by bin of time; steps left out.
 
     Each process adds its own share of the losses; whether a step was left out is the same for all.
@@ -39,8 +39,8 @@ class Meter:
         taken = finite.double()
         self.sums.index_add_(0, bins, torch.where(finite, losses.detach().double(), 0.0))
         self.counts.index_add_(0, bins, taken.expand(len(losses)))
-        left_out = 1 - taken.long()
-        total, row = self.skipped[0] + left_out, (self.skipped[1] + 1) * left_out
+        skipped = 1 - taken.long()
+        total, row = self.skipped[0] + skipped, (self.skipped[1] + 1) * skipped
         self.skipped.copy_(torch.stack([total, row, torch.maximum(self.skipped[2], row)]))
 
     def result(self, processes: Processes, timed: bool) -> dict[str, object]:
@@ -73,7 +73,7 @@ class Metrics:
     def __init__(self, folder: Path, images: int):
         self.path = folder / METRICS
         rows = [row for row in read_metrics(folder) if row["images"] <= images]
-        atomic.write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        files.write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def add(self, row: dict[str, object]) -> None:
         """Append a row.

@@ -14,15 +14,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ditlab.processes import Processes
+from ditlab.runtime.distributed import Processes
 from ditlab.train.config import TrainConfig
-from ditlab.train.objectives import Batch, Objective
+from ditlab.train.tasks import Batch, Task
 
 
 class Losses(nn.Module):
     """An objective's losses as a module, which is what DDP wraps: called with a batch and its draws, gives (N,)."""
 
-    def __init__(self, objective: Objective):
+    def __init__(self, objective: Task):
         super().__init__()
         self.module = objective.module
         self._losses = objective.losses
@@ -42,7 +42,7 @@ class Parallel:
         device: of this process.
     """
 
-    def __init__(self, objective: Objective, config: TrainConfig, processes: Processes, device: torch.device):
+    def __init__(self, objective: Task, config: TrainConfig, processes: Processes, device: torch.device):
         self.losses: nn.Module = Losses(objective)
         self.processes = processes
         if processes.size > 1 and config.parallel == "ddp":
@@ -85,7 +85,7 @@ class Parallel:
             yield
 
 
-def shard(module: nn.Module, objective: Objective, config: TrainConfig, processes: Processes, device: torch.device):
+def shard(module: nn.Module, objective: Task, config: TrainConfig, processes: Processes, device: torch.device):
     """Leave each process a shard of every parameter (FSDP2), block by block as the objective names them, in place."""
     mesh = init_device_mesh(device.type, (processes.size,))
     bf16 = config.precision_on(device) == "bf16"

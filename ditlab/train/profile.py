@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ditlab import atomic
+from ditlab.runtime import files
 
 WARM, STEPS = 3, 5  # steps before, since the first ones compile and allocate, and steps that are looked at
 PREFIX = "ditlab: "
@@ -21,11 +21,11 @@ class Profile:
 
     Args:
         folder: where to; nothing is looked at without one.
-        say: is told where the result is.
+        log: is told where the result is.
     """
 
-    def __init__(self, folder: Path | None, say: Callable[[str], None]):
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path | None, log: Callable[[str], None]):
+        self.folder, self.log = folder, log
         self._step = 0
         self._profiler: profile | None = None
 
@@ -36,7 +36,7 @@ class Profile:
         if self._profiler is not None:
             self._profiler.stop()
         if self.folder is not None:
-            self.say(f"no profile: it takes {WARM + STEPS} steps, and this start of the run had {self._step}")
+            self.log(f"no profile: it takes {WARM + STEPS} steps, and this start of the run had {self._step}")
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -76,5 +76,5 @@ class Profile:
             lines.append(f"{name.removeprefix(PREFIX):24s} {milliseconds:9.2f} ms a step {microseconds / total:6.1%}")
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         lines += ["", f"By operation, {STEPS} steps together:", "", events.table(sort_by=order, row_limit=30)]
-        atomic.write_file(folder / "profile.txt", "\n".join(lines))
-        self.say(f"profile: {folder / 'profile.txt'}, trace for Perfetto or chrome://tracing: {folder / 'trace.json'}")
+        files.write_file(folder / "profile.txt", "\n".join(lines))
+        self.log(f"profile: {folder / 'profile.txt'}, trace for Perfetto or chrome://tracing: {folder / 'trace.json'}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import ditlab
-from ditlab import atomic
+from ditlab.runtime import files
 from ditlab.train.meter import read_metrics
 
 
@@ -39,14 +39,14 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
     lines += [f"| PSNR, last | {row['psnr']:.2f} dB |" for row in [r for r in rows if "psnr" in r][-1:]]
     lines += [f"| ditlab, torch | {ditlab.__version__}, {torch.__version__} |", ""]
     if losses:
-        atomic.write_file(folder / "loss.png", loss_figure(losses))
+        files.write_file(folder / "loss.png", loss_figure(losses))
         lines += ["![loss and speed over images](loss.png)", ""]
     for picture in sorted((folder / "samples").glob("[0-9]*.png"))[-1:]:
         lines += [f"![samples after {int(picture.stem):,} images](samples/{picture.name})", ""]
     if (folder / "samples" / "plane.png").exists():
         lines += ["![the plane of an image's two numbers](samples/plane.png)", ""]
     path = folder / "report.md"
-    atomic.write_file(path, "\n".join(lines))
+    files.write_file(path, "\n".join(lines))
     return path
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditlab.processes import Processes
+from ditlab.runtime.distributed import Processes
 from ditlab.train.config import TrainConfig
-from ditlab.train.feed import step_generator
-from ditlab.train.objectives import Objective
+from ditlab.train.prefetch import step_generator
+from ditlab.train.tasks import Task
 
 GIB = 2**30
 STATE = 16  # bytes a parameter of gradient, two moments and average
@@ -60,7 +60,7 @@ def free_memory(device: torch.device, processes: Processes) -> float:
     return int(lines["MemAvailable"].split()[0]) * 1024 / processes.size
 
 
-def saved_bytes(objective: Objective, config: TrainConfig, device: torch.device, count: int) -> int:
+def saved_bytes(objective: Task, config: TrainConfig, device: torch.device, count: int) -> int:
     """Bytes that a forward pass over ``count`` images keeps for the backward pass."""
     generator = step_generator(0, 0)
     batch = objective.read(np.arange(count) % objective.count, np.zeros(count, bool))
@@ -81,7 +81,7 @@ def saved_bytes(objective: Objective, config: TrainConfig, device: torch.device,
     return sum(kept.values())
 
 
-def part_that_fits(objective: Objective, config: TrainConfig, device: torch.device, processes: Processes) -> int:
+def microbatch_that_fits(objective: Task, config: TrainConfig, device: torch.device, processes: Processes) -> int:
     """The most images, of those that divide this process's share of a batch, whose activations fit in memory.
 
     What one and two images keep for the backward pass gives the bytes an image takes; gradients, moments and average, which
@@ -97,7 +97,7 @@ def part_that_fits(objective: Objective, config: TrainConfig, device: torch.devi
         return two - one
 
     image = of_an_image()
-    if config.recompute:
+    if config.activation_checkpointing:
         objective.recompute(False)
         image += (of_an_image() - image) // max(len(objective.parts(objective.module)), 1)
         objective.recompute()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ditlab.processes import Processes
+from ditlab.runtime.distributed import Processes
 
 
 class StopSignal:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ditlab.processes import ALONE, Processes
+from ditlab.runtime.distributed import ALONE, Processes
 
 HUNG = 3  # exit code
 

@@ -134,9 +134,9 @@ def test_broken_members_are_left_out(tmp_path, photos, encode, pixels) -> None:
     content[start + 200] ^= 255
     path = tmp_path / "photos.zip"
     path.write_bytes(content)
-    left_out = archived(path).load().left_out
-    assert len(left_out) == 1
-    assert left_out[0].startswith("dog/z.png: Bad CRC")
+    skipped = archived(path).load().skipped
+    assert len(skipped) == 1
+    assert skipped[0].startswith("dog/z.png: Bad CRC")
 
 
 @pytest.mark.parametrize("suffix", [*COMPRESS, ".zip"])

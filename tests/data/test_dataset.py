@@ -20,7 +20,7 @@ def test_digits() -> None:
     assert np.array_equal(images.pixels.reshape(-1, 64), np.round(np.asarray(levels) * 255 / 16))
     assert np.array_equal(images.labels, labels)
     assert images.names == tuple("0123456789")
-    assert images.left_out == ()
+    assert images.skipped == ()
     assert images.pixels.max() == 255
 
 

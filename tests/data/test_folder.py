@@ -38,14 +38,14 @@ def test_broken_images_are_left_out_and_named(tmp_path, write, photos, encode, p
     assert some.shape == (1, 3, 6, 6)
     images = data.load()
     assert (len(images), images.labels.tolist()) == (5, [0, 0, 1, 1, 1])
-    assert len(images.left_out) == 4
-    named = "; ".join(images.left_out)
+    assert len(images.skipped) == 4
+    named = "; ".join(images.skipped)
     assert "cat/0.jpg: " in named
     assert "truncated" in named
     assert "dog/z.webp: the file is empty" in named
     assert "dog/y.png: not an image" in named
     assert "cat/gone.png: No such file" in named
-    assert sorted(data.left_out) == [0, 3, 7, 8]
+    assert sorted(data.skipped) == [0, 3, 7, 8]
 
 
 def test_symbolic_links(tmp_path, write, photos) -> None:
@@ -66,7 +66,7 @@ def test_name_that_is_not_utf8(tmp_path, encode, pixels) -> None:
     (tmp_path / "caf\udce9" / "b\n.png").write_bytes(b"broken")
     images = folder(tmp_path).load()
     assert images.names == ("caf\ufffd",)
-    assert images.left_out[0].encode().startswith("caf\ufffd/b .png: ".encode())
+    assert images.skipped[0].encode().startswith("caf\ufffd/b .png: ".encode())
 
 
 def test_sizes(tmp_path, write, photos, encode, pixels, refuses) -> None:

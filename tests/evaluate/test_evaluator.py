@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.evaluate import evaluator as module
-from ditlab.evaluate.evaluator import Evaluator, see, small_pixels
+from ditlab.evaluate.evaluator import Evaluator, extract_features, small_pixels
 from ditlab.evaluate.features import FeatureNetwork, feature_network
 from ditlab.evaluate.metrics import frechet_distance
 from ditlab.evaluate.neighbours import precision_recall
@@ -94,7 +94,7 @@ def test_the_images_themselves_are_at_distance_zero_and_halves_at_the_floor(judg
 def test_made_images_are_seen_in_order_and_the_first_are_kept(projection: FeatureNetwork, digits: np.ndarray):
     told: list[int] = []
     batches = [digits[start : start + 300] for start in range(0, 1700, 300)]
-    seen = see(projection, iter(batches), tell=told.append)
+    seen = extract_features(projection, iter(batches), tell=told.append)
     assert seen is not None
     assert told == [300, 600, 900, 1200, 1500, 1797]
     np.testing.assert_allclose(seen.features.pooled, projection.extract(digits).pooled, rtol=1e-5, atol=1e-5)
@@ -102,7 +102,7 @@ def test_made_images_are_seen_in_order_and_the_first_are_kept(projection: Featur
 
 
 def test_no_images_are_refused(projection: FeatureNetwork, refuses: Callable):
-    refuses(lambda: see(projection, []), "no images")
+    refuses(lambda: extract_features(projection, []), "no images")
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def split(digits: np.ndarray, draw: Callable, tmp_path: Path, cache: Path) -> Da
 
 
 def looked_for(dataset: Dataset, network: FeatureNetwork, images: np.ndarray):
-    found, seen = Evaluator.of(dataset, network), see(network, [images])
+    found, seen = Evaluator.of(dataset, network), extract_features(network, [images])
     assert found is not None
     assert seen is not None
     return found.neighbours(seen)
@@ -215,7 +215,7 @@ def test_memorisation_is_no_question_where_real_images_are_not_those_trained_on(
 ):
     apart = open_data(DataConfig(source="folder", path=str(tmp_path / "digits"), split="test"))
     assert looked_for(apart, projection, digits[:40]) is None
-    found, seen = Evaluator.of(split, projection), see(projection, [digits[:40]])
+    found, seen = Evaluator.of(split, projection), extract_features(projection, [digits[:40]])
     assert found is not None
     assert seen is not None
     alone = Evaluator(projection, found.whole)  # statistics of a file
@@ -245,7 +245,7 @@ def test_only_the_first_made_and_some_held_out_images_are_looked_at(
     assert found is not None
     assert found.held_out is not None
     assert (projection.shown, len(found.held_out.indices)) == (950, 150)
-    seen = see(projection, [digits[:160], digits[1200:]])
+    seen = extract_features(projection, [digits[:160], digits[1200:]])
     assert seen is not None
     assert len(seen.images) == 150
     neighbours = found.neighbours(seen)

@@ -130,7 +130,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from conftest import Projection
-from ditlab import atomic
+from ditlab.runtime import files
 from ditlab.data import DataConfig, open_data
 from ditlab.evaluate.real import real_features
 
@@ -140,7 +140,7 @@ def killed(self, *_):
     if done[0] == 3:  # the file is written, but not yet under its name
         os.kill(os.getpid(), signal.SIGKILL)
     replace(self, *_)
-atomic.Path.replace = killed
+files.Path.replace = killed
 real_features(open_data(DataConfig(limit=601)), Projection())
 """
 
@@ -168,8 +168,8 @@ import numpy as np
 from conftest import Projection
 from ditlab.data import DataConfig, open_data
 from ditlab.evaluate import evaluator, real
-from ditlab.evaluate import Evaluator, see
-from ditlab.processes import join, leave
+from ditlab.evaluate import Evaluator, extract_features
+from ditlab.runtime.distributed import join, leave
 
 real.BATCH, evaluator.LOOKED_AT = 50, 100
 processes = join()
@@ -179,7 +179,7 @@ once, shown = judge is not None, network.shown
 again = Evaluator.of(dataset, network, processes)  # from the cache
 images = np.load(sys.argv[2])
 batches = [images[start : start + 32] for start in range(32 * processes.rank, len(images), 32 * processes.size)]
-seen = see(network, batches, processes)
+seen = extract_features(network, batches, processes)
 shares = processes.gather((once, shown, network.shown))
 assert (judge is not None) == (seen is not None) == processes.first
 if judge is not None and seen is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ditlab.evaluate.sample_archive import read_archive
-from ditlab.sample import write
+from ditlab.pipelines import write
 
 
 def images(*shape: int) -> np.ndarray:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ditlab.diffusion import DiffusionConfig
-from ditlab.latents import AutoencoderConfig, new_kl
+from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.models import DiT, DiTConfig, NetworkInput
-from ditlab.sample import Model, SampleConfig
+from ditlab.pipelines import Pipeline, SampleConfig
 
 NAMES = ("cat", "dog", "wren")
 PAPER = DiffusionConfig()
@@ -21,7 +21,7 @@ PAPER = DiffusionConfig()
 
 def build(
     width: int = 64, diffusion: DiffusionConfig = PAPER, shape: NetworkInput | None = None, **config: Any
-) -> Model:
+) -> Pipeline:
     """A model no weight of which is zero, whose latents have a mean and a spread of their own in each channel."""
     shape = shape or NetworkInput(3, 4, 4, len(NAMES), diffusion.learned_variance)
     network = DiT(replace(DiTConfig(depth=2, width=width, heads=4, patch=2), **config), shape)
@@ -34,10 +34,10 @@ def build(
         nn.init.normal_(convolution.bias, std=0.5, generator=generator)
     autoencoder.set_statistics(torch.tensor([0.5, -1.0, 0.2]), torch.tensor([2.0, 0.7, 1.1]))
     names = NAMES[: shape.classes]
-    return Model(network.eval(), diffusion, autoencoder.eval(), (1, 8, 8), names, SampleConfig())
+    return Pipeline(network.eval(), diffusion, autoencoder.eval(), (1, 8, 8), names, SampleConfig())
 
 
 @pytest.fixture(scope="session")
-def model() -> Callable[..., Model]:
+def model() -> Callable[..., Pipeline]:
     """Builds one; its arguments change it."""
     return build

@@ -14,8 +14,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ditlab import load
 from ditlab.errors import UserError
-from ditlab.interop import hub, pipeline
-from ditlab.sample import Model
+from ditlab.interop import diffusers_pipeline, hub
+from ditlab.pipelines import Pipeline
 
 
 class Hub:
@@ -57,7 +57,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 @pytest.fixture
-def run(model: Callable[..., Model], tmp_path: Path) -> Path:
+def run(model: Callable[..., Pipeline], tmp_path: Path) -> Path:
     """A run folder with a model and its pages."""
     folder = tmp_path / "runs" / "birds"
     model().save(folder)
@@ -76,7 +76,7 @@ def test_what_is_pushed_is_loaded_by_its_name(ditlab: Callable, stand_in: Hub, r
     assert (ended.code, ended.out) == (0, "model: https://huggingface.co/ann/birds\n")
     assert stand_in.private == {"ann/birds": True}
     images = load("ann/birds").sample(["dog"], steps=5, sampler="ddim", count=2)
-    assert np.array_equal(images, Model.load(run).sample(["dog"], steps=5, sampler="ddim", count=2))
+    assert np.array_equal(images, Pipeline.load(run).sample(["dog"], steps=5, sampler="ddim", count=2))
 
 
 def test_the_card_is_written_from_the_run(stand_in: Hub, run: Path):
@@ -93,8 +93,8 @@ def test_the_card_is_written_from_the_run(stand_in: Hub, run: Path):
         assert words in card
 
 
-def test_a_pipeline_on_the_hub_is_loaded_too(model: Callable[..., Model], stand_in: Hub, tmp_path: Path):
-    pipeline.export(model(), tmp_path / "out")
+def test_a_pipeline_on_the_hub_is_loaded_too(model: Callable[..., Pipeline], stand_in: Hub, tmp_path: Path):
+    diffusers_pipeline.export(model(), tmp_path / "out")
     stand_in.create_repo("ann/pipeline", False, True)
     stand_in.upload_folder("ann/pipeline", tmp_path / "out", "by diffusers")
     assert load("ann/pipeline").names == ("cat", "dog", "wren")
@@ -118,7 +118,7 @@ def test_what_cannot_be_is_said_in_one_line(ask: Any, words: list[str], run: Pat
         assert word in str(caught.value)
 
 
-def test_a_folder_of_a_vae_gives_the_autoencoder(model: Callable[..., Model], tmp_path: Path):
+def test_a_folder_of_a_vae_gives_the_autoencoder(model: Callable[..., Pipeline], tmp_path: Path):
     ours: Any = model().autoencoder
     ours.vae.save_pretrained(tmp_path / "vae")
     found = load(tmp_path / "vae")

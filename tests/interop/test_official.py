@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ditlab
-from ditlab.cli import main
+from ditlab.cli.main import main
 from ditlab.errors import UserError
 from ditlab.interop import official
 from ditlab.models import Condition, DiT, DiTConfig, Network, NetworkInput, UNet, UNetConfig

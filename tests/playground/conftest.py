@@ -17,8 +17,8 @@ import httpx
 import pytest
 import uvicorn
 
+from ditlab.pipelines import Pipeline
 from ditlab.playground.api import Served, build_app
-from ditlab.sample import Model
 
 Listening = Callable[..., AbstractContextManager[str]]
 
@@ -83,8 +83,8 @@ def playing(process: Callable[..., subprocess.Popen[str]]) -> Callable[..., Abst
 
 
 @pytest.fixture(scope="module")
-def model(digits_run: Path) -> Model:
-    return Model.load(digits_run)
+def model(digits_run: Path) -> Pipeline:
+    return Pipeline.load(digits_run)
 
 
 @pytest.fixture

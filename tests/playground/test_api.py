@@ -20,15 +20,15 @@ from PIL import Image
 
 from ditlab.diffusion import GuidanceConfig
 from ditlab.interop.find import find_model
+from ditlab.pipelines import Pipeline
 from ditlab.playground.api import Limits, Served
-from ditlab.sample import Model
 
 Listening = Callable[..., AbstractContextManager[str]]
 LIMITS = Limits(images=8, steps=60, seconds=20)
 
 
 @pytest.fixture(scope="module")
-def address(model: Model, listening: Listening) -> Iterator[str]:
+def address(model: Pipeline, listening: Listening) -> Iterator[str]:
     with listening(Served({"digits": model}, LIMITS)) as found:
         yield found
 
@@ -42,7 +42,7 @@ def ask(address: str, **body: object) -> httpx.Response:
     return httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
 
 
-def test_the_openai_client_generates_images(address: str, model: Model):
+def test_the_openai_client_generates_images(address: str, model: Pipeline):
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     assert [each.id for each in client.models.list()] == ["digits"]
     made = client.images.generate(
@@ -55,7 +55,7 @@ def test_the_openai_client_generates_images(address: str, model: Model):
         client.images.generate(model="dall-e-3", prompt="3")
 
 
-def test_each_client_gets_the_images_of_its_own_seed(address: str, model: Model):
+def test_each_client_gets_the_images_of_its_own_seed(address: str, model: Pipeline):
     def one(seed: int) -> bool:
         answer = ask(address, prompt=str(seed % 10), n=1, seed=seed, steps=3).json()
         expected = model.sample([seed % 10], seed=seed, steps=3, count=1)[..., 0]
@@ -65,7 +65,7 @@ def test_each_client_gets_the_images_of_its_own_seed(address: str, model: Model)
         assert all(clients.map(one, range(48)))
 
 
-def test_labels_may_be_a_list_and_guidance_an_interval(address: str, model: Model):
+def test_labels_may_be_a_list_and_guidance_an_interval(address: str, model: Pipeline):
     body = {"labels": [4, "2"], "n": 2, "seed": 3, "steps": 6, "guidance": 3, "guidance_low": 0.2, "guidance_high": 0.6}
     answer = ask(address, **body).json()
     guided = GuidanceConfig(3, low=0.2, high=0.6)
@@ -141,7 +141,7 @@ def test_bodies_that_are_no_requests_are_refused(address: str, content: bytes):
     assert len(answer.json()["error"]["message"]) > 10
 
 
-def test_a_client_that_goes_away_is_not_waited_for(model: Model, listening: Listening):
+def test_a_client_that_goes_away_is_not_waited_for(model: Pipeline, listening: Listening):
     served = Served({"digits": model}, Limits(images=8, steps=1000, seconds=60))
     body = {"prompt": "1", "n": 8, "steps": 1000, "sampler": "ddpm"}
     with listening(served) as address:
@@ -155,7 +155,7 @@ def test_a_client_that_goes_away_is_not_waited_for(model: Model, listening: List
         assert ask(address, prompt="1", steps=2).status_code == 200
 
 
-def test_a_key_is_asked_for_where_there_is_one(model: Model, listening: Listening):
+def test_a_key_is_asked_for_where_there_is_one(model: Pipeline, listening: Listening):
     with listening(Served({"digits": model}, LIMITS, key="s3cret")) as address:
         assert ask(address, prompt="3", steps=2).status_code == 401
         assert httpx.get(f"{address}/v1/models").status_code == 401
@@ -164,7 +164,7 @@ def test_a_key_is_asked_for_where_there_is_one(model: Model, listening: Listenin
         assert httpx.get(f"{address}/health").json() == {"status": "ok"}
 
 
-def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Model, listening: Listening):
+def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Pipeline, listening: Listening):
     with listening(Served({"digits": model}, LIMITS, most=1, waiting=1)) as address, ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda seed: ask(address, prompt="1", seed=seed, steps=30), range(8)))
     counts = {status: [answer.status_code for answer in answers].count(status) for status in (200, 429)}
@@ -175,14 +175,14 @@ def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Mode
     assert int(sent_away.headers["Retry-After"]) >= 1
 
 
-def test_what_takes_too_long_is_given_up(model: Model, listening: Listening):
+def test_what_takes_too_long_is_given_up(model: Pipeline, listening: Listening):
     with listening(Served({"digits": model}, Limits(seconds=0.05))) as address:
         answer = ask(address, prompt="1", n=16, steps=250)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "timeout"
 
 
-def test_a_models_own_steps_are_held_to_the_limit_too(model: Model, listening: Listening):
+def test_a_models_own_steps_are_held_to_the_limit_too(model: Pipeline, listening: Listening):
     with listening(Served({"digits": model}, Limits(steps=1))) as address:  # two are its own
         found = images(ask(address, prompt="4", seed=2).json())
     expected = model.sample(["4"], seed=2, steps=1)[..., 0]
@@ -190,7 +190,7 @@ def test_a_models_own_steps_are_held_to_the_limit_too(model: Model, listening: L
 
 
 def test_a_server_that_fails_says_so_in_the_clients_shape(
-    model: Model, listening: Listening, monkeypatch: pytest.MonkeyPatch
+    model: Pipeline, listening: Listening, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(model.network, "forward", lambda *parts: 1 / 0)
     with listening(Served({"digits": model}, LIMITS)) as address:
@@ -218,7 +218,7 @@ def test_the_schema_says_what_the_server_does(address: str):
 def test_a_model_file_that_is_replaced_changes_nothing_that_is_served(runs: Path, listening: Listening):
     with listening(Served({"digits": find_model(runs / "digits")}, LIMITS)) as address:
         before = ask(address, prompt="3", seed=1, steps=4).json()["data"]
-        other = Model.load(runs / "digits")
+        other = Pipeline.load(runs / "digits")
         torch.nn.init.normal_(other.network.final_layer.linear.weight)  # type: ignore[attr-defined]
         other.save(runs / "digits")  # as training does, renamed over what stood
         assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before

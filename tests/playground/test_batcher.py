@@ -11,9 +11,9 @@ import torch
 
 from ditlab.diffusion import GuidanceConfig, State
 from ditlab.errors import UserError
+from ditlab.pipelines import Pipeline, SampleConfig, to_images
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.request import Busy, Cancelled, Late, Request
-from ditlab.sample import Model, SampleConfig, to_images
 
 WAIT = 60  # seconds, after which something hangs
 
@@ -25,7 +25,7 @@ def request(
     return Request(torch.tensor(labels), seed, config, **more)
 
 
-def alone(model: Model, asked: Request) -> np.ndarray:
+def alone(model: Pipeline, asked: Request) -> np.ndarray:
     config = asked.config
     return model.sample(
         asked.labels.tolist(), guidance=config.guidance, steps=config.steps, sampler=config.sampler, seed=asked.seed
@@ -44,7 +44,7 @@ MIXED = [
 
 
 @pytest.mark.parametrize("most", [5, 64])
-def test_every_request_gets_its_own_images_in_whatever_company(model: Model, most: int):
+def test_every_request_gets_its_own_images_in_whatever_company(model: Pipeline, most: int):
     batcher = Batcher(model, most=most)
     asked = [
         request(r.labels.tolist(), r.seed, r.config.sampler, r.config.steps, r.config.guidance.scale) for r in MIXED * 3
@@ -58,7 +58,7 @@ def test_every_request_gets_its_own_images_in_whatever_company(model: Model, mos
     assert batcher.load == (0, 0)
 
 
-def test_requests_share_calls_of_the_network_and_join_those_under_way(model: Model):
+def test_requests_share_calls_of_the_network_and_join_those_under_way(model: Pipeline):
     batcher, first_step = Batcher(model), threading.Event()
     long = batcher.submit(request([1], steps=30, watch=lambda state: first_step.set()))
     assert first_step.wait(WAIT)
@@ -70,7 +70,7 @@ def test_requests_share_calls_of_the_network_and_join_those_under_way(model: Mod
     assert batcher.rows == 110
 
 
-def test_a_request_can_be_stopped_and_the_others_go_on(model: Model):
+def test_a_request_can_be_stopped_and_the_others_go_on(model: Pipeline):
     batcher = Batcher(model)
     stopped = request([1], steps=200)
     stopped.watch = lambda state: stopped.give_up()
@@ -83,7 +83,7 @@ def test_a_request_can_be_stopped_and_the_others_go_on(model: Model):
     batcher.close()
 
 
-def test_a_request_that_takes_too_long_is_given_up(model: Model):
+def test_a_request_that_takes_too_long_is_given_up(model: Pipeline):
     batcher = Batcher(model)
     late = batcher.submit(request([1], steps=1000, seconds=0.05))
     with pytest.raises(Late, match="within"):
@@ -91,7 +91,7 @@ def test_a_request_that_takes_too_long_is_given_up(model: Model):
     batcher.close()
 
 
-def test_a_full_queue_says_when_to_come_again(model: Model):
+def test_a_full_queue_says_when_to_come_again(model: Pipeline):
     batcher, gate, begun = Batcher(model, most=1, waiting=2), threading.Event(), threading.Event()
 
     def hold(state: State) -> None:
@@ -111,7 +111,7 @@ def test_a_full_queue_says_when_to_come_again(model: Model):
     batcher.close()
 
 
-def test_closing_makes_what_was_taken_and_takes_no_more(model: Model):
+def test_closing_makes_what_was_taken_and_takes_no_more(model: Pipeline):
     batcher = Batcher(model, most=2)
     asked = [batcher.submit(request([k], seed=k)) for k in range(6)]
     batcher.close()
@@ -120,7 +120,7 @@ def test_closing_makes_what_was_taken_and_takes_no_more(model: Model):
         batcher.submit(request([1]))
 
 
-def test_a_failing_network_fails_its_requests_and_not_the_server(model: Model, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_network_fails_its_requests_and_not_the_server(model: Pipeline, monkeypatch: pytest.MonkeyPatch):
     batcher = Batcher(model)
     with monkeypatch.context() as patch:
         patch.setattr(model.network, "forward", lambda *parts: 1 / 0)
@@ -133,7 +133,7 @@ def test_a_failing_network_fails_its_requests_and_not_the_server(model: Model, m
     batcher.close()
 
 
-def test_what_can_never_be_made_is_refused_at_once(model: Model):
+def test_what_can_never_be_made_is_refused_at_once(model: Pipeline):
     batcher = Batcher(model, most=4)
     with pytest.raises(UserError, match="5 images are too many"):
         batcher.submit(request([1] * 5))
@@ -142,7 +142,7 @@ def test_what_can_never_be_made_is_refused_at_once(model: Model):
     batcher.close()
 
 
-def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_others(model: Model):
+def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_others(model: Pipeline):
     batcher, gate = Batcher(model), threading.Event()
 
     def hold(state: State) -> None:
@@ -170,7 +170,7 @@ def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_other
     batcher.close()
 
 
-def test_what_does_not_fit_in_memory_is_made_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch):
+def test_what_does_not_fit_in_memory_is_made_in_parts(model: Pipeline, monkeypatch: pytest.MonkeyPatch):
     forward: Any = model.network.forward
     batcher, rows = Batcher(model), list[int]()
 

@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Download, Locator, Page, expect, sync_playwright
 
 from ditlab.interop.find import find_model
-from ditlab.sample import Model, grid
+from ditlab.pipelines import Pipeline, grid
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 60_000  # milliseconds, after which something hangs
@@ -175,7 +175,7 @@ def test_an_interpolation_between_two_labels(visit: Visit, folder: Path):
     visit.button("Interpolate").click()
     visit.status("8 images in")
     assert visit.settings()["to"] == {"seed": 1, "label": "7"}
-    model = Model.load(folder / "digits")
+    model = Pipeline.load(folder / "digits")
     made = visit.image("images").astype(int)
     ends = [model.sample([label], seed=seed)[0] for label, seed in ((0, 0), (7, 1))]
     whole = np.asarray(grid(np.stack([ends[0], *[ends[0]] * 6, ends[1]]), 4).convert("RGB")).astype(int)
@@ -211,7 +211,7 @@ def test_one_setting_across(visit: Visit, folder: Path):
     expect(visit.page.get_by_label("Its values")).to_have_value("320, 640")
     visit.button("Compare").click()
     visit.status("4 rows, 2 columns", "comparison-status")
-    model = Model.load(folder / "digits")
+    model = Pipeline.load(folder / "digits")
     assert visit.settings()["values"] == ["320 images", "640 images"]
     made = visit.image("comparison").astype(int)
     side = 64  # of a tile, with a gap of 5 on both sides
@@ -323,7 +323,7 @@ def test_names_with_markup_stay_names(browser: Browser, folder: Path, tmp_path: 
     evil = "<img src=x onerror='window.hacked=1'>"
     runs = tmp_path / "runs"
     shutil.copytree(folder / "digits", runs / evil)
-    model = Model.load(runs / evil)
+    model = Pipeline.load(runs / evil)
     model.names = tuple(f"{evil}{k}" for k in range(10))
     model.save(runs / evil)
     study = runs / f"{evil}-study"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ditlab import atomic
 from ditlab.playground.history import evaluations, find_runs, find_studies, sample_pictures, study_report
+from ditlab.runtime import files
 
 
 def test_a_folder_without_runs_has_none(tmp_path: Path):
@@ -33,7 +33,7 @@ def test_runs_are_found_wherever_they_lie_the_newest_first(runs: Path):
 def test_a_run_at_work_is_told_from_one_that_stopped(runs: Path):
     (runs / "digits" / "report.md").unlink()
     assert find_runs(runs)["digits"].state == "stopped"
-    with atomic.held(runs / "digits", "the run"):
+    with files.locked(runs / "digits", "the run"):
         assert find_runs(runs)["digits"].state == "training"
     (runs / "digits" / ".lock").touch()  # as a killed process leaves it
     assert find_runs(runs)["digits"].state == "stopped"

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from ditlab.diffusion import DiffusionConfig
-from ditlab.latents import Autoencoder
+from ditlab.encoders import Autoencoder
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, UNetConfig, build
+from ditlab.pipelines import Pipeline, SampleConfig, denoising, to_images
 from ditlab.playground.inside import Subject, modulation, strength
-from ditlab.sample import Model, SampleConfig, denoising, to_images
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False)
 
@@ -24,7 +24,7 @@ FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_var
 SMALL = DiTConfig(depth=3, width=16, heads=2)
 
 
-def made(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 4) -> Model:
+def made(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 4) -> Pipeline:
     autoencoder = Autoencoder(1, 1, 1)
     autoencoder.set_statistics(torch.tensor([-0.2]), torch.tensor([0.6]))
     shape = NetworkInput(1, 8, 12, classes, diffusion.learned_variance)
@@ -32,10 +32,10 @@ def made(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     names = tuple(f"<b>{k}</b>" for k in range(classes))
-    return Model(network.eval(), diffusion, autoencoder.eval(), (1, 8, 12), names, SampleConfig("euler", 3))
+    return Pipeline(network.eval(), diffusion, autoencoder.eval(), (1, 8, 12), names, SampleConfig("euler", 3))
 
 
-def looked_at(model: Model, label: int, seed: int) -> Subject:
+def looked_at(model: Pipeline, label: int, seed: int) -> Subject:
     *_, last = denoising(model, torch.tensor([label]), seed, 0, model.defaults)
     return Subject(model, label, seed, last.x, to_images(model, last.x)[0])
 
@@ -123,12 +123,12 @@ def test_what_a_model_has_not_is_said(refuses: Callable):
 def test_unconditional_models_are_looked_at_too(kl_run: Path):
     subject = looked_at(made(classes=0), -1, 0)
     assert subject.modulation_figure(0.5).width > 100
-    latent = looked_at(replace_defaults(Model.load(kl_run)), 3, 1)
+    latent = looked_at(replace_defaults(Pipeline.load(kl_run)), 3, 1)
     assert latent.image.shape == (8, 8, 1)
     assert latent.patches == (2, 2)
     assert latent.channels(0.5).width > 60
 
 
-def replace_defaults(model: Model) -> Model:
+def replace_defaults(model: Pipeline) -> Pipeline:
     model.defaults = replace(model.defaults, steps=2)
     return model

@@ -15,16 +15,16 @@ from PIL import Image
 
 from ditlab.diffusion import GuidanceConfig
 from ditlab.errors import UserError
+from ditlab.pipelines import Pipeline, SampleConfig, strip, to_images
 from ditlab.playground.api import Generation, Limits, Refused, Served
 from ditlab.playground.request import Cancelled, Interpolation, Request
 from ditlab.playground.studio import FRAMES, Studio
-from ditlab.sample import Model, SampleConfig, strip, to_images
 
 
 @pytest.fixture
 def studio(runs: Path) -> Iterator[Studio]:
     source = str(runs / "digits")
-    served = Served({"digits": Model.load(source)}, Limits(images=8, steps=1000))
+    served = Served({"digits": Pipeline.load(source)}, Limits(images=8, steps=1000))
     yield Studio(served, {"digits": source}, runs)
     served.close()
 

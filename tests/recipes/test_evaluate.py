@@ -20,10 +20,10 @@ from PIL import Image
 from ditlab.diffusion import GuidanceConfig
 from ditlab.evaluate import Evaluation, Number, Reference, read_results, read_statistics, write_statistics
 from ditlab.evaluate.inception_weights import cache_folder
-from ditlab.processes import ALONE
-from ditlab.recipes.evaluate import How, evaluate_samples
+from ditlab.pipelines import Pipeline, SampleConfig, write
+from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
 from ditlab.recipes.samples import Samples, open_samples
-from ditlab.sample import Model, SampleConfig, write
+from ditlab.runtime.distributed import ALONE
 
 NAME = "FD-EffNetLite0@64"
 COUNT = 1290  # samples, ten more than the features of EfficientNet
@@ -38,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def opened(source: object, count: int = 0, **settings: object) -> Samples:
-    def choose(model: Model) -> SampleConfig:
+    def choose(model: Pipeline) -> SampleConfig:
         return replace(model.defaults, **{"sampler": "euler", "steps": 2, **settings})  # type: ignore[arg-type]
 
     return open_samples(str(source), count, 3, 100, choose, ALONE)
@@ -46,7 +46,9 @@ def opened(source: object, count: int = 0, **settings: object) -> Samples:
 
 def evaluated(samples: Samples, out: Path | None = None, **how: str) -> Evaluation:
     said: list[str] = []
-    found = evaluate_samples(samples, How(**how), out or samples.folder, torch.device("cpu"), ALONE, said.append)
+    found = evaluate_samples(
+        samples, EvaluationConfig(**how), out or samples.folder, torch.device("cpu"), ALONE, said.append
+    )
     assert found is not None
     return found
 
@@ -100,7 +102,7 @@ def test_a_run_is_measured_against_the_images_it_was_trained_on(run: Path, whole
 def test_everything_that_the_numbers_depend_on_is_said(run: Path, whole: Evaluation):
     how = dict(whole.how)
     assert how.pop("ditlab, torch, date").split(", ")[1] == torch.__version__
-    facts = "".join(f", {name} {value}" for name, value in Model.load(run).facts.items())
+    facts = "".join(f", {name} {value}" for name, value in Pipeline.load(run).facts.items())
     assert how == {
         "samples": f"1,290 of {run}, guidance off, euler, 2 steps, seed 3",
         "model": f"{run}{facts}",
@@ -249,7 +251,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from ditlab.processes import join, leave
+from ditlab.runtime.distributed import join, leave
 from ditlab.recipes.evaluate import How, evaluate_samples
 from ditlab.recipes.samples import open_samples
 

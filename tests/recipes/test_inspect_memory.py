@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
-from ditlab.cli import COMMANDS
+from ditlab.cli.main import COMMANDS
 from ditlab.diffusion import DiffusionConfig, build_loss
 from ditlab.models import Condition, DiTConfig, Network, NetworkInput, UNetConfig, build
 from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
-from ditlab.processes import Processes
 from ditlab.recipes import find_recipe
-from ditlab.train import DiffusionObjective, TrainConfig
+from ditlab.runtime.distributed import Processes
+from ditlab.train import DiffusionTask, TrainConfig
 from ditlab.train.memory import Subject, checkpoint_bytes, kept_bytes, training_memory
 from ditlab.train.parallel import shard
 
@@ -236,7 +236,7 @@ def test_a_compiled_block_keeps_less():
     assert kept(compiled, block) == pytest.approx(36, abs=0.5)
 
 
-class Blocks(DiffusionObjective):
+class Blocks(DiffusionTask):
     """An objective that only knows what to shard."""
 
     def __init__(self, network: Network):
@@ -289,14 +289,14 @@ def test_the_root_and_no_more_than_two_blocks_are_gathered_at_a_time(eight: Proc
     assert len(gathered) == 8
     assert max(map(len, gathered)) == 3
     assert all("" in names for names in gathered)
-    held = [each.unsharded_accumulated_grad for unit in units.values() for each in unit.fsdp_params]
-    assert all(gradient is None for gradient in held)
+    locked = [each.unsharded_accumulated_grad for unit in units.values() for each in unit.fsdp_params]
+    assert all(gradient is None for gradient in locked)
 
     numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     block = numbers["blocks"] // 4
     several = 2 * block + sum(numbers.values()) - numbers["blocks"]
     assert training_memory(of, train, 8)["fsdp"].memory["gathered"] == (2 + 4) * several
-    in_parts = training_memory(of, replace(train, part=1), 8)["fsdp"].memory
+    in_parts = training_memory(of, replace(train, microbatch=1), 8)["fsdp"].memory
     assert in_parts["gathered"] == (2 + 4) * several
 
 
@@ -355,9 +355,9 @@ def test_inspect_prints_memory_by_what_it_is_for(ditlab):
     assert (ended.code, ended.err) == (0, "")
     for words in ("DDP", "FSDP2", "computed", "AdamW's two moments", "bfloat16 copies", "32 images at a time", "GB"):
         assert words in " ".join(ended.out.split())
-    alone = ditlab("inspect", "DiT-S/2", "--part", "16", "--precision", "fp32", "--recompute").out
+    alone = ditlab("inspect", "DiT-S/2", "--microbatch", "16", "--precision", "fp32", "--activation-checkpointing").out
     alone = " ".join(alone.split())
-    for words in ("one GPU", "16 images at a time", "recompute"):
+    for words in ("one GPU", "16 images at a time", "activation checkpointing"):
         assert words in alone
     assert "bfloat16 copies" not in alone
     assert "FSDP2" not in alone
@@ -367,7 +367,7 @@ def test_a_mistake_of_memory_flags_is_one_line(refused):
     refused(["inspect", "DiT-S/2", "--gpus", "3"], "256", "3 processes", "255 or 258")
     refused(["inspect", "DiT-S/2", "--gpus", "0"], "--gpus 0")
     refused(["inspect", "DiT-S/2", "--batch", "-1"], "--batch -1")
-    refused(["inspect", "DiT-S/2", "--part", "-1"], "--part -1")
+    refused(["inspect", "DiT-S/2", "--microbatch", "-1"], "--microbatch -1")
     refused(["inspect", "DiT-S/2", "--precision", "fp8"], "'fp8'", "bf16")
 
 
@@ -384,11 +384,11 @@ def table(header: str) -> list[list[str]]:
 def training(ditlab) -> Any:
     """What the command says of training a model."""
 
-    def say(model: str, *flags: object) -> dict[str, Any]:
+    def log(model: str, *flags: object) -> dict[str, Any]:
         name, _, image = model.partition(", ")
         return json.loads(ditlab("inspect", name, "--image", image or 256, *flags, "--json").out)["training"]
 
-    return say
+    return log
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -398,10 +398,12 @@ def test_the_pages_memory_is_what_the_command_says(recompute: bool, training):
     for model, *cells in rows:
         said = []
         for gpus in (1, 8, 64):
-            flags = ["--batch", 256, "--gpus", gpus, *(["--recompute"] if recompute else [])]
+            flags = ["--batch", 256, "--gpus", gpus, *(["--activation-checkpointing"] if recompute else [])]
             found = training(model, *flags)
             said += [f"{sum(memory.values()) / 2**30:.1f}" for memory in found["memory_bytes_a_gpu"].values()]
-            image = [f"{found['activation_bytes_an_image'][key] / 2**20:.0f}" for key in ("all", "recompute")]
+            image = [
+                f"{found['activation_bytes_an_image'][key] / 2**20:.0f}" for key in ("all", "activation_checkpointing")
+            ]
         assert cells == (said if recompute else [*image, *said]), model
 
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import ditlab as package
+from ditlab.cli.recipe_options import recipe_options
 from ditlab.errors import UserError
 from ditlab.models import DiTConfig, UNet, UNetConfig, named
-from ditlab.recipes import Recipe, find_recipe, recipe_options
+from ditlab.recipes import Recipe, find_recipe
 
 RUN = (
     "--train.batch 32 --train.precision fp32 --sample-images 4 --sample.steps 2 --train.log 160 --train.checkpoint 320"
@@ -85,7 +86,15 @@ def test_a_unets_run_goes_on_bit_for_bit_and_refuses_another_network(
 
 
 def test_ldms_design_trains_in_parts_and_computing_again(tmp_path: Path, ditlab):
-    flags = ["--model.design", "ldm", "--train.part", "8", "--train.recompute", "--train.images", "64"]
+    flags = [
+        "--model.design",
+        "ldm",
+        "--train.microbatch",
+        "8",
+        "--train.activation-checkpointing",
+        "--train.images",
+        "64",
+    ]
     ended = ditlab("train", "digits", *SMALL, *flags, "--out", tmp_path / "run")
     assert (ended.code, ended.err) == (0, ""), ended
     assert package.load(tmp_path / "run").sample(count=2).shape == (2, 8, 8, 1)

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ditlab.cli.flags import parse
 from ditlab.errors import UserError
-from ditlab.flags import parse
 from ditlab.models import DiTConfig
-from ditlab.recipes import NAMES, Recipe, find_recipe, settle
+from ditlab.recipes import NAMES, Recipe, autoconfigure, find_recipe
 from ditlab.recipes.recipe import flatten, refuse_other, save_recipe
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_every_named_recipe_loads_says_what_it_is_and_survives_json(name: str):
     recipe, out = find_recipe(name)
     assert (recipe.name, out) == (name, Path("runs") / name)
-    settle(recipe, CPU, print, open_size=False).check()
+    autoconfigure(recipe, CPU, print, open_size=False).check()
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe
     assert again.to_json() == recipe.to_json()
@@ -52,11 +52,11 @@ shares = st.floats(0, 0.999, allow_nan=False)
 )  # fmt: skip
 def test_flags_override_fields_and_json_keeps_them(depth, rate, sizes, flip, words, block):
     recipe, _ = find_recipe("fashion")
-    arguments = ["--model.depth", str(depth), "--train.rate", repr(rate), "--data.path", words, "--model.block", block]
+    arguments = ["--model.depth", str(depth), "--train.lr", repr(rate), "--data.path", words, "--model.block", block]
     arguments += ["--data.size", *map(str, sizes), "--data.flip" if flip else "--data.no-flip"]
     given_recipe = parse(Recipe, arguments, "train fashion", recipe)
     changed = {name: value for name, value in flatten(given_recipe) if dict(flatten(recipe))[name] != value}
-    expected = {"model.depth": depth, "train.rate": rate, "data.path": words, "data.size": tuple(sizes)}
+    expected = {"model.depth": depth, "train.lr": rate, "data.path": words, "data.size": tuple(sizes)}
     expected |= {"data.flip": flip, "model.block": block}
     assert changed == {name: value for name, value in expected.items() if dict(flatten(recipe))[name] != value}
     assert Recipe.from_json(given_recipe.to_json()) == given_recipe
@@ -152,22 +152,22 @@ def test_the_nearest_recipe_is_named():
 def test_settling_chooses_for_the_machine_and_says_what():
     recipe, _ = find_recipe("folder")
     said: list[str] = []
-    small = settle(recipe, CPU, said.append, open_size=True)
-    large = settle(recipe, torch.device("cuda"), said.append, open_size=True)
+    small = autoconfigure(recipe, CPU, said.append, open_size=True)
+    large = autoconfigure(recipe, torch.device("cuda"), said.append, open_size=True)
     assert (small.data.size, small.train.batch) == ((32,), 64)
     assert (large.data.size, large.train.batch) == ((64,), 256)
     assert "cpu" in said[0]
     for words in ("size 32 (--data.size)", "batch 64 (--train.batch)", "precision fp32 (--train.precision)"):
         assert words in said[0]
     assert "precision bf16" in said[1]
-    assert settle(small, CPU, said.append, open_size=True) == small
+    assert autoconfigure(small, CPU, said.append, open_size=True) == small
     assert len(said) == 2
 
 
 def test_settling_leaves_alone_what_was_asked_for():
     recipe, _ = find_recipe("digits")
     said: list[str] = []
-    assert settle(recipe, CPU, said.append, open_size=False) == recipe
+    assert autoconfigure(recipe, CPU, said.append, open_size=False) == recipe
     assert said == []
 
 
@@ -187,7 +187,7 @@ def test_a_folder_of_other_settings_is_refused_naming_them_and_left_untouched(tm
 def test_a_longer_run_and_another_way_to_look_at_it_are_the_same_run(tmp_path: Path):
     recipe, _ = find_recipe("digits")
     save_recipe(recipe, tmp_path)
-    train = dataclasses.replace(recipe.train, images=10**6, log=1, samples=1, checkpoint=1, keep=9)
+    train = dataclasses.replace(recipe.train, images=10**6, log=1, samples=1, checkpoint=1, keep_checkpoints=9)
     sample = dataclasses.replace(recipe.sample, steps=3)
     refuse_other(dataclasses.replace(recipe, name="x", train=train, sample=sample, sample_images=9), tmp_path)
 

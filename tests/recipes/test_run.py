@@ -157,7 +157,7 @@ def test_the_wrong_settings_of_an_autoencoder_leave_nothing_behind(tmp_path: Pat
     data = write_idx(tmp_path / "idx", 20, 10)
     run = ["autoencoder", "fashion", "--data.path", data, "--out", tmp_path / "run"]
     refused([*run, "--autoencoder-train.batch", "-1"], "--autoencoder-train.batch -1 must be 1 or more")
-    for flag in (["--autoencoder-train.recompute"], ["--autoencoder-train.parallel", "fsdp"]):
+    for flag in (["--autoencoder-train.activation-checkpointing"], ["--autoencoder-train.parallel", "fsdp"]):
         refused([*run, *flag], flag[0], "diffusion networks only")
     refused([*run, "--autoencoder.widths", "0"], "widths (0,)")
     refused([*run, "--data.size", "30"], "30x30", "factor 4", "28 or 32")

@@ -10,10 +10,10 @@ import pytest
 from ditlab.models import NetworkInput, cost
 from ditlab.recipes import find_recipe
 from ditlab.study import STUDIES, Plan
-from ditlab.study.cell import Cell, Result
+from ditlab.study.study_run import Result, StudyRun
 
 METRIC = "FD-EffNetLite0@64"
-Law = Callable[[Cell, float], float]  # of a cell and its GMACs
+Law = Callable[[StudyRun, float], float]  # of a cell and its GMACs
 
 
 def lawful(study: str, law: Law, seeds: int = 1) -> list[Result]:

@@ -13,8 +13,8 @@ from ditlab.errors import UserError
 from ditlab.models import DiTConfig, NetworkInput, UNetConfig, cost
 from ditlab.recipes import find_recipe
 from ditlab.study import STUDIES, Plan
-from ditlab.study.cell import Cell, Result, finished
 from ditlab.study.ladder import RUNGS
+from ditlab.study.study_run import Result, StudyRun, finished
 
 MakePlan = Callable[[str], Plan]
 
@@ -47,7 +47,7 @@ def test_scaling_has_nine_cells_at_equal_images_and_others_of_comparable_compute
     assert len({cell.recipe.train.images for cell in equal}) == 1
     shape = NetworkInput(1, 8, 8, 10)
 
-    def spent(cell: Cell) -> float:
+    def spent(cell: StudyRun) -> float:
         return cost(cell.recipe.model, shape).gmacs * cell.recipe.train.images
 
     ends = [cost(cell.recipe.model, shape).gmacs for cell in equal]
@@ -157,8 +157,8 @@ def test_a_result_is_taken_for_its_own_cell_only(plan: MakePlan, tmp_path: Path)
     result = Result(cell.name, cell.values, cell.key(), "FD", numbers, {}, {}, {}, {})
     result.save(tmp_path)
     assert finished(cell, tmp_path) == result
-    other = replace(cell, recipe=replace(cell.recipe, train=replace(cell.recipe.train, rate=0.5)))
-    with pytest.raises(UserError, match=r"recipe.train.rate 0.004 there, 0.5 here\); choose another --out"):
+    other = replace(cell, recipe=replace(cell.recipe, train=replace(cell.recipe.train, lr=0.5)))
+    with pytest.raises(UserError, match=r"recipe.train.lr 0.004 there, 0.5 here\); choose another --out"):
         finished(other, tmp_path)
     (tmp_path / f"{cell.name}.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):

@@ -16,10 +16,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ditlab import atomic
 from ditlab.errors import UserError
-from ditlab.processes import ALONE
-from ditlab.sample import Model
+from ditlab.pipelines import Pipeline
+from ditlab.runtime import files
+from ditlab.runtime.distributed import ALONE
 from ditlab.train import checkpoint
 
 
@@ -47,8 +47,8 @@ def save(folder: Path, images: int, value: float) -> None:
     checkpoints.close()
 
 
-def load_into(folder: Path, tensors: dict[str, Tensor], say: Callable[[str], None]) -> dict[str, object] | None:
-    return checkpoint.Checkpoints(folder, 3, ALONE, say).load(tensors)
+def load_into(folder: Path, tensors: dict[str, Tensor], log: Callable[[str], None]) -> dict[str, object] | None:
+    return checkpoint.Checkpoints(folder, 3, ALONE, log).load(tensors)
 
 
 def load(folder: Path) -> tuple[float, dict[str, object] | None, list[str]]:
@@ -227,7 +227,7 @@ def test_what_a_killed_process_was_writing_is_cleared_and_the_rest_stands(folder
     before = tree(folder)
     shutil.copytree(folder / "000000000030", folder / ".000000000040.abc.part")
     (folder / ".file.part").write_text("x")
-    atomic.clear_unfinished(folder)
+    files.clear_unfinished(folder)
     assert tree(folder) == before
 
 
@@ -262,7 +262,7 @@ def test_a_failed_write_is_told_at_the_next_look_and_older_ones_stand(
 
 
 def test_the_average_of_a_checkpoint_is_read_alone(digits_run: Path, tmp_path: Path):
-    model = Model.load(digits_run)
+    model = Pipeline.load(digits_run)
     first, last = checkpoint.existing(digits_run / "checkpoints")
     network = copy.deepcopy(model.network)
     for parameter in network.parameters():
@@ -275,7 +275,7 @@ def test_the_average_of_a_checkpoint_is_read_alone(digits_run: Path, tmp_path: P
 
 
 def test_the_average_of_a_damaged_or_another_checkpoint_is_refused(digits_run: Path, tmp_path: Path, refuses: Callable):
-    network = Model.load(digits_run).network
+    network = Pipeline.load(digits_run).network
     copied = shutil.copytree(digits_run / "checkpoints", tmp_path / "checkpoints")
     (last,) = checkpoint.existing(copied)[-1:]
     refuses(lambda: checkpoint.load_average(last, torch.nn.Linear(2, 2)), "another architecture", "weight")

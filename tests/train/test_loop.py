@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ditlab.data import Order
+from ditlab.data import DataOrder
 from ditlab.errors import UserError
-from ditlab.processes import ALONE, Processes
-from ditlab.sample import grid, write_png
-from ditlab.train import Objective, TrainConfig, read_metrics, train
-from ditlab.train.feed import step_generator
+from ditlab.pipelines import grid, write_png
+from ditlab.runtime.distributed import ALONE, Processes
+from ditlab.train import Task, TrainConfig, read_metrics, train
 from ditlab.train.loop import MOST_SKIPPED
-from ditlab.train.meter import Meter
+from ditlab.train.meter import MetricAverager
+from ditlab.train.prefetch import step_generator
 
 CPU = torch.device("cpu")
 COUNT = 40
 
 
-class Line(Objective):
+class Line(Task):
     """Fit a line to points, with noise on them; some images may be poison, and it may stop."""
 
     def __init__(self, poison: str = "", where: int = -1, stop_after: int = -1):
@@ -67,14 +67,14 @@ class Line(Objective):
 
 
 CONFIG = TrainConfig(
-    images=16 * 12, batch=16, rate=0.05, beta2=0.95, weight_decay=0.1, warmup=0.25, cooldown=0.5, ema=0.7,
-    log=32, checkpoint=48, samples=96, keep=2, part=16,
+    images=16 * 12, batch=16, lr=0.05, beta2=0.95, weight_decay=0.1, warmup=0.25, cooldown=0.5, ema=0.7,
+    log=32, checkpoint=48, samples=96, keep_checkpoints=2, microbatch=16,
 )  # fmt: skip
 
 
-def run(objective: Objective, folder: Path, config: TrainConfig = CONFIG, seed: int = 3) -> list[str]:
+def run(objective: Task, folder: Path, config: TrainConfig = CONFIG, seed: int = 3) -> list[str]:
     said: list[str] = []
-    train(objective, config, seed=seed, flip=True, folder=folder, device=CPU, say=said.append, title="line")
+    train(objective, config, seed=seed, flip=True, folder=folder, device=CPU, log=said.append, title="line")
     return said
 
 
@@ -84,7 +84,7 @@ def test_the_loop_is_adamw_and_ema_over_the_order_and_the_draws(tmp_path: Path):
     network = objective.module
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    order, losses = Order(COUNT, 3, True), []
+    order, losses = DataOrder(COUNT, 3, True), []
     for step in range(12):
         generator = step_generator(3, step)
         t, noise = torch.rand(16, generator=generator), torch.randn(16, 3, generator=generator)
@@ -148,31 +148,35 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, tree):
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
     for keep in (1, 3):
-        run(Line(), tmp_path / str(keep), TrainConfig(images=160, batch=16, checkpoint=32, keep=keep))
+        run(Line(), tmp_path / str(keep), TrainConfig(images=160, batch=16, checkpoint=32, keep_checkpoints=keep))
         names = sorted(path.name for path in (tmp_path / str(keep) / "checkpoints").iterdir())
         assert names == [f"{images:012d}" for images in (96, 128, 160)][-keep:]
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one_just_written(tmp_path: Path):
-    config = TrainConfig(images=160, batch=16, checkpoint=80, keep=2, part=16)
+    config = TrainConfig(images=160, batch=16, checkpoint=80, keep_checkpoints=2, microbatch=16)
     run(Line(), tmp_path, config)
     (tmp_path / "checkpoints" / "000000000160" / "state.json").write_text("{}")
     with pytest.raises(InterruptedError):
-        run(Line(stop_after=3), tmp_path, TrainConfig(images=160, batch=16, checkpoint=16, keep=1, part=16))
+        run(
+            Line(stop_after=3),
+            tmp_path,
+            TrainConfig(images=160, batch=16, checkpoint=16, keep_checkpoints=1, microbatch=16),
+        )
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["000000000128", "000000000160"]
     assert run(Line(), tmp_path, config)[-1] == "going on from 128 of 160 images"
 
 
 def first_step_with(index: int) -> int:
-    order = Order(COUNT, 3, True)
+    order = DataOrder(COUNT, 3, True)
     return next(step for step in range(12) if index in order.batch(16 * step, 16)[0])
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_a_step_whose_gradient_is_no_number_is_left_out_and_counted(tmp_path: Path, poison: str):
-    index = int(Order(COUNT, 3, True).batch(16 * 2, 8)[0][-1])  # first met in step 2
-    bad = [step for step in range(12) if index in Order(COUNT, 3, True).batch(16 * step, 16)[0]]
+    index = int(DataOrder(COUNT, 3, True).batch(16 * 2, 8)[0][-1])  # first met in step 2
+    bad = [step for step in range(12) if index in DataOrder(COUNT, 3, True).batch(16 * step, 16)[0]]
     assert bad[0] == 2
     objective = Line(poison, index)
     run(objective, tmp_path)
@@ -186,10 +190,10 @@ def test_a_step_whose_gradient_is_no_number_is_left_out_and_counted(tmp_path: Pa
     for step in set(range(12)) - set(bad):
         generator = step_generator(3, step)
         draws = by_hand.draw(generator, 16)
-        batch = by_hand.read(*Order(COUNT, 3, True).batch(16 * step, 16))
+        batch = by_hand.read(*DataOrder(COUNT, 3, True).batch(16 * step, 16))
         optimiser.zero_grad()
         by_hand.losses(batch, draws).mean().backward()
-        optimiser.param_groups[0]["lr"] = CONFIG.rate_at(step)
+        optimiser.param_groups[0]["lr"] = CONFIG.lr_at(step)
         optimiser.step()
     trained, expected = objective.module.state_dict(), by_hand.module.state_dict()
     assert all(torch.equal(trained[name], expected[name]) for name in expected)
@@ -203,13 +207,13 @@ class Poisoned(Line):
 
 
 def test_too_many_such_steps_in_a_row_stop_with_advice_and_earlier_checkpoints_stand(tmp_path: Path):
-    config = TrainConfig(images=16 * 200, batch=16, rate=0.05, log=160, checkpoint=320, samples=3200, keep=9)
+    config = TrainConfig(images=16 * 200, batch=16, lr=0.05, log=160, checkpoint=320, samples=3200, keep_checkpoints=9)
     with pytest.raises(UserError) as caught:
         run(Poisoned(), tmp_path, config)
     message = str(caught.value)
     count = int(re.search(r"(\d+) of them in a row", message)[1])  # type: ignore[index]
     assert MOST_SKIPPED <= count < MOST_SKIPPED + 20  # looked at every tenth step, and at checkpoints
-    assert "--train.rate (now 0.05)" in message
+    assert "--train.lr (now 0.05)" in message
     assert "\n" not in message
     images = [int(path.name) for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert images
@@ -219,7 +223,7 @@ def test_too_many_such_steps_in_a_row_stop_with_advice_and_earlier_checkpoints_s
 
 def test_weights_that_are_no_numbers_reach_no_checkpoint(tmp_path: Path):
     objective = Line()
-    config = TrainConfig(images=32, batch=16, rate=0.9, weight_decay=0.0, log=16, checkpoint=16)
+    config = TrainConfig(images=32, batch=16, lr=0.9, weight_decay=0.0, log=16, checkpoint=16)
     objective.module.bias.data.fill_(torch.inf)  # type: ignore[operator, union-attr]
     with pytest.raises(UserError, match="no longer a number"):
         run(objective, tmp_path, config)
@@ -230,7 +234,7 @@ def test_a_long_gradient_is_shortened(tmp_path: Path):
     runs = {}
     for clip in (0.0, 1e-3, 1e9):
         objective = Line()
-        config = TrainConfig(images=16, batch=16, rate=0.1, beta2=0.0, clip=clip)
+        config = TrainConfig(images=16, batch=16, lr=0.1, beta2=0.0, max_grad_norm=clip)
         run(objective, tmp_path / str(clip), config)
         runs[clip] = objective.module.state_dict()
     assert all(torch.equal(runs[0.0][name], runs[1e9][name]) for name in runs[0.0])
@@ -245,7 +249,7 @@ def test_a_long_gradient_is_shortened(tmp_path: Path):
 def test_a_batch_in_parts_is_the_same_to_rounding(tmp_path: Path, part: int, metrics):
     whole, parts = Line(), Line()
     run(whole, tmp_path / "whole")
-    run(parts, tmp_path / "parts", replace(CONFIG, part=part))
+    run(parts, tmp_path / "parts", replace(CONFIG, microbatch=part))
     for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     for a, b in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
@@ -266,7 +270,7 @@ YES = torch.tensor(True)
 
 
 def test_losses_fall_into_the_bins_of_their_times():
-    meter = Meter(CPU)
+    meter = MetricAverager(CPU)
     losses, times = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0])
     meter.add(losses[:2], times[:2], YES)
     meter.add(losses[2:], times[2:], YES)
@@ -281,17 +285,17 @@ def test_losses_fall_into_the_bins_of_their_times():
 
 
 def test_steps_left_out_are_counted_in_all_and_in_a_row():
-    meter = Meter(CPU)
+    meter = MetricAverager(CPU)
     for finite in (True, False, False, True, False, False, False, True, False):
         meter.add(torch.ones(2), None, torch.tensor(finite))
     assert meter.skipped.tolist() == [6, 1, 3]
-    again = Meter(CPU)
+    again = MetricAverager(CPU)
     again.restore(json.loads(json.dumps(meter.state(ALONE))), ALONE)
     assert again.state(ALONE) == meter.state(ALONE)
 
 
 def test_many_small_losses_are_added_without_rounding_away():
-    meter = Meter(CPU)
+    meter = MetricAverager(CPU)
     for _ in range(100):
         meter.add(torch.full((1000,), 0.1), torch.full((1000,), 0.35), YES)
     assert meter.result(ALONE, timed=True)["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)

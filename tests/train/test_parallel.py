@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent.parent
 # Runs commands one after another in every process, so that torch is imported once.
 DRIVER = """
 import json, sys
-from ditlab.cli import main
-from ditlab.processes import leave
+from ditlab.cli.main import main
+from ditlab.runtime.distributed import leave
 for arguments in json.loads(sys.argv[1]):
     main(arguments)
 leave()
@@ -60,8 +60,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = [
         train(folder / "ddp"),
         train(folder / "fsdp", "--train.parallel", "fsdp"),
-        train(folder / "parts", "--train.part", 3),
-        train(folder / "recompute-fsdp", "--train.parallel", "fsdp", "--train.recompute", "--train.part", 3),
+        train(folder / "parts", "--train.microbatch", 3),
+        train(
+            folder / "recompute-fsdp",
+            "--train.parallel",
+            "fsdp",
+            "--train.activation-checkpointing",
+            "--train.microbatch",
+            3,
+        ),
         train(folder / "ddp-to-1", *half),
         train(folder / "fsdp-to-1", *half, "--train.parallel", "fsdp"),
         train(folder / "fsdp-to-2", *half, "--train.parallel", "fsdp"),
@@ -92,7 +99,7 @@ def test_any_number_of_processes_and_any_change_of_it_gives_the_same_run_to_floa
 
 def test_compiled_blocks_and_clipped_gradients_go_with_many_processes(tmp_path: Path):
     """What a GPU does by default, on CPUs: the same losses as one process that compiles nothing."""
-    clip = ("--train.clip", 0.05, "--train.images", 320)
+    clip = ("--train.max-grad-norm", 0.05, "--train.images", 320)
     alone = together(1, [train(tmp_path / "alone", *clip), train(tmp_path / "free", "--train.images", 320)], tmp_path)
     assert alone.returncode == 0, alone.stderr
     compiled = (*clip, "--train.compile", "on")

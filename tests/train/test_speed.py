@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditlab.processes import ALONE, Processes
+from ditlab.runtime.distributed import ALONE, Processes
 from ditlab.train.speed import Speed, matrix_rate
 
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from ditlab.errors import UserError
 from ditlab.train import TrainConfig
-from ditlab.train.ema import Average
+from ditlab.train.ema import EMA
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_the_rate_rises_stands_and_falls():
-    config = TrainConfig(images=100 * 8, batch=8, rate=0.5, warmup=0.1, cooldown=0.2)
-    rates = [config.rate_at(step) for step in range(100)]
+    config = TrainConfig(images=100 * 8, batch=8, lr=0.5, warmup=0.1, cooldown=0.2)
+    rates = [config.lr_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.05)
     assert rates[4] == pytest.approx(0.25)
     assert rates[9:81] == pytest.approx([0.5] * 72)
@@ -26,8 +26,8 @@ def test_the_rate_rises_stands_and_falls():
 
 
 def test_without_warmup_and_cooldown_the_rate_is_the_rate():
-    config = TrainConfig(images=80, batch=8, rate=0.5)
-    assert {config.rate_at(step) for step in range(10)} == {0.5}
+    config = TrainConfig(images=80, batch=8, lr=0.5)
+    assert {config.lr_at(step) for step in range(10)} == {0.5}
 
 
 @given(
@@ -37,9 +37,9 @@ def test_without_warmup_and_cooldown_the_rate_is_the_rate():
     rate=st.floats(1e-6, 0.9),
 )
 def test_every_step_has_a_rate_above_zero_and_at_most_the_rate(steps: int, warmup: float, share: float, rate: float):
-    config = TrainConfig(images=steps, batch=1, rate=rate, warmup=warmup, cooldown=(1 - warmup) * share)
+    config = TrainConfig(images=steps, batch=1, lr=rate, warmup=warmup, cooldown=(1 - warmup) * share)
     config.check()
-    assert all(0 < config.rate_at(step) <= rate for step in range(steps))
+    assert all(0 < config.lr_at(step) <= rate for step in range(steps))
 
 
 def test_images_beyond_the_last_whole_batch_are_not_trained_on():
@@ -54,9 +54,9 @@ def test_images_beyond_the_last_whole_batch_are_not_trained_on():
         ({"log": 0}, "--train.log 0"),
         ({"checkpoint": 0}, "--train.checkpoint 0"),
         ({"samples": 0}, "--train.samples 0"),
-        ({"keep": 0}, "--train.keep 0"),
-        ({"rate": 1.5}, "--train.rate 1.5"),
-        ({"rate": float("nan")}, "--train.rate nan"),
+        ({"keep_checkpoints": 0}, "--train.keep-checkpoints 0"),
+        ({"lr": 1.5}, "--train.lr 1.5"),
+        ({"lr": float("nan")}, "--train.lr nan"),
         ({"beta2": 1.0}, "--train.beta2 1.0"),
         ({"ema": -0.1}, "--train.ema -0.1"),
         ({"weight_decay": 2.0}, "--train.weight-decay 2.0"),
@@ -87,7 +87,7 @@ def test_precision_is_the_machines_or_as_told():
 def test_the_average_follows_the_weights_as_a_direct_float64_loop_does():
     torch.manual_seed(0)
     network = nn.Linear(5, 4)
-    average = Average(network, 0.95)
+    average = EMA(network, 0.95)
     direct = {name: value.double().clone() for name, value in network.state_dict().items()}
     for step in range(300):
         with torch.no_grad():
@@ -104,7 +104,7 @@ def test_the_average_follows_the_weights_as_a_direct_float64_loop_does():
 
 def test_the_average_is_a_module_apart_and_asks_for_no_gradients():
     network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    average = Average(network, 0.9)
+    average = EMA(network, 0.9)
     assert not average.module.training
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
     assert all(parameter.requires_grad for parameter in network.parameters())

@@ -12,22 +12,22 @@ from torch import nn
 
 from ditlab.data import DataConfig, open_data
 from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl
 from ditlab.errors import UserError
-from ditlab.latents import Autoencoder, AutoencoderConfig, new_kl
 from ditlab.models import DiT, DiTConfig, NetworkInput
-from ditlab.processes import ALONE
-from ditlab.sample import Model, SampleConfig
-from ditlab.train import AutoencoderObjective, DiffusionObjective, TrainConfig, read_metrics, train
-from ditlab.train.speed import matrix_rate, part_that_fits, saved_bytes
+from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.runtime.distributed import ALONE
+from ditlab.train import AutoencoderTask, DiffusionTask, TrainConfig, read_metrics, train
+from ditlab.train.speed import matrix_rate, microbatch_that_fits, saved_bytes
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
-    images=16 * 10, batch=16, rate=3e-3, log=16, checkpoint=160, samples=160, precision="fp32", part=16
+    images=16 * 10, batch=16, lr=3e-3, log=16, checkpoint=160, samples=160, precision="fp32", microbatch=16
 )
 BLOCKS = ("adaln-zero", "adaln", "cross-attention", "in-context")
 
 
-def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionObjective:
+def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionTask:
     images = open_data(DataConfig(source="digits", limit=64)).load()
     shape = NetworkInput(1, 8, 8, classes=10, learned_variance=True)
     network = DiT(DiTConfig(depth=2, width=16, heads=2, patch=8 // tokens, block=block), shape)  # type: ignore[arg-type]
@@ -36,23 +36,23 @@ def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionObjective:
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
     diffusion, autoencoder = DiffusionConfig(), Autoencoder(1, 1, 1)
-    model = Model(network, diffusion, autoencoder, (1, 8, 8), images.names, SampleConfig("ddim", 2))
-    return DiffusionObjective(network, build_loss(diffusion), autoencoder, images, model, 4, 0)
+    model = Pipeline(network, diffusion, autoencoder, (1, 8, 8), images.names, SampleConfig("ddim", 2))
+    return DiffusionTask(network, build_loss(diffusion), autoencoder, images, model, 4, 0)
 
 
-def losses(folder: Path, made: DiffusionObjective | AutoencoderObjective, **changes: object) -> np.ndarray:
+def losses(folder: Path, made: DiffusionTask | AutoencoderTask, **changes: object) -> np.ndarray:
     """The loss of each of ten steps."""
     from dataclasses import replace
 
     config = replace(CONFIG, **changes)  # type: ignore[arg-type]
-    train(made, config, seed=0, flip=False, folder=folder, device=CPU, say=print, title="ways")
+    train(made, config, seed=0, flip=False, folder=folder, device=CPU, log=print, title="ways")
     return np.array([row["loss"] for row in read_metrics(folder)])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_computing_again_going_back_gives_the_same_losses(tmp_path: Path, block: str):
     kept = losses(tmp_path / "kept", objective(block))
-    again = losses(tmp_path / "again", objective(block), recompute=True)
+    again = losses(tmp_path / "again", objective(block), activation_checkpointing=True)
     assert len(kept) == 10
     np.testing.assert_allclose(again, kept, rtol=1e-6)
 
@@ -60,7 +60,7 @@ def test_computing_again_going_back_gives_the_same_losses(tmp_path: Path, block:
 @pytest.mark.parametrize("part", [1, 6, 8])
 def test_a_batch_in_parts_gives_the_same_losses(tmp_path: Path, part: int):
     np.testing.assert_allclose(
-        losses(tmp_path / "parts", objective(), part=part), losses(tmp_path / "whole", objective()), rtol=1e-5
+        losses(tmp_path / "parts", objective(), microbatch=part), losses(tmp_path / "whole", objective()), rtol=1e-5
     )
 
 
@@ -73,7 +73,7 @@ def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Pa
     compiled = losses(tmp_path / "compiled", made, compile="on")
     np.testing.assert_allclose(compiled, eager, rtol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # two blocks, one graph
-    again = losses(tmp_path / "again", objective(), compile="on", recompute=True, part=8)
+    again = losses(tmp_path / "again", objective(), compile="on", activation_checkpointing=True, microbatch=8)
     np.testing.assert_allclose(again, eager, rtol=1e-5)
     torch._dynamo.reset()
 
@@ -96,9 +96,9 @@ def test_bfloat16_training_follows_float32_closely(tmp_path: Path):
 def test_an_autoencoder_has_nothing_to_compute_again(tmp_path: Path):
     images = open_data(DataConfig(source="digits", limit=32)).load()
     autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(4, 8)), 1, 0)
-    made = AutoencoderObjective(autoencoder, images, images, 1e-3)
+    made = AutoencoderTask(autoencoder, images, images, 1e-3)
     with pytest.raises(UserError, match="diffusion networks only"):
-        losses(tmp_path, made, recompute=True)
+        losses(tmp_path, made, activation_checkpointing=True)
 
 
 def test_recompute_keeps_less_for_the_backward_pass():
@@ -114,15 +114,15 @@ def test_what_is_kept_grows_with_the_images_and_decides_the_part(monkeypatch: py
     each = two - one
     assert abs(four - (one + 3 * each)) < 0.02 * four
     made.module.train()
-    assert part_that_fits(made, CONFIG, CPU, ALONE) == 16
+    assert microbatch_that_fits(made, CONFIG, CPU, ALONE) == 16
     state = 16 * sum(parameter.numel() for parameter in made.module.parameters())
     for room, expected in ((5.5 * each, 4), (1.3 * each, 1), (16.5 * each, 16), (0.1 * each, 1)):
         monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=room: state + room / 0.8)
-        assert part_that_fits(made, CONFIG, CPU, ALONE) == expected
+        assert microbatch_that_fits(made, CONFIG, CPU, ALONE) == expected
 
 
 def test_the_block_computed_again_counts_among_what_has_to_fit(monkeypatch: pytest.MonkeyPatch):
-    made, config = objective(tokens=8), replace(CONFIG, recompute=True)
+    made, config = objective(tokens=8), replace(CONFIG, activation_checkpointing=True)
     whole = saved_bytes(made, CONFIG, CPU, 2) - saved_bytes(made, CONFIG, CPU, 1)
     made.recompute()
     inputs = saved_bytes(made, config, CPU, 2) - saved_bytes(made, config, CPU, 1)
@@ -130,14 +130,14 @@ def test_the_block_computed_again_counts_among_what_has_to_fit(monkeypatch: pyte
     state = 16 * sum(parameter.numel() for parameter in made.module.parameters())
     for images, expected in ((4.1, 4), (3.9, 2), (16.1, 16)):
         monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=images: state + room * each / 0.8)
-        assert part_that_fits(made, config, CPU, ALONE) == expected
+        assert microbatch_that_fits(made, config, CPU, ALONE) == expected
     assert saved_bytes(made, config, CPU, 2) - saved_bytes(made, config, CPU, 1) == inputs  # it is on again
 
 
 def test_what_is_kept_is_what_autograd_holds():
     """Counted by hand for one layer: its input, and its output where the next operation squares it."""
 
-    class Layer(DiffusionObjective):
+    class Layer(DiffusionTask):
         def __init__(self) -> None:
             self.module, self.count = nn.Linear(32, 64), 8
 

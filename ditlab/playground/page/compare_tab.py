@@ -11,12 +11,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from ditlab import atomic
 from ditlab.errors import UserError
+from ditlab.pipelines import grid, png
 from ditlab.playground.page import controls
 from ditlab.playground.request import Request
 from ditlab.playground.studio import Studio
-from ditlab.sample import grid, png
+from ditlab.runtime import files
 
 SETTINGS = ("guidance", "steps", "sampler", "checkpoint", "model")
 USUAL = {"guidance": "1, 1.5, 2, 3, 4", "steps": "2, 5, 10, 25, 50", "sampler": "ddim, euler, heun, dpm-solver, ddpm"}
@@ -85,7 +85,7 @@ def compare_tab(studio: Studio) -> None:
             facts["values"] = [words for words, _, _ in columns]
             with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:
                 path = Path(folder) / f"{Path(_named(columns)).name}-{setting}.png"
-                atomic.write_file(path, png(paper, facts))
+                files.write_file(path, png(paper, facts))
                 yield paper, f"{len(requests[0].labels)} rows, {len(columns)} columns", _ready(path)
 
     def usual(name: str, setting: str) -> str:

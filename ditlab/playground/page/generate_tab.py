@@ -12,12 +12,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ditlab import atomic
 from ditlab.errors import UserError
+from ditlab.pipelines import grid, png, single, strip, write_zip
 from ditlab.playground.page import controls
 from ditlab.playground.request import Busy, Cancelled, Interpolation, Late, Request
 from ditlab.playground.studio import Studio, View
-from ditlab.sample import grid, png, single, strip, write_zip
+from ditlab.runtime import files
 
 BETWEEN = 8  # images of an interpolation
 
@@ -197,7 +197,7 @@ def _files(studio: Studio, name: str, request: Request, view: View, columns: int
         labels = np.full_like(labels, controls.NONE)  # those between are of no class
         settings["to"] = {"seed": request.last[0], "label": studio.label_name(name, request.last[1])}
     stem = f"{Path(name).name}-seed{request.seed}"
-    atomic.write_file(folder / f"{stem}.png", png(_paper(view, columns), settings))
+    files.write_file(folder / f"{stem}.png", png(_paper(view, columns), settings))
     write_zip(view.images, labels, studio.model(name).names, folder / f"{stem}.zip", settings)
     return tuple(gr.update(value=str(folder / f"{stem}{end}"), interactive=True) for end in (".png", ".zip"))  # type: ignore[return-value]
 

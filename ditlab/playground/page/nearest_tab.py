@@ -9,12 +9,12 @@ import gradio as gr
 import numpy as np
 
 from ditlab.errors import UserError
+from ditlab.pipelines import grid
 from ditlab.playground.compute import computed
 from ditlab.playground.nearest import MOST, SPACES, TrainingImages
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
 from ditlab.recipes.samples import training_data
-from ditlab.sample import grid
 
 CLOSEST = 6
 ROWS = 8

@@ -1,0 +1,63 @@
+"""Two numbers an image: the plane of a latent of shape (2, 1, 1), coloured by class, and what its points decode to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ditlab.encoders.autoencoder import Autoencoder
+
+
+def plane_figure(
+    autoencoder: Autoencoder, coordinates: np.ndarray, labels: np.ndarray, names: Sequence[str], side: int = 16
+) -> bytes:
+    """Draw the plane beside images decoded from a grid over it.
+
+    Args:
+        autoencoder: its latent has the shape (2, 1, 1).
+        coordinates: raw latents of images, (N, 2).
+        labels: int64 (N,).
+        names: of the classes.
+        side: points of the grid along each axis, from the 2nd to the 98th percentile of the coordinates.
+
+    Returns:
+        A PNG file's bytes.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    low, high = np.percentile(coordinates, [2, 98], axis=0)
+    across, down = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(high[1], low[1], side))
+    points = torch.from_numpy(np.stack([across.ravel(), down.ravel()], axis=1)).float()
+    with torch.no_grad():
+        device = autoencoder.mean.device
+        decoded = (
+            autoencoder.decode_raw(points[:, :, None, None].to(device)).float().cpu().clamp(-1, 1).add(1).div(2).numpy()
+        )
+    channels, height, width = decoded.shape[1:]
+    tiles = decoded.reshape(side, side, channels, height, width).transpose(0, 3, 1, 4, 2)
+    sheet = tiles.reshape(side * height, side * width, channels)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 7), layout="constrained")
+    for index in range(int(labels.max()) + 1):
+        here = coordinates[labels == index]
+        colour, name = plt.get_cmap("tab10")(index % 10), names[index] if names else str(index)
+        left.scatter(here[:, 0], here[:, 1], s=12, color=colour, alpha=0.7, linewidths=0)
+        left.scatter([], [], s=40, color=colour, label=name)
+    left.set(xlabel="first latent number", ylabel="second latent number", title="images as two numbers each")
+    reach = np.percentile(coordinates, [0.5, 99.5], axis=0)
+    left.set(xlim=reach[:, 0], ylim=reach[:, 1])
+    left.legend(loc="best", framealpha=0.9)
+    right.imshow(
+        sheet[..., 0] if channels == 1 else sheet, cmap="gray", extent=(low[0], high[0], low[1], high[1]), aspect="auto"
+    )
+    right.set(xlabel="first latent number", ylabel="second latent number", title="decoded from a grid over the plane")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    plt.close(figure)
+    return buffer.getvalue()

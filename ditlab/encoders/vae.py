@@ -1,0 +1,176 @@
+"""Convolutional autoencoders of diffusers' make: trained here, or pretrained ones such as Stable Diffusion's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
+from ditlab.errors import UserError
+
+# Stable Diffusion's VAE: the original, and its decoders fine-tuned for the mean squared error and for an average of weights.
+SD_VAES = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse", "CompVis/stable-diffusion-v1-4")
+
+
+class DiffusersAutoencoder(Autoencoder):
+    """One of diffusers' VAEs: AutoencoderKL, whose moments are means and log variances, or AutoencoderTiny, noiseless."""
+
+    def __init__(self, vae: Any, origin: dict[str, object] | None = None):
+        config = vae.config
+        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        super().__init__(config["in_channels"], config["latent_channels"], 2 ** (len(widths) - 1))
+        self.vae, self.origin = vae, origin
+        self.stochastic = "Tiny" not in type(vae).__name__
+        if origin is not None:  # a pretrained VAE's own record says how its latents are scaled
+            scale = float(config.get("scaling_factor") or 1.0)
+            shift = float(config.get("shift_factor") or 0.0)
+            channels = torch.ones(config["latent_channels"])
+            self.set_statistics(channels * shift, channels / scale)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Moments (N, 2 c, h, w): means, then log variances; or the latents (N, c, h, w) where the VAE has no noise."""
+        encoded = self.vae.encode(pixels)
+        return encoded.latent_dist.parameters if self.stochastic else encoded.latents
+
+    def raw_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """Draw from the posterior."""
+        if not self.stochastic:
+            return moments
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """Pixels of raw latents."""
+        return self.vae.decode(raw).sample
+
+    @property
+    def bounds(self) -> None:
+        """Learned latents have no range."""
+        return None
+
+    @property
+    def shipped(self) -> bool:
+        """Whether this one was trained here."""
+        return self.origin is None
+
+    def record(self) -> dict[str, object]:
+        """The VAE's configuration, or where a pretrained one lies."""
+        if self.origin is not None:
+            return {"kind": "pretrained", **self.origin}
+        return {"kind": "kl", "config": self._config()}
+
+    def architecture(self) -> dict[str, object]:
+        """The VAE's configuration; where a pretrained one lies and how it scales its latents are no part of it."""
+        if self.origin is None:
+            return self.record()
+        scaling = ("scaling_factor", "shift_factor")
+        return {"kind": type(self.vae).__name__, **{k: v for k, v in self._config().items() if k not in scaling}}
+
+    def _config(self) -> dict[str, object]:
+        return {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
+
+
+def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAutoencoder:
+    """A convolutional KL autoencoder (Rombach et al. 2022) of diffusers' make, with weights drawn from ``seed``.
+
+    Raises:
+        UserError: impossible widths, or diffusers is not installed.
+    """
+    if not config.widths or min(config.widths) < 1 or config.latent_channels < 1 or config.layers < 1:
+        raise UserError(f"autoencoder widths {config.widths}, channels and layers must be 1 or more")
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or all(w % g == 0 and w >= 4 * g for w in config.widths))
+    kwargs = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * len(config.widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(config.widths),
+        "layers_per_block": config.layers,
+        "norm_num_groups": groups,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        vae = _diffusers().AutoencoderKL(**kwargs)
+    # Between so few channels a random 1x1 convolution is nearly singular: a direction of the latent would be lost for good.
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.dirac_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
+    return DiffusersAutoencoder(vae)
+
+
+def build_kl(config: dict[str, object]) -> DiffusersAutoencoder:
+    """An AutoencoderKL of a recorded configuration, its weights still to be loaded."""
+    with torch.random.fork_rng(devices=[]):  # diffusers draws weights, soon replaced; the caller's chance stays its own
+        return DiffusersAutoencoder(_diffusers().AutoencoderKL(**config))
+
+
+def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
+    """A pretrained VAE from a folder in diffusers' layout or from the hub, as ``stabilityai/sd-vae-ft-ema``.
+
+    Raises:
+        UserError: nothing readable there, or no such hub id in reach.
+    """
+    diffusers = _diffusers()
+    if not path:
+        raise UserError(
+            f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, as {', '.join(SD_VAES)}"
+        )
+    kwargs = {"subfolder": subfolder} if subfolder else {}
+    try:
+        with _quiet(diffusers):
+            config = diffusers.AutoencoderKL.load_config(path, **kwargs)
+            name = config.get("_class_name", "AutoencoderKL")
+            if name not in ("AutoencoderKL", "AutoencoderTiny"):
+                raise UserError(f"{path} holds a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
+            kwargs |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+            vae, told = getattr(diffusers, name).from_pretrained(path, **kwargs)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        shown = 2 if "state_dict" in lines[0] else 1  # the second line names the tensor that does not fit
+        reason = " ".join(line.strip() for line in lines[:shown])
+        raise UserError(
+            f"cannot load an autoencoder from {path!r} ({reason}); give a folder with config.json and "
+            "safetensors weights, or a hub id where there is a network"
+        ) from error
+    if told["missing_keys"] or told["unexpected_keys"]:
+        lacks = f"lacks tensor {told['missing_keys'][0]!r}" if told["missing_keys"] else ""
+        raise UserError(
+            f"the weights in {path!r} are of another architecture than its config.json: the file "
+            + (lacks or f"has an unknown tensor {told['unexpected_keys'][0]!r}")
+        )
+    place = str(Path(path).resolve()) if Path(path).is_dir() else path  # found again from any folder
+    autoencoder = DiffusersAutoencoder(vae, {"path": place, "subfolder": subfolder})
+    autoencoder.eval()
+    return autoencoder
+
+
+@contextlib.contextmanager
+def _quiet(diffusers: Any) -> Iterator[None]:
+    """Without what diffusers and the hub's client say to developers while they load: what matters is raised or checked."""
+    verbosity, hub = diffusers.logging.get_verbosity(), logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
+            yield
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
+        hub.setLevel(level)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError("this autoencoder needs diffusers: pip install 'ditlab[vae]'") from error
+    return diffusers

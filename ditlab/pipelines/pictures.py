@@ -1,0 +1,176 @@
+"""Images on paper: grids, filmstrips of a denoising, and archives, each written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from ditlab.diffusion import State
+from ditlab.errors import UserError
+from ditlab.pipelines.generate import denoising, label_indices, to_images
+from ditlab.pipelines.pipeline import Pipeline, SampleConfig
+from ditlab.runtime import files
+
+PAPER, INK = 255, 40
+TILE = 64  # small images are drawn at least this large
+
+
+def grid(
+    images: np.ndarray, columns: int, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+) -> Image.Image:
+    """Images uint8 (N, H, W, C) side by side, row by row, with room between; small ones enlarged by a whole number.
+
+    Args:
+        images: C is 1, 3 or 4; of any other number the first channel is shown.
+        columns: images a row.
+        row_names: written left of the rows.
+        column_names: written above the columns, cut short where they are wider.
+    """
+    count, height, width, channels = images.shape
+    if channels not in (1, 3, 4):
+        images, channels = images[..., :1], 1
+    scale = max(1, -(-TILE // max(height, width)))
+    gap = max(2, scale * max(height, width) // 12)
+    rows = -(-count // columns)
+    size = max(12, scale * max(height, width) // 12)
+    font = ImageFont.load_default(size=size)
+    left = max((int(font.getlength(name)) + 2 * gap for name in row_names), default=0)
+    top = size + gap + gap // 2 if column_names else 0
+    step_x, step_y = width * scale + gap, height * scale + gap
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    paper = Image.new(
+        mode, (left + gap + columns * step_x, top + gap + rows * step_y), (PAPER,) * channels if channels > 1 else PAPER
+    )
+    draw = ImageDraw.Draw(paper)
+    ink = (INK,) * 3 + (255,) * (channels - 3) if channels > 1 else INK
+    for row, name in enumerate(row_names[:rows]):
+        draw.text((left - gap, top + gap + row * step_y + height * scale // 2), name, fill=ink, font=font, anchor="rm")
+    for column, name in enumerate(column_names[:columns]):
+        draw.text(
+            (left + gap + column * step_x + width * scale // 2, gap + size // 2),
+            _shortened(name, font, width * scale),
+            fill=ink,
+            font=font,
+            anchor="mm",
+        )
+    for index, image in enumerate(images):
+        tile = single(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        paper.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
+    return paper
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
+    """As much of a name as is at most ``room`` pixels wide, dots in place of the rest."""
+    if font.getlength(name) <= room:
+        return name
+    kept = next((k for k in range(len(name) - 1, 0, -1) if font.getlength(f"{name[:k].rstrip()}...") <= room), 1)
+    return f"{name[:kept].rstrip()}..."
+
+
+def filmstrip(
+    model: Pipeline, labels: Sequence[str | int] | None, seed: int, count: int, config: SampleConfig, frames: int = 10
+) -> Image.Image:
+    """The denoising of ``count`` images from noise to image: above x_t, below the data the model expects of it.
+
+    The first frame is pure noise; the last is the finished image, with the last expectation, from which it was made.
+
+    Raises:
+        UserError: the model cannot be sampled so.
+    """
+    indices = label_indices(model, labels, count)
+    return strip(model, list(denoising(model, indices, seed, 0, config)), frames)
+
+
+def strip(model: Pipeline, states: Sequence[State], frames: int = 10) -> Image.Image:
+    """The same of a denoising that is done: its states, in order, each of the same images."""
+    shown = [states[k] for k in sorted(set(np.linspace(0, len(states) - 1, frames - 1).round().astype(int)))]
+    noised = [*(state.before for state in shown), states[-1].x]  # each (count, c, h, w)
+    expected = [*(state.x0 for state in shown), states[-1].x0]
+    drawn = [np.stack([to_images(model, latents) for latents in row], axis=1) for row in (noised, expected)]
+    images = np.stack(drawn, axis=1)  # (count, 2, frames, H, W, C)
+    times = [f"t={point.t:.2f}" for point in (*(state.here for state in shown), states[-1].there)]
+    return grid(images.reshape(-1, *images.shape[3:]), len(times), ("x_t", "x0") * len(images), times)
+
+
+def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | None = None) -> None:
+    """Write a PNG as ``png`` makes it.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    files.write_file(path, png(picture, settings))
+
+
+def png(picture: Image.Image, settings: dict[str, object] | None = None) -> bytes:
+    """A PNG; ``settings`` go into its text as JSON under "ditlab"."""
+    info = PngInfo()
+    if settings:
+        info.add_text("ditlab", json.dumps(settings))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info, optimize=True)
+    return buffer.getvalue()
+
+
+def check_ending(out: Path) -> None:
+    """Raise UserError where ``write`` would not know what to write as ``out``."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UserError(
+            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
+        )
+
+
+def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Path, settings: dict[str, object]) -> None:
+    """Write images uint8 (N, H, W, C) as what ``out`` says: a .png grid, an .npz archive, or a folder of PNGs.
+
+    The archive has ADM's layout: ``arr_0`` the images, ``arr_1`` the labels (N,).
+
+    Raises:
+        UserError: another ending, or the place cannot be written.
+    """
+    check_ending(out)
+    if out.suffix == ".png":
+        columns = min(len(images), max(1, round(len(images) ** 0.5)))
+        write_png(grid(images, columns), out, settings)
+    elif out.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, images, labels)
+        files.write_file(out, buffer.getvalue())
+    else:
+        for name, data in singles(images, labels, names, settings):
+            files.write_file(out / name, data)
+
+
+def singles(
+    images: np.ndarray, labels: np.ndarray, names: Sequence[str], settings: dict[str, object]
+) -> Iterator[tuple[str, bytes]]:
+    """Images uint8 (N, H, W, C) as PNGs of their own, each with the name of its file."""
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        name = f"-{names[label]}" if names and label >= 0 else ""
+        yield f"{index:06d}{name.replace('/', '_')}.png", png(single(image), {**settings, "image": index})
+
+
+def single(image: np.ndarray) -> Image.Image:
+    """An image uint8 (H, W, C), C being 1, 3 or 4; of any other number of channels the first."""
+    return Image.fromarray(image if image.shape[2] in (3, 4) else image[..., 0])
+
+
+def write_zip(
+    images: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path, settings: dict[str, object]
+) -> None:
+    """Write images uint8 (N, H, W, C) as a .zip of PNGs.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:  # a PNG is compressed already
+        for name, data in singles(images, labels, names, settings):
+            opened.writestr(name, data)
+    files.write_file(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""What the rest runs on: files, names, processes, devices and the console."""
