@@ -50,11 +50,11 @@ def sample(arguments: list[str]) -> None:
     config = options.config(model)
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     indices = label_indices(model, labels, options.count)
-    with progress_bar(shown=processes.first) as bar:
+    with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("sampling", total=options.count, rate="")
         made = generate(model, labels, options.seed, options.count, config, options.batch, processes)
         images = gather(_told(made, lambda count: bar.update(task, advance=count * processes.size)), processes)
-    if not processes.first:
+    if not processes.is_main:
         return
     settings = {"model": options.run, "labels": labels, "seed": options.seed, **asdict(config)}
     write(images, indices.numpy(), model.names, out, settings)

@@ -100,7 +100,7 @@ def encode(
         UserError: the folder holds a cache made from other things, nothing was readable, or the disk is full.
     """
     wanted = identity(dataset, autoencoder, flip)
-    complete = processes.agree(lambda: begin(folder, wanted))
+    complete = processes.broadcast_from_main(lambda: begin(folder, wanted))
     if complete is not None:
         return complete
     autoencoder.to(device).eval()
@@ -124,8 +124,8 @@ def encode(
             finished(shard)
         if progress:
             progress(done, mine)
-    processes.wait()
-    return processes.agree(lambda: _complete(folder, wanted, dataset))
+    processes.barrier()
+    return processes.broadcast_from_main(lambda: _complete(folder, wanted, dataset))
 
 
 def begin(folder: Path, wanted: dict[str, object]) -> tuple[str, ...] | None:

@@ -251,7 +251,7 @@ def encode_behind(
         UserError: as ``encode``, of either side; the URL cannot be reached; or what is there is damaged.
     """
     remote, wanted = Remote(url), identity(dataset, autoencoder, flip)
-    skipped, manifest = processes.agree(lambda: remote.begin(folder, wanted))
+    skipped, manifest = processes.broadcast_from_main(lambda: remote.begin(folder, wanted))
     if skipped is not None:
         return skipped
     shards = shard_names(len(dataset))[processes.rank :: processes.size]
@@ -265,8 +265,8 @@ def encode_behind(
             for number, (shard, whole) in enumerate(zip(mine, fetched, strict=True), start=1):
                 there |= {shard} if whole else set()
                 progress("fetching", number, len(mine))
-            processes.wait()
-            processes.agree(lambda: _take(manifest, sums, folder, flip))
+            processes.barrier()
+            processes.broadcast_from_main(lambda: _take(manifest, sums, folder, flip))
 
             def send(shard: str) -> None:
                 for earlier in list(sent.values()):
@@ -288,6 +288,6 @@ def encode_behind(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    processes.wait()
-    processes.agree(lambda: remote.finish(folder))
+    processes.barrier()
+    processes.broadcast_from_main(lambda: remote.finish(folder))
     return skipped

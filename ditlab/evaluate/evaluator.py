@@ -188,7 +188,7 @@ def extract_features(
         done += len(batch)
         tell(done * processes.size)
     everyone = processes.gather(shown)
-    if not processes.first:
+    if not processes.is_main:
         return None
     ordered = in_order(everyone)
     if not ordered:

@@ -132,11 +132,11 @@ def real_features(
         UserError: too few images can be read, or the cache folder cannot be written.
     """
     place = _place(dataset, network)
-    real = _load(place, dataset) if processes.first else None
-    if processes.agree(lambda: real is not None):
+    real = _load(place, dataset) if processes.is_main else None
+    if processes.broadcast_from_main(lambda: real is not None):
         tell(len(dataset))
         return real
-    processes.agree(lambda: _make_folder(place))  # said before hours of work
+    processes.broadcast_from_main(lambda: _make_folder(place))  # said before hours of work
     everyone = processes.gather(_share(dataset, network, processes, tell))
 
     def finish() -> None:
@@ -144,7 +144,7 @@ def real_features(
         real = _merged(dataset, network, everyone)
         _save(place, real)
 
-    processes.agree(finish)
+    processes.broadcast_from_main(finish)
     return real
 
 

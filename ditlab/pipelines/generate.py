@@ -172,7 +172,7 @@ def gather(made: Iterator[np.ndarray], processes: Processes) -> np.ndarray:
     """What ``generate`` makes in all processes, in order, in the first one; nothing (0, ...) in the others."""
     batches = list(made)
     everyone = processes.gather(batches)
-    if not processes.first:
+    if not processes.is_main:
         return np.empty(0, np.uint8)
     return np.concatenate(in_order(everyone))
 

@@ -62,13 +62,13 @@ def build_evaluator(
         feature_network(how.network, samples.size, how.weights)
 
     if processes.size > 1:
-        processes.agree(ready)  # the first one downloads weights, and says for all what is amiss
+        processes.broadcast_from_main(ready)  # the first one downloads weights, and says for all what is amiss
     network = feature_network(how.network, samples.size, how.weights, device)
     if how.reference.endswith(".npz"):
         path = Path(how.reference)
         whole = read_statistics(path)
         whole.check(path, network.distance, network.width, samples.size)
-        return network, Evaluator(network, whole) if processes.first else None
+        return network, Evaluator(network, whole) if processes.is_main else None
     if how.reference not in SPLITS:
         raise UserError(
             f"unknown --reference {how.reference!r}; {nearest(how.reference, SPLITS)}, or an .npz of statistics"
@@ -84,7 +84,7 @@ def build_evaluator(
         theirs, ours = ("x".join(map(str, size)) for size in (dataset.shape[1:], samples.size))
         raise UserError(f"the real images are {theirs}, the samples {ours}; measure images of one size")
     log(f"real images: {dataset.describe()}, {how.reference}; features: {network.distance}")
-    with progress_bar(shown=processes.first) as bar:
+    with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("real images", total=len(dataset), rate="")
 
         def told(done: int) -> None:
@@ -112,7 +112,7 @@ def evaluate_samples(
     Raises:
         UserError: too few samples, or what was asked for cannot be had.
     """
-    processes.agree(lambda: read_results(out))  # what is amiss there is said before hours of sampling
+    processes.broadcast_from_main(lambda: read_results(out))  # what is amiss there is said before hours of sampling
     network, evaluator = build_evaluator(samples, how, device, processes, log)
 
     def of_real() -> dict[str, Number]:
@@ -121,8 +121,8 @@ def evaluate_samples(
             enough(samples.count, network.width)
         return evaluator.floor()
 
-    floor = processes.agree(of_real)  # so is whether there are images enough
-    with progress_bar(shown=processes.first) as bar:
+    floor = processes.broadcast_from_main(of_real)  # so is whether there are images enough
+    with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("samples", total=samples.count, rate="")
 
         def told(done: int) -> None:

@@ -69,7 +69,7 @@ def locked(folder: Path, what: str, processes: Processes) -> Iterator[None]:
         UserError: another run holds it.
     """
     with ExitStack() as stack:
-        processes.agree(lambda: stack.enter_context(files.locked(folder, what)))
+        processes.broadcast_from_main(lambda: stack.enter_context(files.locked(folder, what)))
         yield
 
 
@@ -82,7 +82,7 @@ def open_images(recipe: Recipe, place: RunContext) -> Dataset:
 
 def load_images(dataset: Dataset, place: RunContext) -> Images:
     """All of them in memory; says which were left out."""
-    with progress_bar(shown=place.processes.first) as bar:
+    with progress_bar(shown=place.processes.is_main) as bar:
         task = bar.add_task("reading images", total=len(dataset), rate="")
         images = dataset.load(lambda done, total: bar.update(task, completed=done, total=total))
     _log_skipped(images.skipped, place.log)
@@ -117,7 +117,7 @@ def train_autoencoder(recipe: Recipe, place: RunContext) -> Path:
         )
     recipe.check()
     folder = autoencoder_folder(recipe, place)
-    place.processes.agree(lambda: refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS))
+    place.processes.broadcast_from_main(lambda: refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS))
     with locked(folder, "the autoencoder", place.processes):
         _train_autoencoder(recipe, place, folder)
     return folder
@@ -128,7 +128,7 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     channels, height, width = dataset.shape
     autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
     latent = autoencoder.latent_shape(height, width)
-    place.processes.agree(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
+    place.processes.broadcast_from_main(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
     images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.log(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
@@ -153,7 +153,9 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
         "PSNR is of": what,
     }
     command = f"ditlab autoencoder {folder / 'recipe.json'} --out {place.out}"
-    report = place.processes.agree(lambda: write_report(folder, f"Autoencoder of {recipe.name}", command, facts))
+    report = place.processes.broadcast_from_main(
+        lambda: write_report(folder, f"Autoencoder of {recipe.name}", command, facts)
+    )
     place.log(f"autoencoder: {folder}, report: {report}")
 
 
@@ -187,7 +189,7 @@ def prepare_autoencoder(recipe: Recipe, place: RunContext) -> Autoencoder:
     if recipe.autoencoder.kind == "pretrained":
         return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
     folder = autoencoder_folder(recipe, place)
-    if place.processes.agree(lambda: _to_train(recipe, folder)):
+    if place.processes.broadcast_from_main(lambda: _to_train(recipe, folder)):
         train_autoencoder(recipe, place)
     return record.load(folder)
 
@@ -219,7 +221,7 @@ def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoenco
             a URL that cannot be reached.
     """
     folder, flip = cache_folder(recipe, place), recipe.data.flip
-    with locked(folder, "the latents", place.processes), progress_bar(shown=place.processes.first) as bar:
+    with locked(folder, "the latents", place.processes), progress_bar(shown=place.processes.is_main) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

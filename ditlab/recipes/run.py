@@ -103,7 +103,7 @@ def train_recipe(recipe: Recipe, place: RunContext) -> Pipeline:
     """
     recipe.check()
     recipe.train.check_processes(place.processes.size)
-    place.processes.agree(lambda: refuse_other(recipe, place.out))
+    place.processes.broadcast_from_main(lambda: refuse_other(recipe, place.out))
     dataset = open_images(recipe, place)
     _check_before(recipe, dataset)
     with locked(place.out, "the run", place.processes):
@@ -122,7 +122,7 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         _check_channels(autoencoder, dataset)
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
         data = encode_dataset(recipe, place, dataset, autoencoder)
-    place.processes.agree(lambda: save_recipe(recipe, place.out))
+    place.processes.broadcast_from_main(lambda: save_recipe(recipe, place.out))
     count = cost(recipe.model, model.network.input)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
     place.log(
@@ -153,5 +153,7 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.lr:g}, {recipe.train.ema:g}",
         "samples": f"{recipe.sample.sampler}, {recipe.sample.steps} steps, guidance {recipe.sample.guidance.scale:g}",
     }
-    report = place.processes.agree(lambda: write_report(place.out, recipe.name, f"ditlab train {place.out}", facts))
+    report = place.processes.broadcast_from_main(
+        lambda: write_report(place.out, recipe.name, f"ditlab train {place.out}", facts)
+    )
     place.log(f"model: {place.out}, report: {report}")

@@ -28,7 +28,7 @@ def log_nothing(line: str) -> None:
 
 def main_process_log(processes: Processes) -> Callable[[str], None]:
     """How one of several processes speaks: the first for all."""
-    return log if processes.first else log_nothing
+    return log if processes.is_main else log_nothing
 
 
 def progress_bar(shown: bool = True) -> Progress:

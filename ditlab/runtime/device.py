@@ -5,51 +5,80 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ditlab.errors import UserError
 
-if TYPE_CHECKING:  # the command line sets the allocator before torch is imported
+if TYPE_CHECKING:  # the command line configures the allocator before torch is imported
     import torch
 
     from ditlab.runtime.distributed import Processes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-NEVER = 2**31 - 1  # bytes: more than is ever free at the end
-MAPPED = 2**30  # bytes from which an allocation is a mapping of its own, which the system takes back when it is freed
+NEVER = 2**31 - 1  # bytes: more than is ever free at the end of the heap
+MAPPED = 2**30  # bytes from which an allocation is a mapping of its own, returned to the system when it is freed
 
 
 def keep_memory() -> None:
-    """Tell the C library to keep what is freed; to be called where a process begins. Does nothing where it cannot be told.
+    """Make glibc keep freed memory; call it at the start of a process. Does nothing with another C library.
 
-    A network on a CPU frees its maps and asks for them again with every batch. glibc hands blocks this large back to the
-    system, which gives each page anew, filled with zeros: half the time of a convolutional network goes there.
+    A network on a CPU frees and allocates its activations with every batch. By default glibc returns blocks this large to
+    the system, which zeroes every page when it is allocated again: half of the time of a convolutional network.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or another system
+    except (AttributeError, OSError, TypeError):  # another C library or system
         return
     mallopt(M_TRIM_THRESHOLD, NEVER)
     mallopt(M_MMAP_THRESHOLD, MAPPED)
 
 
 def default_device(processes: Processes | None = None) -> torch.device:
-    """The GPU of this process, or the CPU where there is no GPU."""
+    """The GPU of this process, or the CPU if there is none."""
     import torch
 
     local = 0 if processes is None else processes.local
     return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def thread_pool(device: torch.device, name: str) -> ThreadPoolExecutor:
+    """One worker thread that uses ``device``: a new thread starts with GPU 0 current, and would make a context there."""
+    import torch
+
+    def start() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    return ThreadPoolExecutor(1, name, initializer=start)
+
+
+@contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    """Compute float32 matrix products in TF32 or in full float32 within the context."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def check_compiler(device: torch.device, without: str) -> None:
-    """Look for the compiler that torch.compile calls: of C++ for a CPU, of C for a GPU, whose kernels Triton starts with it.
+    """Check for the compiler that torch.compile needs: C++ for a CPU; C for a GPU, where Triton builds kernel launchers.
 
     Args:
-        device: where the network is to run.
-        without: the flag that does without, for the message.
+        device: of the network.
+        without: the flag that turns compilation off, for the message.
 
     Raises:
-        UserError: there is none.
+        UserError: no compiler was found.
     """
     variable, known = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
     if not any(shutil.which(name) for name in (os.environ.get(variable, known[0]), *known)):

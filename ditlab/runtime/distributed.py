@@ -1,4 +1,4 @@
-"""The processes of one run: this one alone, or those torchrun started together."""
+"""The processes of one run: this one alone, or those that torchrun started together."""
 
 from __future__ import annotations
 
@@ -18,71 +18,71 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """One process among those of a run; by default the only one.
+    """This process among those of a run; by default the only one.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        local: its number on this machine, which is the number of its GPU.
-        host: group for what is said between CPUs while a step runs.
-        writers: another one, for what is said by threads that write checkpoints.
+        rank: of this process, from 0.
+        size: number of processes (the world size).
+        local: rank on this machine, which is the index of its GPU.
+        cpu_group: gloo group for CPU tensors and objects; its collectives may overlap a training step.
+        checkpoint_group: another gloo group, for the threads that write checkpoints.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    host: Any = None
-    writers: Any = None
+    cpu_group: Any = None
+    checkpoint_group: Any = None
 
     @property
-    def first(self) -> bool:
-        """Whether this one writes and speaks for all."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and log lines."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process gets here."""
         if self.size > 1:
-            dist.barrier(group=self.host)
+            dist.barrier(group=self.cpu_group)
 
-    def agree(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives in the first process, in every process.
+    def broadcast_from_main(self, make: Callable[[], T]) -> T:
+        """Call ``make`` in the main process only; every process returns its result.
 
         Raises:
-            UserError: in every process, where ``make`` raised it in the first.
+            UserError: in every process, if ``make`` raised it in the main process.
         """
         if self.size == 1:
             return make()
-        said: list[Any] = [None, None]
-        if self.first:
+        result: list[Any] = [None, None]
+        if self.is_main:
             try:
-                said = [make(), None]
+                result = [make(), None]
             except UserError as error:
-                said = [None, str(error)]
-        dist.broadcast_object_list(said, src=0, group=self.host)
-        if said[1] is not None:
-            raise UserError(said[1])
-        return said[0]
+                result = [None, str(error)]
+        dist.broadcast_object_list(result, src=0, group=self.cpu_group)
+        if result[1] is not None:
+            raise UserError(result[1])
+        return result[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in rank order, in the first process; nothing in the others."""
+        """The values of all processes, in rank order, in the main process; an empty list in the others."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.first else None
-        dist.gather_object(value, values, dst=0, group=self.host)
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.cpu_group)
         return values or []
 
-    def least(self, value: int) -> int:
-        """The smallest of every process's value, in every process."""
+    def all_reduce_min(self, value: int) -> int:
+        """The smallest value of all processes, in every process."""
         smallest = torch.tensor(value)
         if self.size > 1:
-            dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self.host)
+            dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self.cpu_group)
         return int(smallest)
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in every process, on the CPU."""
         total = value.detach().cpu().clone()
         if self.size > 1:
-            dist.all_reduce(total, group=self.host)
+            dist.all_reduce(total, group=self.cpu_group)
         return total
 
 
@@ -90,33 +90,33 @@ ALONE = Processes()
 
 
 def join(timeout: float = 1800) -> Processes:
-    """Meet the processes torchrun started; alone where it started none.
+    """Initialise the process group of torchrun's processes; ``ALONE`` without torchrun.
 
     Args:
-        timeout: seconds a process waits for another one before it ends with an error.
+        timeout: seconds a collective waits for another process before it raises an error.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    patience = timedelta(seconds=timeout)
+    limit = timedelta(seconds=timeout)
     if not dist.is_initialized():
-        store, *_ = next(dist.rendezvous("env://", timeout=patience))
+        store, *_ = next(dist.rendezvous("env://", timeout=limit))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-            # Workers that torchrun starts again would meet at addresses the ones before left there (pytorch/pytorch#135712).
-            # Of several machines each counts its own restarts.
+            # Restarted workers would read addresses that the previous ones left in the store (pytorch/pytorch#135712).
+            # Only on one machine: each machine counts its own restarts.
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        meeting: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": patience}
+        settings: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": limit}
         if torch.cuda.is_available():
             torch.cuda.set_device(local)
-            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", local), **meeting)
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", local), **settings)
         else:
-            dist.init_process_group("gloo", **meeting)
-    groups = [dist.new_group(backend="gloo", timeout=patience) for _ in range(2)]
+            dist.init_process_group("gloo", **settings)
+    groups = [dist.new_group(backend="gloo", timeout=limit) for _ in range(2)]
     return Processes(rank, size, local, *groups)
 
 
 def leave() -> None:
-    """Say goodbye to the others, when all work is done."""
+    """Destroy the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

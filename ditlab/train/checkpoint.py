@@ -117,7 +117,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint belongs to another architecture, every one is damaged, or there can be none.
         """
-        path = self.processes.agree(self._newest_good)
+        path = self.processes.broadcast_from_main(self._newest_good)
         if path is None:
             return None
         _read(path, tensors, self.processes if self.sharded else ALONE)
@@ -156,32 +156,32 @@ class Checkpoints:
         """
         self.wait()
         path = self.folder / f"{images:012d}"
-        unfinished = self.processes.agree(lambda: files.begin_folder(path))
-        if not (self.sharded or self.processes.first):
+        unfinished = self.processes.broadcast_from_main(lambda: files.begin_folder(path))
+        if not (self.sharded or self.processes.is_main):
             return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         self._writing = self._writer.submit(self._write, copies, unfinished, path, state)
 
     def _write(self, copies: dict[str, Tensor], unfinished: Path, path: Path, state: dict[str, object]) -> None:
         try:
-            with files.finishing_folder(unfinished, path) if self.processes.first else nullcontext():
+            with files.finishing_folder(unfinished, path) if self.processes.is_main else nullcontext():
                 _quiet()
                 try:
                     dcp.save(  # ends in the first process when all processes have written
                         copies,
                         storage_writer=dcp.FileSystemWriter(unfinished, sync_files=self.sharded),
-                        process_group=self.processes.writers,
+                        process_group=self.processes.checkpoint_group,
                         no_dist=not self.sharded,
                     )
                 except CheckpointException as error:
                     raise _cause(error) from error
-                if self.processes.first:
+                if self.processes.is_main:
                     (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")
                     sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir())}
                     (unfinished / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         except OSError as error:
             raise files.cannot_write(path, error) from error
-        if self.processes.first:
+        if self.processes.is_main:
             # Newer ones can only be damaged ones that were passed over: they do not count.
             for old in [other for other in existing(self.folder) if other.name <= path.name][: -self.keep]:
                 files.remove_folder(old)
@@ -236,7 +236,7 @@ def _read(path: Path, tensors: dict[str, Tensor], processes: Processes, prefix: 
             raise UserError(f"checkpoint {path} is of another architecture: {name} is {shape}, not {wanted}")
     _quiet()
     try:
-        dcp.load(tensors, storage_reader=reader, process_group=processes.host, no_dist=processes.size == 1)
+        dcp.load(tensors, storage_reader=reader, process_group=processes.cpu_group, no_dist=processes.size == 1)
     except CheckpointException as error:
         reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
         raise UserError(f"checkpoint {path} is refused: {reason}; delete it") from error

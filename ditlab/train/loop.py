@@ -67,7 +67,9 @@ class Trainer:
         if config.activation_checkpointing:
             objective.recompute()
         # The same for all: with shards, a part more in one process would wait for the others for ever.
-        self.part = config.microbatch or processes.least(microbatch_that_fits(objective, config, device, processes))
+        self.part = config.microbatch or processes.all_reduce_min(
+            microbatch_that_fits(objective, config, device, processes)
+        )
         self.average = EMA(module, config.ema)
         if config.compiles_on(device):  # not the average, which samples other shapes
             check_compiler(device, "--train.compile off")
@@ -119,7 +121,7 @@ class Trainer:
         what = f"{total} steps had a loss or gradient that is no number, {longest} of them in a row"
         if saving and not lost:
             bad = torch.stack([~here(tensor).isfinite().all() for tensor in self.tensors.values()]).any()
-            lost = bool(self.processes.sum(bad.long()))
+            lost = bool(self.processes.all_reduce_sum(bad.long()))
             what = "a weight is no longer a number"
         if lost:
             raise UserError(
@@ -165,7 +167,7 @@ def train(
     if not config.microbatch and trainer.part < config.batch // processes.size:
         log(f"{trainer.part} images at a time fit in memory: {config.batch} a step in parts (--train.microbatch)")
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, processes, log, trainer.sharded)
-    processes.agree(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))
+    processes.broadcast_from_main(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))
     state = checkpoints.load(trainer.tensors)
     step = int(state["step"]) if state else 0  # type: ignore[call-overload]
     if state:
@@ -175,11 +177,11 @@ def train(
             )
         trainer.meter.restore(state["meter"], processes)  # type: ignore[arg-type]
         log(f"going on from {step * config.batch:,} of {config.steps * config.batch:,} images")
-    elif processes.first and any(row["images"] > config.checkpoint for row in read_metrics(folder)):
+    elif processes.is_main and any(row["images"] > config.checkpoint for row in read_metrics(folder)):
         log(f"no checkpoint in {checkpoints.folder}: training from the beginning")
     if step == config.steps:
         return
-    metrics = processes.agree(lambda: Metrics(folder, step * config.batch))
+    metrics = processes.broadcast_from_main(lambda: Metrics(folder, step * config.batch))
     order, total = DataOrder(objective.count, seed, flip), config.steps * config.batch
     speed = Speed(config.precision_on(device), 3 * 2 * objective.macs, device, processes)
     with ExitStack() as stack:
@@ -187,10 +189,10 @@ def train(
         feed = stack.enter_context(
             closing(Prefetcher(objective, order, seed, config.batch, config.steps, step, processes, device))
         )
-        bar = stack.enter_context(progress_bar(shown=processes.first))
+        bar = stack.enter_context(progress_bar(shown=processes.is_main))
         stop = stack.enter_context(StopSignal(processes))
         watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes))
-        profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.first else None, log))
+        profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.is_main else None, log))
         task = bar.add_task(title, total=total, completed=step * config.batch, rate="")
         speed.start()
         while step < config.steps and not stop.asked:
@@ -222,15 +224,15 @@ def train(
                 average = trainer.average.whole() if due["samples"] or due["checkpoint"] else None
                 if due["samples"] and average is not None:
                     row |= objective.picture(average, folder / "samples" / f"{images:012d}.png", processes)
-                if (due["log"] or due["samples"]) and processes.first:
+                if (due["log"] or due["samples"]) and processes.is_main:
                     metrics.add({**row, **speed.row()})
                 if due["checkpoint"] and average is not None:
-                    if processes.first:
+                    if processes.is_main:
                         objective.save(average, folder, images)
                     meter = trainer.meter.state(processes)
                     state = {"step": step, "images": images, "data": objective.fingerprint, "meter": meter}
                     checkpoints.save(images, trainer.tensors, state)
         checkpoints.wait()
-        processes.wait()
+        processes.barrier()
     if step < config.steps:
         raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; the same command goes on from there")

@@ -45,7 +45,7 @@ class MetricAverager:
 
     def result(self, processes: Processes, timed: bool) -> dict[str, object]:
         """Mean loss, mean loss by bin (None where a bin is empty), steps left out so far; then start anew."""
-        both = processes.sum(torch.stack([self.sums, self.counts]))
+        both = processes.all_reduce_sum(torch.stack([self.sums, self.counts]))
         sums, counts = both.tolist()
         self.sums.zero_()
         self.counts.zero_()
@@ -56,14 +56,14 @@ class MetricAverager:
 
     def state(self, processes: Processes) -> dict[str, list[float]]:
         """Everything here, over all processes, as numbers; float64 goes through JSON unchanged."""
-        both = processes.sum(torch.stack([self.sums, self.counts]))
+        both = processes.all_reduce_sum(torch.stack([self.sums, self.counts]))
         return {"sums": both[0].tolist(), "counts": both[1].tolist(), "skipped": self.skipped.tolist()}
 
     def restore(self, state: dict[str, list[float]], processes: Processes) -> None:
         """Go on from a state; the first process takes what all had added up."""
         for name in ("sums", "counts"):
             values = torch.tensor(state[name], dtype=torch.float64)
-            getattr(self, name).copy_(values if processes.first else values * 0)
+            getattr(self, name).copy_(values if processes.is_main else values * 0)
         self.skipped.copy_(torch.tensor(state["skipped"]))
 
 

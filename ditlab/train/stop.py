@@ -49,4 +49,4 @@ class StopSignal:
             self._telling.wait()
             self.asked = bool(self._flag)
         self._flag = torch.tensor(int(self._here))
-        self._telling = dist.all_reduce(self._flag, group=self.processes.host, async_op=True)
+        self._telling = dist.all_reduce(self._flag, group=self.processes.cpu_group, async_op=True)

@@ -156,7 +156,7 @@ class DiffusionTask(Task):
         labels = [row % classes for row in range(rows) for _ in range(columns)] if classes else None
         made = generate(model, labels, self.seed, rows * columns, model.defaults, processes=processes)
         images = gather(made, processes)
-        if processes.first:
+        if processes.is_main:
             names = [model.names[row % classes] for row in range(rows)] if classes and model.names else ()
             write_png(grid(images, columns, names), path)
         return {}
@@ -240,7 +240,7 @@ class AutoencoderTask(Task):
 
         The first process does it alone.
         """
-        if not processes.first:
+        if not processes.is_main:
             return {}
         assert isinstance(average, DiffusersAutoencoder)
         squares, drawn = 0.0, np.empty(0)

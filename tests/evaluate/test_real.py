@@ -181,7 +181,7 @@ images = np.load(sys.argv[2])
 batches = [images[start : start + 32] for start in range(32 * processes.rank, len(images), 32 * processes.size)]
 seen = extract_features(network, batches, processes)
 shares = processes.gather((once, shown, network.shown))
-assert (judge is not None) == (seen is not None) == processes.first
+assert (judge is not None) == (seen is not None) == processes.is_main
 if judge is not None and seen is not None:
     assert network.shown - shown == sum(map(len, batches))
     numbers = {**judge.measure(seen), **{f"floor {name}": number for name, number in judge.floor().items()}}

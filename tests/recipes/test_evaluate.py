@@ -261,7 +261,7 @@ for number, source in enumerate(sources):
     samples = open_samples(source, 290, 3, 100, choose, processes)
     device, said = torch.device("cpu"), []
     found = evaluate_samples(samples, How(recipe=recipe), Path(out) / str(number), device, processes, said.append)
-    assert (found is not None) == processes.first
+    assert (found is not None) == processes.is_main
 leave()
 """
 
