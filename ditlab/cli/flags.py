@@ -1,24 +1,27 @@
-"""Dataclasses of options from the command line, with one line for what does not fit."""
+"""Dataclasses of options from the command line; a mistake is one line."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import re
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tyro
+from tyro import _errors
 
+from ditlab.cli.familiar import familiar_flag
 from ditlab.errors import UserError, nearest
 
 T = TypeVar("T")
 
 
-def _flags(kind: type, default: object, prefix: str = "") -> list[str]:
-    """Every flag of a dataclass of options; where a field may be one dataclass or another, of the default's."""
+def known_flags(kind: type, default: object, prefix: str = "") -> list[str]:
+    """Every flag of a dataclass of options, without ``--help``.
+
+    A field that may hold one of several dataclasses has the flags of its default. tyro gives no such list: its
+    ``get_parser`` is deprecated.
+    """
     found = []
     types = typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
@@ -29,7 +32,7 @@ def _flags(kind: type, default: object, prefix: str = "") -> list[str]:
         value = getattr(default, item.name, None)
         inner = type(value) if dataclasses.is_dataclass(value) else inner
         if dataclasses.is_dataclass(inner):
-            found += _flags(inner, value, prefix if metadata else f"{name}.")  # type: ignore[arg-type]
+            found += known_flags(inner, value, prefix if metadata else f"{name}.")  # type: ignore[arg-type]
         elif tyro.conf.Positional not in metadata:
             found.append(f"--{name}")
             if inner is bool:
@@ -42,26 +45,44 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
     """A dataclass of options from the command line.
 
     Raises:
-        UserError: an unknown flag, with the nearest one, or a value that does not fit.
+        UserError: an unknown flag, with the nearest one or the one that does the same here, or a value that does not fit.
     """
-    known = _flags(kind, default)
-    for argument in arguments:
-        flag = argument.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in (*known, "--help"):
-            raise UserError(
-                f"unknown flag {argument.split('=')[0]}; {nearest(flag, known)}; see `ditlab {command} --help`"
-            )
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            kwargs: dict[str, Any] = {} if default is None else {"default": default}
-            kwargs["config"] = (tyro.conf.AvoidSubcommands,)  # of either network, the default's fields are flags
-            return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", **kwargs)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        # Colours and lines of a box, drawn one way or another, as the terminal can.
-        box = re.sub(r"[│╭╮╰╯─]|-{3,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue()))
-        _, *lines = (line for line in box.splitlines() if line.strip())  # the first is the title
-        message = re.split(r" Argument helptext:| For full helptext", " ".join(" ".join(lines).split()))[0]
-        raise UserError(f"{message}; see `ditlab {command} --help`") from None
+    see = f"see `ditlab {command} --help`"
+    known = known_flags(kind, default)
+    for argument in arguments:  # before tyro, which reports a missing argument first
+        given = argument.split("=")[0]
+        if given.startswith("--") and (flag := given.replace("_", "-")) not in (*known, "--help"):
+            raise UserError(f"unknown flag {given}; {familiar_flag(flag, known) or nearest(flag, known)}; {see}")
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        raise UserError(f"{_describe(event)}; {see}")
+
+    # A hook of tyro's own, though not a public one yet: otherwise its errors are only to be read off a drawn box.
+    with _errors.on_parse_error(refuse):
+        kwargs: dict[str, Any] = {} if default is None else {"default": default}
+        # AvoidSubcommands: of two kinds of network, the default's fields are flags.
+        config = (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", config=config, **kwargs)
+
+
+def _name(argument: Any) -> str:
+    return argument.lowered.metavar if argument.is_positional() else argument.lowered.name_or_flags[0]
+
+
+def _describe(event: _errors.ParseErrorEvent) -> str:
+    """What was wrong with the arguments, on one line."""
+    match event:
+        case _errors.MissingArgs():
+            return f"missing {' and '.join(_name(missing.arg) for missing in event.missing_arguments)}"
+        case _errors.UnrecognizedArgs():
+            return f"unexpected argument {event.tokens[0]!r}"
+        case _errors.InvalidChoice():
+            choices = [choice for choice in event.choices if choice != "None"]
+            return f"{_name(event.argument)} {event.value!r} is not a choice; {nearest(event.value, choices)}"
+        case _errors.BadValue():
+            return f"missing value of {_name(event.argument)}"
+        case _errors.InstantiationFailure(argument=None):
+            return event.message
+        case _errors.InstantiationFailure():
+            return f"{_name(event.argument)} must be {event.argument.lowered.metavar} ({event.message})"  # type: ignore[union-attr]
+    return "these arguments do not go together"

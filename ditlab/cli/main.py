@@ -21,6 +21,8 @@ from ditlab.errors import Stopped, UserError, nearest
 from ditlab.runtime.console import log, log_nothing
 from ditlab.runtime.device import keep_memory
 
+# Not tyro's SubcommandApp: it builds the parsers of all commands before it reads the first word, and which flags `train`
+# has depends on the recipe and the network, whose import takes PyTorch.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "autoencoder": autoencoder,

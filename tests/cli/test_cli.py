@@ -66,7 +66,7 @@ def test_every_recipe_lists_its_fields_with_their_values(name: str, ditlab):
         (["train", "digits", "--trian.images=3"], ["unknown flag --trian.images", "'--train.images'"]),
         (["train", "digits", "--seed", "three"], ["--seed", "'three'"]),
         (["train", "digits", "--seed", "1.5"], ["--seed", "'1.5'"]),
-        (["train", "digits", "--seed"], ["--seed", "Missing value"]),
+        (["train", "digits", "--seed"], ["missing value of --seed"]),
         (["train", "digits", "--seed", "-3"], ["--seed -3", "0 or more"]),
         (["train", "digits", "--train.lr", "fast"], ["--train.lr", "'fast'"]),
         (["train", "digits", "--train.lr", "1"], ["--train.lr 1.0", "below 1"]),
@@ -328,7 +328,7 @@ def test_on_a_terminal_the_line_has_no_boxes_and_no_colours(tmp_path: Path):
             said += part
     os.close(terminal)
     assert child.wait() == 2
-    line = "ditlab: Error parsing --seed: invalid literal for int() with base 10: 'three'; see `ditlab sample --help`"
+    line = "ditlab: --seed must be INT (invalid literal for int() with base 10: 'three'); see `ditlab sample --help`"
     assert said.decode().replace("\r\n", "\n") == line + "\n"
 
 
