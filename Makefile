@@ -1,10 +1,11 @@
-# make demo: install and run the main job end to end on this machine.   make test: install and test.
+# make demo: install, then run the main job end to end on this machine.
+# make test: install, then check and test.   make drills: install, then run the long failure drills.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test types tests drills clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ditlab demo
@@ -12,8 +13,17 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory -j2 types tests
+
+types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest
+
+# A worker for each core, one thread each; a file's tests stay on one worker, in the order of tests/conftest.py.
+tests:
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+drills: $(VENV)/.test
+	$(BIN)/python benchmarks/drills.py
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

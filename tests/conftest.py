@@ -1,4 +1,4 @@
-"""Tiny runs of the real thing, made once, and the ways tests look at them."""
+"""Fixtures of all tests: commands run in this process or in their own, and small runs that are trained once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from ditlab.cli.main import main
@@ -30,7 +31,14 @@ TINY = (
 )
 SHORT = "--train.images 640 --train.log 160 --train.checkpoint 320 --train.samples 640"
 
-CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu")  # of a row of metrics, what differs from run to run
+CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu")  # metrics that differ from run to run
+
+# Files of tests that take longest. They start first, so that no worker is left with a long file at the end.
+LONGEST = (
+    "train/test_parallel.py", "encoders/test_encode_processes.py", "cli/test_demo.py", "train/test_ways.py",
+    "models/test_unet.py", "recipes/test_evaluate.py", "playground/test_browser.py", "test_drills.py",
+    "recipes/test_inspect_memory.py", "cli/test_evaluate_command.py", "recipes/test_network_choice.py",
+)  # fmt: skip
 
 KL_RECIPE = '''"""Digits in latents: 8x8 to 4x4 with two channels."""
 
@@ -58,9 +66,33 @@ recipe = Recipe(
 '''
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the rest keeps its order."""
+    place = {Path(__file__).parent / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder that all workers of a test session share."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first worker to need it makes, while others wait."""
+    folder = shared_folder(factory) / name
+    done = folder.with_name(f"{name}.done")
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, and what it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -80,7 +112,7 @@ def call(*arguments: object) -> Ended:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by relative name, with a digest of its content."""
+    """SHA-256 of every file below a folder, by relative name."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -90,9 +122,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests share a cache folder of their own: features of real images are computed once, the person's are left alone."""
+    """All tests share one cache folder, not the user's: features of real images are computed once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder(tmp_path_factory) / "cache"))
         yield
 
 
@@ -104,7 +136,7 @@ def ditlab() -> Callable[..., Ended]:
 
 @pytest.fixture(scope="session")
 def refused() -> Callable[..., str]:
-    """Run a command that must end with code 2 and one line, which holds the words given; gives the line."""
+    """Run a command that must end with code 2 and one line that contains the given words; returns the line."""
 
     def check(arguments: list[object], *words: str) -> str:
         ended = call(*arguments)
@@ -126,7 +158,7 @@ def tree() -> Callable[[Path], dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def process() -> Callable[..., subprocess.Popen[str]]:
-    """Start a program in a process of its own: ``python -m ditlab ARGUMENTS``, or a script."""
+    """Start ``python -m ditlab ARGUMENTS``, or a script, in a new process."""
 
     def start(*arguments: object, script: str = "", cwd: Path | None = None) -> subprocess.Popen[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -141,22 +173,24 @@ def process() -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
-    """Flags that make recipe digits, or one like it, a matter of a second: 20 steps, two checkpoints."""
+    """Flags that shorten recipe digits, or one like it, to about a second: 20 steps, two checkpoints."""
     return list(f"{TINY} {SHORT}".split())
 
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of recipe digits, tiny. Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    ended = call("train", "digits", *f"{TINY} {SHORT}".split(), "--out", folder)
-    assert ended.code == 0, ended
-    return folder
+    """A finished small run of recipe digits. Tests must not change it: copy it."""
+
+    def make(folder: Path) -> None:
+        ended = call("train", "digits", *f"{TINY} {SHORT}".split(), "--out", folder / "digits")
+        assert ended.code == 0, ended
+
+    return made_once(tmp_path_factory, "runs", make) / "digits"
 
 
 @pytest.fixture(scope="session")
 def kl_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe file for digits in latents of an autoencoder of their own."""
+    """A recipe file: digits in latents of an autoencoder trained for them."""
     path = tmp_path_factory.mktemp("recipes") / "small.py"
     path.write_text(KL_RECIPE)
     return path
@@ -164,16 +198,18 @@ def kl_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def kl_run(tmp_path_factory: pytest.TempPathFactory, kl_recipe: Path) -> Path:
-    """A finished run of the latent recipe; its autoencoder and its cache lie beside. Not to be changed: copy the parent."""
-    folder = tmp_path_factory.mktemp("latent-runs") / "small"
-    ended = call("train", kl_recipe, "--out", folder)
-    assert ended.code == 0, ended
-    return folder
+    """A finished run of the latent recipe, next to its autoencoder and latents. Tests must not change it: copy the parent."""
+
+    def make(folder: Path) -> None:
+        ended = call("train", kl_recipe, "--out", folder / "small")
+        assert ended.code == 0, ended
+
+    return made_once(tmp_path_factory, "latent-runs", make) / "small"
 
 
 @pytest.fixture(scope="session")
 def metrics() -> Callable[[Path], list[dict]]:
-    """The rows of a run's metrics.jsonl without what the clock says."""
+    """The rows of a run's metrics.jsonl without times and memory."""
 
     def read(folder: Path) -> list[dict]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -184,7 +220,7 @@ def metrics() -> Callable[[Path], list[dict]]:
 
 @pytest.fixture(scope="session")
 def pictures() -> Callable[..., Path]:
-    """Fill a folder with random RGB pictures, PNG, ``count`` a class."""
+    """Fill a folder with random RGB images, PNG, ``count`` of each class."""
 
     def draw(folder: Path, classes: tuple[str, ...], count: int, height: int = 40, width: int = 36) -> Path:
         random = np.random.default_rng(0)
@@ -200,14 +236,14 @@ def pictures() -> Callable[..., Path]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that is the current one, so that runs/ is nobody's."""
+    """An empty current folder, so that runs/ is not the user's."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def refuses() -> Callable[..., str]:
-    """Call something and return its UserError's text after checking that it is one line with the words given."""
+    """Call a function that must raise UserError with a one-line message that contains the given words; returns the message."""
 
     def check(call: Callable[[], object], *words: str) -> str:
         with pytest.raises(UserError) as caught:
