@@ -18,6 +18,7 @@ from ditlab.evaluate import precision_recall
 from ditlab.pipelines import Pipeline, filmstrip, grid, write_png
 from ditlab.recipes import RunContext, find_recipe, train_recipe
 from ditlab.runtime import files
+from ditlab.runtime.console import markdown_table
 from ditlab.runtime.device import default_device
 
 COUNT = 1790  # 179 of each digit, as nearly as many as there are real ones
@@ -137,10 +138,9 @@ def run_demo(out: Path, log: Callable[[str], None], images: int = 0) -> dict[str
 
 def _page(rows: dict[str, Numbers], seconds: float) -> str:
     lines = ["# Digits", "", f"`ditlab demo`: trained in {seconds:.0f} s here.", ""]
-    lines += ["| | right class | precision | recall |", "|---|---|---|---|"]
-    lines += [f"| {name} | {row.right:.1%} | {row.precision:.3f} | {row.recall:.3f} |" for name, row in rows.items()]
+    cells = [(name, f"{row.right:.1%}", f"{row.precision:.3f}", f"{row.recall:.3f}") for name, row in rows.items()]
+    lines += markdown_table(("", "right class", "precision", "recall"), cells)
     lines += [
-        "",
         "Right class: a support-vector classifier of real digits names the class that was asked for; the first row is its "
         "score on real digits held out. Precision and recall: nearest neighbours (k = 3) in pixels.",
         "",

@@ -15,6 +15,7 @@ from ditlab.evaluate.evaluator import Neighbours
 from ditlab.evaluate.measure import Number
 from ditlab.pipelines import grid, write_png
 from ditlab.runtime import files
+from ditlab.runtime.console import markdown_table
 
 RESULTS, REPORT, TITLE = "results.jsonl", "report.md", "# Evaluation"
 PARTS = ("numbers", "floor")
@@ -111,9 +112,9 @@ def report(evaluations: Sequence[Evaluation]) -> str:
     lines = [TITLE, ""]
     for evaluation in reversed(evaluations):
         how = evaluation.how
-        lines += [f"## {how.get('samples', 'samples')}", "", "| | made | real against real |", "|---|---|---|"]
-        lines += [f"| {' | '.join(row)} |" for row in evaluation.rows()]
-        lines += ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in how.items()), ""]
+        lines += [f"## {how.get('samples', 'samples')}", ""]
+        lines += markdown_table(("", "made", "real against real"), evaluation.rows())
+        lines += markdown_table(("", ""), how.items())
         if "nearest" in how:
             lines += [f"![made images beside the nearest training images]({how['nearest']})", ""]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from ditlab.models import cost
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.pipelines.pipeline import RECORD, WEIGHTS
+from ditlab.runtime.console import markdown_table
 
 CARD = "README.md"
 PICTURE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")  # and its file in Markdown
@@ -95,7 +96,7 @@ def card(model: Pipeline, name: str, folder: Path) -> str:
         "",
         f'images = ditlab.load("{name}").sample(count=16, seed=0)  # uint8 (N, H, W, C)',
     ]
-    lines += ["```", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]
+    lines += ["```", "", *markdown_table(("", ""), rows.items())]
     for text, _ in _pages(folder):
         lines += [re.sub(r"^#", "##", text, flags=re.MULTILINE), ""]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,12 @@ def log_nothing(line: str) -> None:
 def main_process_log(processes: Processes) -> Callable[[str], None]:
     """How one of several processes speaks: the first for all."""
     return log if processes.is_main else log_nothing
+
+
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table, and the blank line that ends it."""
+    lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
+    return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
 
 
 def progress_bar(shown: bool = True) -> Progress:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ditlab.encoders import AutoencoderConfig
+from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header
 from ditlab.study.study_run import Result, StudyRun
 
 CHANNELS = (2, 4, 8)
@@ -64,7 +65,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
     series = [Series(name, *zip(*sorted(found), strict=True)) for name, found in points.items()]  # type: ignore[arg-type]
     draw(folder / "autoencoder.png", series, "reconstruction, PSNR in dB", f"{metric} of samples (lower is better)")
     header = ["latents", "tokens", "GMACs", "PSNR, dB ↑", *quality_header(metric)]
-    return [*table(header, rows), "![reconstruction against generation](autoencoder.png)", ""]
+    return [*markdown_table(header, rows), "![reconstruction against generation](autoencoder.png)", ""]
 
 
 STUDY = Study(

@@ -10,9 +10,10 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from ditlab.models import DiTConfig
+from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header
 from ditlab.study.study_run import Result, StudyRun
 
 BLOCKS = get_type_hints(DiTConfig)["block"].__args__  # adaln-zero first
@@ -51,7 +52,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
         for block, same in ((block, blocks[block]) for block in order)
     ]
     header = ["block", "parameters", "GMACs", *quality_header(metric), "each seed", "images/s", "FID, paper (XL/2)"]
-    lines += table(header, rows)
+    lines += markdown_table(header, rows)
     series = [
         Series("", [place] * len(blocks[block]), [result.distance for result in blocks[block]], line=False)
         for place, block in enumerate(order)

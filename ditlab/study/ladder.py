@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.recipes import Recipe
+from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, table
+from ditlab.study.study import Study, cell, grouped, mean_and_spread
 from ditlab.study.study_run import Result, StudyRun
 
 RUNGS = (
@@ -114,7 +115,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
         "images/s",
         "FID published",
     ]
-    lines += table(header, rows)
+    lines += markdown_table(header, rows)
     together = [sum(distances("together", rung)) / len(flow) for rung in ("the paper", *RUNGS)]
     alone = [sum(distances("alone", rung)) / len(flow) for rung in RUNGS[2:]]
 

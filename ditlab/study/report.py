@@ -13,8 +13,8 @@ from PIL import Image
 import ditlab
 from ditlab.pipelines import write_png
 from ditlab.runtime import files
+from ditlab.runtime.console import markdown_table
 from ditlab.study.plan import STUDIES, Plan
-from ditlab.study.study import table
 from ditlab.study.study_run import Result
 
 
@@ -35,7 +35,7 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
     _samples(results, folder)
     lines += ["![samples of each cell](samples.png)", "", "## How it was measured", ""]
     floor, diffusion = _value(results[0].floor, metric), form.recipe.diffusion
-    lines += table(
+    lines += markdown_table(
         ["", ""],
         [
             (

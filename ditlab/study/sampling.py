@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ditlab.diffusion import GuidanceConfig
 from ditlab.pipelines import SampleConfig
+from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study import Study, cell, grouped, mean_and_spread, quality, quality_header
 from ditlab.study.study_run import Result, StudyRun
 
 STEPS = (5, 10, 25, 50, 100, 250)
@@ -94,7 +95,7 @@ def _steps_table(results: Sequence[Result], rows: str, metric: str) -> list[str]
     for (value,), same in grouped(results, rows).items():
         by_steps = {steps: seeds for (steps,), seeds in grouped(same, "steps").items()}
         body.append([value, *(mean_and_spread([r.distance for r in by_steps[steps]]) for steps in STEPS)])
-    return table([f"{metric} ↓: {rows}", *(f"{steps} steps" for steps in STEPS)], body)
+    return markdown_table([f"{metric} ↓: {rows}", *(f"{steps} steps" for steps in STEPS)], body)
 
 
 def _over_steps(results: Sequence[Result], lines: str, metric: str, path: Path, compute: bool) -> None:
@@ -130,7 +131,7 @@ def _guidance(scales: Sequence[Result], intervals: Sequence[Result], metric: str
     )
     draw(folder / "scale.png", [Series(metric, x, distance)], "guidance scale", f"{metric} (lower is better)")
     return [
-        *table(header, rows),
+        *markdown_table(header, rows),
         "![precision and recall over guidance](guidance.png)",
         "",
         f"![{metric} over guidance](scale.png)",

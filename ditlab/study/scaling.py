@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.fit import Fit, fit
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header
 from ditlab.study.study_run import Result, StudyRun
 
 TIMES = (4.0, 0.25)  # small models longer, large ones shorter
@@ -94,7 +95,7 @@ def _table(results: Sequence[Result], metric: str) -> list[str]:
                 f"{first.training['images_per_second']:,.0f}",
             ]
         )
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _by_compute(results: Sequence[Result], line: Fit, metric: str, path: Path) -> None:
@@ -162,7 +163,7 @@ def _training(results: Sequence[Result], metric: str, path: Path) -> list[str]:
         *_at_equal_compute(results, metric),
         "All cells by the compute their training took (three forward passes an image).",
         "",
-        *table(["model", "images", "training GMACs", f"{metric} ↓"], body),
+        *markdown_table(["model", "images", "training GMACs", f"{metric} ↓"], body),
         f"![{metric} against training compute](training.png)",
         "",
     ]

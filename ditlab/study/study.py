@@ -50,12 +50,6 @@ def cell(
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
-
-
 def mean_and_spread(values: Sequence[float]) -> str:
     """Several seeds' values as ``mean ± standard deviation``; one as it is."""
     mean = sum(values) / len(values)

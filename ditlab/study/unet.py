@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ditlab.data import open_data
 from ditlab.models import DiTConfig, NetworkInput, UNetConfig, cost, matched
+from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header, table
+from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header
 from ditlab.study.study_run import Result, StudyRun
 
 
@@ -71,7 +72,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
         y = [sum(result.distance for result in seeds) / len(seeds) for seeds in by_size.values()]
         series.append(Series(network, x, y, list(by_size)))
     draw(folder / "unet.png", series, "GMACs of a forward pass of a sample", f"{metric} (lower is better)", logx=True)
-    return [*lines, "", *table(header, rows), f"![{metric} of both networks](unet.png)", ""]
+    return [*lines, "", *markdown_table(header, rows), f"![{metric} of both networks](unet.png)", ""]
 
 
 STUDY = Study(

@@ -9,6 +9,7 @@ import torch
 
 import ditlab
 from ditlab.runtime import files
+from ditlab.runtime.console import markdown_table
 from ditlab.train.meter import read_metrics
 
 
@@ -26,18 +27,18 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
     """
     rows = read_metrics(folder)
     losses = [row for row in rows if row.get("loss") is not None]
-    lines = [f"# {title}", "", f"`{command}`", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    facts = dict(facts)
     if losses:
         last = losses[-1]
         speed = sorted(row["images_per_second"] for row in losses)[len(losses) // 2]
-        lines += [
-            f"| images trained on | {last['images']:,} |",
-            f"| loss, last {len(losses[-10:])} rows | {_mean(losses[-10:]):.4f} |",
-        ]
-        lines += [f"| images/s, median | {speed:,.0f} on {_machine()} |"]
-    lines += [f"| PSNR, last | {row['psnr']:.2f} dB |" for row in [r for r in rows if "psnr" in r][-1:]]
-    lines += [f"| ditlab, torch | {ditlab.__version__}, {torch.__version__} |", ""]
+        facts["images trained on"] = f"{last['images']:,}"
+        facts[f"loss, last {len(losses[-10:])} rows"] = f"{_mean(losses[-10:]):.4f}"
+        facts["images/s, median"] = f"{speed:,.0f} on {_machine()}"
+    measured = [row["psnr"] for row in rows if "psnr" in row]
+    if measured:
+        facts["PSNR, last"] = f"{measured[-1]:.2f} dB"
+    facts["ditlab, torch"] = f"{ditlab.__version__}, {torch.__version__}"
+    lines = [f"# {title}", "", f"`{command}`", "", *markdown_table(("", ""), facts.items())]
     if losses:
         files.write_file(folder / "loss.png", loss_figure(losses))
         lines += ["![loss and speed over images](loss.png)", ""]

@@ -15,6 +15,7 @@ from ditlab.playground.nearest import MOST, SPACES, TrainingImages
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
 from ditlab.recipes.samples import training_data
+from ditlab.runtime.console import markdown_table
 
 CLOSEST = 6
 ROWS = 8
@@ -79,9 +80,11 @@ def nearest_tab(studio: Studio) -> None:
                 if searched < known.total
                 else ""
             )
-            table = ["| | to the closest | from that one to its own closest |", "|---|---|---|"]
-            for row, distances, beside in zip(rows, found.distances, found.beside, strict=True):
-                table.append(f"| {controls.plain(row)} | {distances[0]:.4g} | {beside:.4g} |")
+            cells = [
+                (controls.plain(row), f"{distances[0]:.4g}", f"{beside:.4g}")
+                for row, distances, beside in zip(rows, found.distances, found.beside, strict=True)
+            ]
+            table = markdown_table(("", "to the closest", "from that one to its own closest"), cells)
             text = f"Of {searched:,} training images{of}, by distance in {space}. A copy has a distance near 0."
             return paper, "\n".join([text, "", *table])
 

@@ -20,6 +20,7 @@ from ditlab.playground.history import (
 )
 from ditlab.playground.page import controls
 from ditlab.playground.studio import Studio
+from ditlab.runtime.console import markdown_table
 from ditlab.train import loss_figure
 
 EVERY = 2.0  # seconds from one look at the folder to the next
@@ -129,22 +130,22 @@ def _facts(run: Run) -> str:
     """A table of a run's speed, what was left out, and how it was measured."""
     last = run.rows[-1] if run.rows else {}
     share = f" ({run.images / run.total:.0%})" if run.total else ""
-    lines = ["| | |", "|---|---|", f"| {run.state} | {run.images:,} of {run.total:,} images{share} |"]
+    rows = [(run.state, f"{run.images:,} of {run.total:,} images{share}")]
     speeds = sorted(row["images_per_second"] for row in run.rows)
     if speeds:
-        lines += [f"| images/s, median | {speeds[len(speeds) // 2]:,.0f} |"]
+        rows.append(("images/s, median", f"{speeds[len(speeds) // 2]:,.0f}"))
     words = {
         "skipped": "steps left out",
         "psnr": "PSNR, dB",
         "mfu": "share of the machine's peak (MFU)",
         "memory_gib": "memory, GiB",
     }
-    lines += [f"| {word} | {last[key]:.4g} |" for key, word in words.items() if isinstance(last.get(key), int | float)]
+    rows += [(word, f"{last[key]:.4g}") for key, word in words.items() if isinstance(last.get(key), int | float)]
     for evaluation in evaluations(run)[-3:]:
         how, numbers = evaluation["how"], evaluation["numbers"]
         values = ", ".join(f"{name} {number['value']:.4g}" for name, number in numbers.items() if _is_number(number))
-        lines += [f"| {controls.plain(how.get('samples', 'evaluated'))} | {controls.plain(values)} |"]
-    return "\n".join(lines)
+        rows.append((controls.plain(how.get("samples", "evaluated")), controls.plain(values)))
+    return "\n".join(markdown_table(("", ""), rows))
 
 
 def _is_number(number: object) -> bool:
