@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ditlab import load
 from ditlab.data import DataConfig, open_data
-from ditlab.encoders import to_unit
+from ditlab.encoders import uint8_to_float
 from ditlab.evaluate import Evaluator, extract_features, feature_network
 from ditlab.evaluate.neighbours import nearest, squared_distances
 from ditlab.pipelines import Pipeline, grid, write_png
@@ -55,8 +55,8 @@ def farness(made: np.ndarray, real: np.ndarray) -> np.ndarray:
 def through_the_autoencoder(model: Pipeline, images: np.ndarray) -> np.ndarray:
     """Images uint8 (N, H, W, C) encoded and decoded."""
     with torch.no_grad():
-        moments = model.autoencoder.encode(to_unit(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())))
-        latents = model.autoencoder.latent(moments, torch.zeros(len(images), *model.autoencoder.latent_shape(28, 28)))
+        moments = model.autoencoder.encode(uint8_to_float(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())))
+        latents = model.autoencoder.latent(moments, torch.zeros(len(images), *model.autoencoder.latent_shape((28, 28))))
     return to_images(model, latents)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zlib
 from dataclasses import dataclass
 from logging import CRITICAL
@@ -16,6 +15,7 @@ from ditlab.data.arrays import ArraySource
 from ditlab.data.parquet import ParquetSource
 from ditlab.data.source import Source
 from ditlab.errors import UserError
+from ditlab.runtime.files import cache_home
 
 _UNSIGNED_BYTE = 8
 
@@ -75,7 +75,7 @@ def open_known(name: str, path: str, split: str) -> Source:
             wanted = ", ".join(_file_names(split))
             raise UserError(f"{path} does not hold the {split} files of {name}; expected {wanted}, plain or .gz")
         return _open_pair(name, known, images, labels)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab" / name
+    cache = cache_home() / name
     for folder in [Path(known.system)] * bool(known.system) + [cache]:
         pair = _pair(folder, split)
         if pair:

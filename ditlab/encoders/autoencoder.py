@@ -64,14 +64,14 @@ class Autoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(latent_channels, 1, 1))
         self.register_buffer("std", torch.ones(latent_channels, 1, 1))
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """The latent's (c, h, w) for images of H x W.
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Shape (c, h, w) of the latent of an image of ``size`` (H, W).
 
         Raises:
             UserError: the factor does not divide the image.
         """
-        check_divisible("images", (height, width), self.factor, f"the autoencoder's factor {self.factor}")
-        return self.latent_channels, height // self.factor, width // self.factor
+        check_divisible("images", size, self.factor, f"the autoencoder's factor {self.factor}")
+        return self.latent_channels, size[0] // self.factor, size[1] // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Moments of images (N, C, H, W)."""

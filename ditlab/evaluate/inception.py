@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.encoders.record import load_weights
 from ditlab.evaluate.features import FeatureNetwork
 from ditlab.evaluate.inception_weights import is_reference, read_weights, reference_weights
+from ditlab.runtime.weights import load_weights
 
 SIDE = 299
 SPATIAL_CHANNELS = 7

@@ -8,42 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
-import os
-import pickle
-import struct
 import urllib.error
 import urllib.request
-import warnings
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from ditlab.errors import UserError
 from ditlab.runtime import files
+from ditlab.runtime.weights import load_tensors
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 TIMEOUT = 60  # seconds without a byte
-# What readers raise on bytes that are no tensors, or no longer.
-DAMAGED = (
-    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
-    safetensors.SafetensorError,
-)  # fmt: skip
 
 
 def is_reference(digest: str) -> bool:
     """Whether a file of this SHA-256 is the one that FID is defined by."""
     return digest == SHA256
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``ditlab`` in XDG_CACHE_HOME, or in ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
 
 
 def reference_weights() -> Path:
@@ -52,7 +35,7 @@ def reference_weights() -> Path:
     Raises:
         UserError: it cannot be downloaded, or what came is another file; nothing is kept then.
     """
-    path, url = cache_folder() / FILE, f"{RELEASE}/{FILE}"
+    path, url = files.cache_home() / FILE, f"{RELEASE}/{FILE}"
     if path.is_file():
         return path
     instead = f"put {FILE} into {path.parent}, give its path, or use efficientnet-lite0, which comes with pip"
@@ -87,24 +70,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a .pth or .safetensors") from error
     digest = hashlib.sha256(content).hexdigest()
-    if path == cache_folder() / FILE and not is_reference(digest):
+    if path == files.cache_home() / FILE and not is_reference(digest):
         raise UserError(
             f"{path} is damaged (SHA-256 {digest[:8]}, not {SHA256[:8]}); delete it, and it is fetched anew"
         )
-    try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load(content)
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")
-                tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it holds code or objects, which reading it would run, or is no file of weights"
-        ) from error
-    except DAMAGED as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{path} cannot be read: it is damaged, cut off or no file of weights ({reason})") from error
+    tensors = load_tensors(path, content)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{path} holds other things than tensors by name; it must have the layout of {FILE}")
     return tensors, digest

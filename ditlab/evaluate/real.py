@@ -13,7 +13,6 @@ import numpy as np
 from ditlab.data import Dataset
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate
-from ditlab.evaluate.inception_weights import cache_folder
 from ditlab.evaluate.sample_archive import reading
 from ditlab.evaluate.statistics import Reference, Statistics, read_statistics, write_statistics
 from ditlab.runtime import files
@@ -195,7 +194,7 @@ def _reference(half: _Half, dataset: Dataset, network: FeatureNetwork) -> Refere
 
 def _place(dataset: Dataset, network: FeatureNetwork) -> Path:
     name = hashlib.sha256(f"{FORMAT} {dataset.fingerprint} {network.distance}".encode()).hexdigest()[:24]
-    return cache_folder() / "features" / name
+    return files.cache_home() / "features" / name
 
 
 def _make_folder(place: Path) -> None:

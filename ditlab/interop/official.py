@@ -7,11 +7,7 @@ that of the paper's model of the same width, or width / 64.
 from __future__ import annotations
 
 import io
-import pickle
 import re
-import struct
-import warnings
-from argparse import Namespace
 from pathlib import Path
 
 import safetensors
@@ -21,12 +17,12 @@ from torch import Tensor
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import load_pretrained
-from ditlab.encoders.record import load_weights
 from ditlab.errors import UserError
 from ditlab.models import SIZES, DiT, DiTConfig, Network, NetworkInput
 from ditlab.models.blocks import BlockConfig
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
+from ditlab.runtime.weights import load_tensors, load_weights
 
 # ditlab's name of each tensor in the public layout, N being a block's number.
 NAMES = {
@@ -41,11 +37,6 @@ NAMES = {
     "final_layer": "final_layer",
 }
 POSITIONS = "pos_embed"
-# What readers raise on bytes that are no checkpoint, or no longer.
-DAMAGED = (
-    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
-    safetensors.SafetensorError,
-)  # fmt: skip
 
 
 def _renamed(name: str, table: dict[str, str]) -> str:
@@ -58,22 +49,7 @@ def _renamed(name: str, table: dict[str, str]) -> str:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load(path.read_bytes())
-        else:
-            # The public code's training checkpoints keep their command line, a plain record, beside "ema".
-            with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it holds code or objects, which reading it would run, or is no checkpoint at all; "
-            "save its state_dict alone"
-        ) from error
-    except DAMAGED as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{path} cannot be read: it is damaged, cut off or no checkpoint ({reason})") from error
+    content = load_tensors(path)
     if isinstance(content, dict) and isinstance(content.get("ema"), dict):
         content = content["ema"]
     if not isinstance(content, dict) or not all(

@@ -15,6 +15,7 @@ from ditlab.diffusion import Between, Bounded, ClassifierFree, State
 from ditlab.diffusion import sample as run_sampler
 from ditlab.diffusion.denoiser import Denoise
 from ditlab.diffusion.samplers import Noise
+from ditlab.encoders import float_to_uint8
 from ditlab.errors import UserError
 from ditlab.models import Condition
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
@@ -64,7 +65,7 @@ def denoising_each(
     model: Pipeline, labels: Tensor, generators: Sequence[torch.Generator], config: SampleConfig
 ) -> Iterator[State]:
     """The same of images of any seeds, each given by its label, (N,) in all, and the generator of its noise."""
-    shape = model.autoencoder.latent_shape(*model.pixels[1:])
+    shape = model.autoencoder.latent_shape(model.pixels[1:])
 
     def noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
@@ -90,7 +91,7 @@ def interpolating(
     if count < 2:
         raise UserError(f"{count} images between two; 2 or more, both ends among them")
     ends = [image_generator(seed, 0) for seed, _ in (first, last)]
-    shape = model.autoencoder.latent_shape(*model.pixels[1:])
+    shape = model.autoencoder.latent_shape(model.pixels[1:])
     along = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
 
     def noise() -> Tensor:
@@ -131,7 +132,7 @@ def to_images(model: Pipeline, latents: Tensor) -> np.ndarray:
     """Latents (N, c, h, w) as images uint8 (N, H, W, C)."""
     with torch.inference_mode():
         pixels = model.autoencoder.decode(latents)
-    return pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return float_to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def generate(

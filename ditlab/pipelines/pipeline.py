@@ -14,13 +14,14 @@ import torch
 
 from ditlab.diffusion import SCHEDULES, Denoiser, DiffusionConfig, GuidanceConfig
 from ditlab.encoders import Autoencoder
-from ditlab.encoders.record import load_weights, restore
+from ditlab.encoders.record import restore
 from ditlab.errors import UserError, nearest
 from ditlab.models import Network, NetworkInput, build
 from ditlab.models.network import from_record, to_record
 from ditlab.pipelines.shipped import SHIPPED, locate
 from ditlab.runtime import files
 from ditlab.runtime.device import check_compiler
+from ditlab.runtime.weights import load_weights
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 FORMAT = 1

@@ -23,7 +23,7 @@ from ditlab.encoders import (
     load_pretrained,
     new_kl,
     record,
-    to_unit,
+    uint8_to_float,
 )
 from ditlab.errors import UserError
 from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
@@ -125,13 +125,13 @@ def train_autoencoder(recipe: Recipe, place: RunContext) -> Path:
 
 def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     dataset = open_images(recipe, place)
-    channels, height, width = dataset.shape
-    autoencoder = new_kl(recipe.autoencoder, channels, recipe.seed)
-    latent = autoencoder.latent_shape(height, width)
+    autoencoder = new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
+    latent = autoencoder.latent_shape(dataset.shape[1:])
+    from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
     place.processes.broadcast_from_main(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
     images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
-    place.log(f"autoencoder: {channels}x{height}x{width} to {'x'.join(map(str, latent))}, {parameters:,} parameters")
+    place.log(f"autoencoder: {from_to}, {parameters:,} parameters")
     held_out, what = _held_out(recipe, images)
     objective = AutoencoderTask(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
     train(
@@ -148,7 +148,7 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     )
     facts = {
         "data": dataset.describe(),
-        "latent": f"{'x'.join(map(str, latent))}, from {channels}x{height}x{width}",
+        "image to latent": from_to,
         "parameters": f"{parameters:,}",
         "PSNR is of": what,
     }
@@ -174,7 +174,7 @@ def pixel_autoencoder(images: Images) -> Autoencoder:
     """The identity, with the statistics of these images."""
     statistics = ChannelStatistics(images.shape[0])
     for start in range(0, len(images), 4096):
-        statistics.add(to_unit(images.pixels[start : start + 4096]))
+        statistics.add(uint8_to_float(images.pixels[start : start + 4096]))
     autoencoder = Autoencoder(images.shape[0], images.shape[0], 1)
     autoencoder.set_statistics(*(value.float() for value in statistics.result()))
     return autoencoder

@@ -69,7 +69,7 @@ def build_model(
     """
     recipe.check()
     _check_size(recipe, autoencoder.factor, *pixels[1:])
-    channels, height, width = autoencoder.latent_shape(*pixels[1:])
+    channels, height, width = autoencoder.latent_shape(pixels[1:])
     classes = len(names)
     shape = NetworkInput(
         channels=channels,

@@ -19,6 +19,11 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {reason}; make room or choose another place, then run the same command")
 
 
+def cache_home() -> Path:
+    """Folder for downloads and computed files that any run may use: ditlab in XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -130,6 +135,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder / ".lock", error) from error
     path = folder / ".lock"
+    # Not filelock: it leaves its file behind, and without flock it falls back to a lock that outlives a killed process.
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

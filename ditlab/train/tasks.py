@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ditlab.data import Images
 from ditlab.diffusion import Loss
-from ditlab.encoders import Autoencoder, ChannelStatistics, DiffusersAutoencoder, LatentCache, record, to_unit
+from ditlab.encoders import (
+    Autoencoder,
+    ChannelStatistics,
+    DiffusersAutoencoder,
+    LatentCache,
+    float_to_uint8,
+    record,
+    uint8_to_float,
+)
 from ditlab.encoders.plane import plane_figure
 from ditlab.errors import UserError
 from ditlab.models import Condition, Network, cost
@@ -130,7 +138,7 @@ class DiffusionTask(Task):
     def losses(self, batch: Batch, draws: Batch) -> Tensor:
         """Draw latents and denoise them."""
         moments = batch["moments"]
-        moments = to_unit(moments) if moments.dtype == torch.uint8 else moments.float()
+        moments = uint8_to_float(moments) if moments.dtype == torch.uint8 else moments.float()
         x0 = self.autoencoder.latent(moments, draws.get("posterior", moments))
         return self.loss(self.module, x0, Condition(batch["labels"]), draws)
 
@@ -193,7 +201,7 @@ class AutoencoderTask(Task):
     def __init__(self, autoencoder: DiffusersAutoencoder, data: Images, held_out: Images, kl_weight: float):
         self.module, self.data, self.held_out, self.kl_weight = autoencoder, data, held_out, kl_weight
         self.count, self.fingerprint = len(data), data.fingerprint
-        self.latent = autoencoder.latent_shape(*data.shape[1:])
+        self.latent = autoencoder.latent_shape(data.shape[1:])
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
         """Pixels."""
@@ -205,7 +213,7 @@ class AutoencoderTask(Task):
 
     def losses(self, batch: Batch, draws: Batch) -> Tensor:
         """Reconstruction and divergence."""
-        pixels, autoencoder = to_unit(batch["pixels"]), self.module
+        pixels, autoencoder = uint8_to_float(batch["pixels"]), self.module
         assert isinstance(autoencoder, DiffusersAutoencoder)
         moments = autoencoder.encode(pixels).float()
         mean, log_variance = moments.chunk(2, dim=1)
@@ -229,7 +237,9 @@ class AutoencoderTask(Task):
         with torch.no_grad():
             for start in range(0, min(self.count, 20_000), 256):
                 indices = np.arange(start, min(start + 256, self.count))
-                moments = average.encode(to_unit(self.data.read(indices, np.zeros(len(indices), bool)), device)).float()
+                moments = average.encode(
+                    uint8_to_float(self.data.read(indices, np.zeros(len(indices), bool)), device)
+                ).float()
                 noise = torch.randn(len(indices), *self.latent, generator=generator).to(device)
                 statistics.add(average.raw_latent(moments, noise))
         average.set_statistics(*(value.float() for value in statistics.result()))
@@ -249,9 +259,9 @@ class AutoencoderTask(Task):
             for start in range(0, len(self.held_out), 256):
                 indices = np.arange(start, min(start + 256, len(self.held_out)))
                 pixels = self.held_out.read(indices, np.zeros(len(indices), bool))
-                moments = average.encode(to_unit(pixels, device)).float()
+                moments = average.encode(uint8_to_float(pixels, device)).float()
                 raw = moments.chunk(2, dim=1)[0]  # the posterior's mean, without its noise
-                decoded = _bytes(average.decode_raw(raw))
+                decoded = float_to_uint8(average.decode_raw(raw)).cpu().numpy()
                 squares += float(np.square(decoded.astype(np.float64) - pixels).sum())
                 if start == 0:
                     drawn = np.concatenate([pixels[:10], decoded[:10]])
@@ -265,10 +275,6 @@ class AutoencoderTask(Task):
         """The held-out images' two numbers each, and images decoded from a grid over them."""
         device = average.mean.device
         with torch.no_grad():
-            moments = average.encode(to_unit(self.held_out.pixels, device)).float()
+            moments = average.encode(uint8_to_float(self.held_out.pixels, device)).float()
         coordinates = moments.chunk(2, dim=1)[0].flatten(1).cpu().numpy()
         return plane_figure(average, coordinates, self.held_out.labels, self.held_out.names)
-
-
-def _bytes(pixels: Tensor) -> np.ndarray:
-    return pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

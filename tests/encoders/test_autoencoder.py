@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, to_unit
+from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, uint8_to_float
 
 
 def images(count: int, channels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -14,13 +14,13 @@ def images(count: int, channels: int, height: int, width: int, seed: int = 0) ->
 
 def test_bytes_become_numbers_from_minus_one_to_one_and_the_array_stays_as_it_was():
     pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
-    assert to_unit(pixels).flatten().tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
-    assert to_unit(pixels).dtype == torch.float32
+    assert uint8_to_float(pixels).flatten().tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
+    assert uint8_to_float(pixels).dtype == torch.float32
     assert pixels.flatten().tolist() == [0, 51, 255]
 
 
 def test_pixels_go_through_the_identity_and_come_back_whatever_the_statistics():
-    pixels = to_unit(images(3, 5, 4, 6))
+    pixels = uint8_to_float(images(3, 5, 4, 6))
     autoencoder = Autoencoder(5, 5, 1)
     autoencoder.set_statistics(torch.linspace(-0.5, 0.5, 5), torch.linspace(0.2, 2, 5))
     moments = autoencoder.encode(pixels)
@@ -30,12 +30,12 @@ def test_pixels_go_through_the_identity_and_come_back_whatever_the_statistics():
     np.testing.assert_allclose(latent.numpy(), direct, atol=1e-5)
     np.testing.assert_allclose(autoencoder.decode(latent).numpy(), pixels.numpy(), atol=1e-6)
     assert torch.equal(autoencoder.raw_latent(moments, latent), pixels)
-    assert autoencoder.latent_shape(4, 6) == (5, 4, 6)
+    assert autoencoder.latent_shape((4, 6)) == (5, 4, 6)
     assert autoencoder.shipped
 
 
 def test_normalised_by_their_own_statistics_latents_have_mean_0_and_deviation_1():
-    pixels = to_unit(images(50, 2, 6, 4))
+    pixels = uint8_to_float(images(50, 2, 6, 4))
     autoencoder = Autoencoder(2, 2, 1)
     values = pixels.numpy().astype(np.float64)
     autoencoder.set_statistics(
@@ -70,8 +70,8 @@ def test_a_kl_autoencoder_takes_any_channels_and_rectangles(
     config = AutoencoderConfig(kind="kl", latent_channels=3, widths=widths)
     autoencoder = kl(channels, 0, config)
     shape = (3, height // factor, width // factor)
-    assert (autoencoder.factor, config.factor, autoencoder.latent_shape(height, width)) == (factor, factor, shape)
-    moments = autoencoder.encode(to_unit(images(2, channels, height, width)))
+    assert (autoencoder.factor, config.factor, autoencoder.latent_shape((height, width))) == (factor, factor, shape)
+    moments = autoencoder.encode(uint8_to_float(images(2, channels, height, width)))
     assert moments.shape == (2, 6, *shape[1:])
     latent = autoencoder.latent(moments, torch.zeros(2, *shape))
     assert latent.shape == (2, *shape)
@@ -83,7 +83,7 @@ def test_a_kl_autoencoder_takes_any_channels_and_rectangles(
 
 def test_the_articles_autoencoder_turns_an_image_into_two_numbers(kl: Callable):
     autoencoder = kl(1, 0, AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 8, 8, 8)))
-    assert autoencoder.latent_shape(8, 8) == (2, 1, 1)
+    assert autoencoder.latent_shape((8, 8)) == (2, 1, 1)
     assert autoencoder.decode(torch.zeros(3, 2, 1, 1)).shape == (3, 1, 8, 8)
 
 
@@ -104,7 +104,7 @@ def test_a_draw_from_the_posterior_is_the_mean_and_noise_times_the_deviation(kl:
 def test_latents_are_raw_latents_normalised_and_decoding_undoes_it(kl: Callable):
     autoencoder = kl()
     autoencoder.set_statistics(torch.tensor([0.5, -2.0]), torch.tensor([0.25, 4.0]))
-    moments = autoencoder.encode(to_unit(images(2, 1, 8, 8)))
+    moments = autoencoder.encode(uint8_to_float(images(2, 1, 8, 8)))
     noise = torch.randn(2, 2, 4, 4)
     raw = autoencoder.raw_latent(moments, noise)
     latent = autoencoder.latent(moments, noise)
@@ -129,7 +129,7 @@ def test_a_size_the_factor_does_not_divide_names_the_nearest(
 ):
     autoencoder = kl(1, 0, AutoencoderConfig(kind="kl", widths=(8, 8, 8)))
     shape = (size, 8) if side == "height" else (8, size)
-    message = refuses(lambda: autoencoder.latent_shape(*shape), f"{shape[0]}x{shape[1]}", "factor 4", words)
+    message = refuses(lambda: autoencoder.latent_shape(shape), f"{shape[0]}x{shape[1]}", "factor 4", words)
     assert message.endswith(words)
 
 

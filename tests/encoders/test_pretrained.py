@@ -46,7 +46,7 @@ def test_a_kl_vae_by_path_gives_diffusers_own_moments_and_pixels(tmp_path: Path)
     direct = (posterior.mean + posterior.std * noise).double().numpy() * 0.18215
     np.testing.assert_allclose(latent, direct, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(autoencoder.decode(latent), vae.decode(latent / 0.18215).sample, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
-    assert autoencoder.latent_shape(8, 12) == (4, 4, 6)
+    assert autoencoder.latent_shape((8, 12)) == (4, 4, 6)
     assert not autoencoder.training
 
 
@@ -84,7 +84,7 @@ def test_the_tiny_autoencoder_has_no_noise_and_its_own_scale(tmp_path: Path, cap
     latent = autoencoder.latent(moments, torch.full((2, 4, 2, 3), 7.0))
     torch.testing.assert_close(latent, moments)
     torch.testing.assert_close(autoencoder.decode(latent), vae.decode(moments).sample)  # type: ignore[union-attr]
-    assert autoencoder.latent_shape(8, 12) == (4, 2, 3)
+    assert autoencoder.latent_shape((8, 12)) == (4, 2, 3)
 
 
 def test_the_attention_names_of_older_files_are_read(folder: Path):

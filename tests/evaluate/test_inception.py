@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from ditlab.evaluate import inception_weights
 from ditlab.evaluate.features import feature_network
 from ditlab.evaluate.inception import Inception, InceptionV3, resize
-from ditlab.evaluate.inception_weights import FILE, cache_folder, read_weights, reference_weights
+from ditlab.evaluate.inception_weights import FILE, read_weights, reference_weights
+from ditlab.runtime import files
 
-REFERENCE = cache_folder() / FILE  # asked before any test sets another folder
+REFERENCE = files.cache_home() / FILE  # asked before any test sets another folder
 PICTURES = np.random.default_rng(0).integers(0, 256, (1, 40, 31, 3), np.uint8)
 
 
@@ -336,7 +337,7 @@ def test_the_reference_is_downloaded_once_into_the_cache(
 def test_the_cache_is_in_the_home_folder_unless_said_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert inception_weights.cache_folder() == tmp_path / ".cache" / "ditlab"
+    assert files.cache_home() == tmp_path / ".cache" / "ditlab"
 
 
 def test_another_file_than_the_reference_is_not_kept(cache: Path, release: Path, refuses: Callable[..., str]):

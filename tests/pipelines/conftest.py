@@ -27,7 +27,7 @@ def build(
     if autoencoder is None:
         autoencoder = Autoencoder(pixels[0], pixels[0], 1)
         autoencoder.set_statistics(torch.linspace(-0.4, 0.1, pixels[0]), torch.linspace(0.5, 0.8, pixels[0]))
-    channels, height, width = autoencoder.latent_shape(*pixels[1:])
+    channels, height, width = autoencoder.latent_shape(pixels[1:])
     shape = NetworkInput(
         channels=channels, height=height, width=width, classes=len(names) if classes is None else classes,
         learned_variance=diffusion.learned_variance, null_class=null_class,

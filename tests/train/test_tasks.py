@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ditlab.data import DataConfig, DataOrder, open_data
 from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, record, to_unit
+from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, record, uint8_to_float
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
 from ditlab.pipelines import Pipeline, SampleConfig
@@ -107,7 +107,7 @@ def test_training_the_autoencoder_gives_images_back_ever_better(kl_run: Path):
     assert psnr[1] > psnr[0] + 0.5
     autoencoder = record.load(folder)
     with torch.no_grad():
-        means = autoencoder.encode(to_unit(images.pixels)).chunk(2, dim=1)[0]
+        means = autoencoder.encode(uint8_to_float(images.pixels)).chunk(2, dim=1)[0]
         decoded = autoencoder.decode_raw(means).double().numpy()
     levels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
     assert psnr[1] == pytest.approx(10 * np.log10(255**2 / np.square(levels - truth).mean()), abs=1e-3)
@@ -119,7 +119,7 @@ def test_latents_have_zero_mean_and_unit_variance_in_every_channel(kl_run: Path)
     autoencoder = record.load(kl_run.with_name("small-autoencoder"))
     images = open_data(DataConfig(source="digits", limit=600)).load()
     with torch.no_grad():
-        moments = autoencoder.encode(to_unit(images.pixels))
+        moments = autoencoder.encode(uint8_to_float(images.pixels))
         noise = torch.randn(600, 2, 4, 4, generator=torch.Generator().manual_seed(9))
         latents = autoencoder.latent(moments, noise).double()
         raw = autoencoder.raw_latent(moments, noise).double()
@@ -136,10 +136,10 @@ def test_the_autoencoders_loss_is_squared_error_and_divergence_as_torch_has_it()
     draws = objective.draw(step_generator(0, 0), 8)
     with torch.no_grad():
         losses = objective.losses(batch, draws)
-        mean, log_variance = autoencoder.encode(to_unit(batch["pixels"])).chunk(2, dim=1)
+        mean, log_variance = autoencoder.encode(uint8_to_float(batch["pixels"])).chunk(2, dim=1)
         normal = torch.distributions.Normal(mean.double(), (0.5 * log_variance.double()).exp())
         standard = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
         divergence = torch.distributions.kl_divergence(normal, standard).sum(dim=(1, 2, 3))
         raw = mean + (0.5 * log_variance).exp() * draws["posterior"]
-        squared = (autoencoder.decode_raw(raw) - to_unit(batch["pixels"])).double().square().mean(dim=(1, 2, 3))
+        squared = (autoencoder.decode_raw(raw) - uint8_to_float(batch["pixels"])).double().square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses.double(), squared + 0.3 * divergence / 64, rtol=1e-5, atol=1e-6)

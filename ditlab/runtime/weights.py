@@ -1,0 +1,69 @@
+"""Tensors from files of weights: safetensors, and PyTorch's own files, which are read without running code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ditlab.errors import UserError
+
+# Exceptions that the readers raise for damaged files.
+DAMAGED = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
+    safetensors.SafetensorError,
+)  # fmt: skip
+
+
+def load_tensors(path: Path, content: bytes | None = None) -> Any:
+    """The content of a .safetensors file, or of a .pt, .pth or .ckpt file read with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        content: its bytes, if they were read already.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or holds Python objects other than tensors and plain containers.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(path.read_bytes() if content is None else content)
+        # Training checkpoints of the public DiT code store their command line, a plain Namespace.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it contains code or objects that loading would run, or is not a file of weights; "
+            "save the state_dict alone"
+        ) from error
+    except DAMAGED as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{path} cannot be read: it is damaged, cut off or not a file of weights ({reason})") from error
+
+
+def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Load weights into a module of the same architecture.
+
+    Raises:
+        UserError: they belong to another architecture; the message names the first tensor that differs.
+    """
+    expected = module.state_dict()
+    for name in [*expected, *weights]:
+        if name not in weights or name not in expected:
+            where = "lacks" if name not in weights else "has an unknown"
+            raise UserError(f"{source} is of another architecture: it {where} tensor {name!r}")
+        if weights[name].shape != expected[name].shape:
+            raise UserError(
+                f"{source} is of another architecture: {name!r} is {tuple(weights[name].shape)} there, "
+                f"{tuple(expected[name].shape)} is expected"
+            )
+    module.load_state_dict(weights)
