@@ -11,14 +11,14 @@ from ditlab.runtime.console import log
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train on digits, measure, and show."""
+    """Train on handwritten digits, sample, measure and draw; takes at most six minutes, less accurate on a slow machine."""
 
     out: str = "runs/demo"
     """Run folder."""
 
 
 def demo(arguments: list[str]) -> None:
-    """Train on digits for about three minutes, measure the samples, and draw them."""
+    """Train on handwritten digits for a few minutes, then sample, measure and draw."""
     options = parse(DemoOptions, arguments, "demo")
     from ditlab.cli.demo_run import run_demo
 

@@ -1,7 +1,9 @@
-"""``ditlab demo``: clothes by the model that ships, then the main job end to end: train on digits, make, measure, draw."""
+"""What ``ditlab demo`` does: sample the shipped model, train on digits for as long as the machine allows, measure, draw."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,27 +19,34 @@ from ditlab.data import Images, open_data
 from ditlab.errors import UserError
 from ditlab.evaluate import precision_recall
 from ditlab.pipelines import Pipeline, filmstrip, grid, write_png
-from ditlab.recipes import RunContext, find_recipe, train_recipe
+from ditlab.recipes import Recipe, RunContext, find_recipe, train_recipe
 from ditlab.runtime import files
 from ditlab.runtime.console import markdown_table
 from ditlab.runtime.device import default_device
 
-COUNT = 1790  # 179 of each digit, as nearly as many as there are real ones
+COUNT = 1790  # samples to measure: 179 of each digit, nearly as many as there are real ones
 GUIDANCE = 1.5
 GAMMA: Any = 0.001  # of the classifier; its own type hints know only the words for it
+SECONDS = 300.0  # the planned time of the whole demo; a minute of the six is a margin
+SHORTEST = 128_000  # images that give at least 90% of samples in the right class
+ROUND = 6_400  # the planned number of images is a multiple of this
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Shares from 0 to 1: samples whose class a classifier names as asked, precision, recall."""
+class Scores:
+    """Shares from 0 to 1: samples in the right class by a classifier, precision, recall."""
 
     right: float
     precision: float
     recall: float
 
+    def cells(self) -> tuple[str, str, str]:
+        """As the cells of a table."""
+        return f"{self.right:.1%}", f"{self.precision:.3f}", f"{self.recall:.3f}"
+
 
 def _features(images: np.ndarray) -> np.ndarray:
-    """Digits uint8 (N, ...) as 64 numbers of 0 to 16, the classifier's and the metrics' space."""
+    """Digits uint8 (N, ...) as 64 numbers of 0 to 16, the space of the classifier and the metrics."""
     return images.reshape(len(images), -1) / 255 * 16
 
 
@@ -44,7 +54,7 @@ class Judge:
     """A support-vector classifier of real digits, and the real digits themselves.
 
     Attributes:
-        held_out: share of real digits it names rightly that it was not trained on.
+        held_out: accuracy on the quarter of the real digits that it was not trained on.
     """
 
     def __init__(self, digits: Images):
@@ -54,99 +64,158 @@ class Judge:
             raise UserError("the demo needs scikit-learn: pip install 'ditlab[demo]'") from error
         self.real, labels = _features(digits.pixels), digits.labels
         order = np.random.default_rng(0).permutation(len(labels))
-        apart, rest = order[: len(order) // 4], order[len(order) // 4 :]
+        test, train = order[: len(order) // 4], order[len(order) // 4 :]
         self.held_out = float(
-            SVC(gamma=GAMMA).fit(self.real[rest], labels[rest]).score(self.real[apart], labels[apart])
+            SVC(gamma=GAMMA).fit(self.real[train], labels[train]).score(self.real[test], labels[test])
         )
         self.classifier = SVC(gamma=GAMMA).fit(self.real, labels)
         self.halves = self.real[order[::2]], self.real[order[1::2]]
 
-    def measure(self, images: np.ndarray, labels: np.ndarray) -> Numbers:
-        """Judge made digits uint8 (N, 8, 8, 1) that were asked to be ``labels`` (N,)."""
-        made = _features(images)
-        right = float((self.classifier.predict(made) == labels).mean())
-        return Numbers(right, *precision_recall(self.real, made))
+    def measure(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        """Scores of generated digits uint8 (N, 8, 8, 1) of the classes ``labels`` (N,)."""
+        generated = _features(images)
+        right = float((self.classifier.predict(generated) == labels).mean())
+        return Scores(right, *precision_recall(self.real, generated))
 
-    def floor(self) -> Numbers:
-        """What real digits get: one half of them judged by the other."""
-        return Numbers(self.held_out, *precision_recall(*self.halves))
-
-
-def _judge(model: Pipeline, judge: Judge, guidance: float) -> tuple[Numbers, np.ndarray]:
-    labels = np.arange(COUNT) % 10
-    images = model.sample([int(label) for label in labels], guidance=guidance, seed=1, batch=256)
-    return judge.measure(images, labels), images
+    def floor(self) -> Scores:
+        """Scores of real digits: one half measured against the other."""
+        return Scores(self.held_out, *precision_recall(*self.halves))
 
 
-def show_shipped(out: Path, log: Callable[[str], None]) -> Path:
-    """Draw what the shipped FashionMNIST model makes, a class a row: something to look at while training goes on."""
+@dataclass(frozen=True)
+class Speeds:
+    """What a machine does in a second.
+
+    Attributes:
+        training: images trained on.
+        sampling: images sampled without guidance, with the recipe's sampler and steps.
+    """
+
+    training: float
+    sampling: float
+
+    def seconds(self, recipe: Recipe, images: int) -> float:
+        """Time to train on ``images``, with the sample pictures on the way, and to sample what is measured."""
+        pictures = 1 + images // recipe.train.samples
+        measured = COUNT * (1 + 2)  # without guidance, and with it, which evaluates the network twice
+        return images / self.training + (pictures * recipe.sample_images + measured) / self.sampling
+
+
+def plan_images(recipe: Recipe, speeds: Speeds, spent: float) -> int:
+    """Images to train on so that the demo takes at most ``SECONDS``: between ``SHORTEST`` and the recipe's number.
+
+    Args:
+        recipe: at its full length.
+        speeds: of this machine.
+        spent: seconds since the demo started.
+    """
+    images = recipe.train.images
+    while images > SHORTEST and spent + speeds.seconds(recipe, images) > SECONDS:
+        images -= ROUND
+    return min(recipe.train.images, max(images, SHORTEST))
+
+
+def measure_speeds(recipe: Recipe, device: torch.device) -> Speeds:
+    """Train on a few batches and sample some images, which takes seconds."""
+    probe = replace(recipe.train, images=32 * recipe.train.batch, log=8 * recipe.train.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        short = replace(recipe, train=probe, sample_images=10)
+        model = train_recipe(short, RunContext(Path(folder) / "probe", device, lambda line: None))
+        rows = (Path(folder) / "probe" / "metrics.jsonl").read_text().splitlines()
+    began = time.perf_counter()
+    model.sample(count=128, batch=128)
+    return Speeds(json.loads(rows[-1])["images_per_second"], 128 / (time.perf_counter() - began))
+
+
+def _train_length(recipe: Recipe, out: Path, device: torch.device, began: float, log: Callable[[str], None]) -> Recipe:
+    """The recipe at the length of the run in ``out``, or at one that is chosen for this machine."""
+    if (out / "recipe.json").exists():
+        earlier, _ = find_recipe(str(out))
+        return replace(recipe, train=replace(recipe.train, images=earlier.train.images))
+    speeds = measure_speeds(recipe, device)
+    spent = time.perf_counter() - began
+    images = plan_images(recipe, speeds, spent)
+    full = recipe.train.images
+    why = (
+        "the recipe's full length"
+        if images == full
+        else f"of the recipe's {full:,}, to end in {SECONDS / 60:.0f} minutes"
+    )
+    log(
+        f"this machine trains on {speeds.training:,.0f} images/s and samples {speeds.sampling:,.0f}: training on "
+        f"{images:,} images ({why}), about {spent + speeds.seconds(recipe, images):,.0f} s in all"
+    )
+    return replace(recipe, train=replace(recipe.train, images=images))
+
+
+def sample_shipped(out: Path, log: Callable[[str], None]) -> None:
+    """Draw samples of the shipped FashionMNIST model, one class a row."""
     model = Pipeline.load("fashion").to(default_device())
     images = model.sample([label for label in range(10) for _ in range(5)], seed=0)
     path = out / "fashion.png"
     write_png(grid(images, 5, model.names), path, {"model": "fashion", "seed": 0, "steps": model.defaults.steps})
-    log(f"clothes made by the model that ships with ditlab: {path}")
-    return path
+    log(f"samples of the shipped FashionMNIST model: {path}")
 
 
-def run_demo(out: Path, log: Callable[[str], None], images: int = 0) -> dict[str, Numbers]:
-    """Train (or go on, or reuse what is in ``out``), sample, measure, draw; says the numbers and where the results are.
+def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int = COUNT) -> dict[str, Scores]:
+    """Train, or resume or reuse the run in ``out``; sample, measure and draw; log the scores and where the results are.
 
     Args:
         out: run folder.
         log: writes one line to the console.
-        images: how many to train on; 0 is the recipe's number.
+        images: the longest training; 0 is the recipe's number.
+        count: samples to measure.
 
     Returns:
-        The numbers of real digits, of made ones, and of made ones with guidance.
+        The scores of real digits, of samples, and of samples with guidance.
 
     Raises:
         UserError: scikit-learn is missing, or the disk is full.
     """
-    began = time.perf_counter()
+    began, device = time.perf_counter(), default_device()
     recipe, _ = find_recipe("digits")
     recipe = replace(recipe, name="demo", train=replace(recipe.train, images=images or recipe.train.images))
     judge = Judge(open_data(recipe.data).load())
-    show_shipped(out, log)
-    log("training a diffusion transformer on 1,797 handwritten digits, about three minutes on two cores")
-    model = train_recipe(recipe, RunContext(out, default_device(), log))
+    sample_shipped(out, log)
+    recipe = _train_length(recipe, out, device, began, log)
+    log("training a diffusion transformer on 1,797 handwritten digits")
+    model = train_recipe(recipe, RunContext(out, device, log))
     trained = time.perf_counter() - began
-    plain, made = _judge(model, judge, 1.0)
-    guided, _ = _judge(model, judge, GUIDANCE)
-    rows = {
-        "real digits, one half against the other": judge.floor(),
-        "made, no guidance": plain,
-        f"made, guidance {GUIDANCE:g}": guided,
-    }
-    by_class = np.stack([made[np.arange(10) * 10 + digit] for digit in range(10)]).reshape(-1, 8, 8, 1)
-    names = [str(digit) for digit in range(10)]
-    write_png(grid(by_class, 10, names), out / "digits.png", {"seed": 1, "steps": model.defaults.steps})
+    classes = np.arange(count) % 10
+    rows = {"real digits, one half against the other": judge.floor()}
+    for name, scale in (("samples, no guidance", 1.0), (f"samples, guidance {GUIDANCE:g}", GUIDANCE)):
+        samples = model.sample([int(label) for label in classes], guidance=scale, seed=1, batch=256)
+        rows[name] = judge.measure(samples, classes)
+        if scale == 1:
+            shown = samples[:100].reshape(10, 10, 8, 8, 1).swapaxes(0, 1).reshape(100, 8, 8, 1)
+            write_png(grid(shown, 10, [str(digit) for digit in range(10)]), out / "digits.png", {"seed": 1})
     write_png(filmstrip(model, ["3", "8"], 1, 2, model.defaults), out / "filmstrip.png", {"seed": 1})
-    files.write_file(out / "demo.md", _page(rows, trained))
-    table = Table(title=f"{COUNT:,} made digits against 1,797 real ones", title_justify="left")
-    for column in ("", "right class", "precision", "recall"):
-        table.add_column(column, justify="left" if not column else "right")
+    files.write_file(out / "demo.md", _page(rows, recipe.train.images, trained))
+    table = Table("", title=f"{count:,} samples against 1,797 real digits", title_justify="left")
+    for column in ("right class", "precision", "recall"):
+        table.add_column(column, justify="right")
     for name, row in rows.items():
-        table.add_row(name, f"{row.right:.1%}", f"{row.precision:.3f}", f"{row.recall:.3f}")
+        table.add_row(name, *row.cells())
     Console().print(table)
-    log("guidance: more of the samples look real (precision), less of what is real gets made (recall)")
+    log("guidance raises precision (more samples look real) and lowers recall (less of the real variety is covered)")
     log(f"trained in {trained:.0f} s, measured and drawn in {time.perf_counter() - began - trained:.0f} s")
-    log(
-        f"pictures: {out / 'digits.png'}, {out / 'fashion.png'}  denoising: {out / 'filmstrip.png'}  numbers: {out / 'demo.md'}"
-    )
+    pictures = ", ".join(str(out / f"{name}.png") for name in ("digits", "fashion", "filmstrip"))
+    log(f"pictures: {pictures}  scores: {out / 'demo.md'}")
     return rows
 
 
-def _page(rows: dict[str, Numbers], seconds: float) -> str:
-    lines = ["# Digits", "", f"`ditlab demo`: trained in {seconds:.0f} s here.", ""]
-    cells = [(name, f"{row.right:.1%}", f"{row.precision:.3f}", f"{row.recall:.3f}") for name, row in rows.items()]
-    lines += markdown_table(("", "right class", "precision", "recall"), cells)
-    lines += [
-        "Right class: a support-vector classifier of real digits names the class that was asked for; the first row is its "
-        "score on real digits held out. Precision and recall: nearest neighbours (k = 3) in pixels.",
-        "",
-        "![made digits, no guidance](digits.png)",
-        "",
-        "![denoising](filmstrip.png)",
-        "",
-    ]
-    return "\n".join(lines)
+def _page(rows: dict[str, Scores], images: int, seconds: float) -> str:
+    scores = [(name, *row.cells()) for name, row in rows.items()]
+    table = "\n".join(markdown_table(("", "right class", "precision", "recall"), scores))
+    return f"""# Digits
+
+`ditlab demo`: trained on {images:,} images in {seconds:.0f} s.
+
+{table}
+Right class: a support-vector classifier of real digits names the class that was given as the label; the first row is its
+accuracy on held-out real digits. Precision and recall: nearest neighbours (k = 3) in pixels.
+
+![samples, no guidance](digits.png)
+
+![denoising](filmstrip.png)
+"""
