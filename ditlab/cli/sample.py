@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ditlab.cli.flags import parse
 from ditlab.cli.sampling import SamplingOptions
+from ditlab.errors import UserError
 from ditlab.runtime.console import log
 
-T = TypeVar("T", bound=Sized)
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,52 +23,76 @@ class SampleOptions(SamplingOptions):
     """Make images with a trained model."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run folder, a model.safetensors, or a model that ships: fashion."""
+    """A run folder, a model.safetensors, or a shipped model: fashion."""
     labels: str = ""
-    """Classes by name or number, between commas, given out in turn; all where empty."""
+    """Classes by name or number, separated by commas; empty for all."""
     count: int = 64
-    """How many images."""
+    """Number of images."""
     out: str = "samples.png"
-    """A .png is a grid, an .npz an archive in ADM's layout, a folder one PNG an image."""
+    """A .png is a grid, an .npz an archive in ADM's layout, anything else a folder of PNGs. Archives and folders are
+    written batch by batch; a killed command resumes when it is run again."""
     filmstrip: bool = True
-    """Draw the denoising of the first images too, from noise to image, beside OUT as NAME-filmstrip.png."""
+    """Draw the denoising of the first images too, from noise to image, as OUT-filmstrip.png."""
 
 
 def sample(arguments: list[str]) -> None:
     """Make images with a trained model."""
     options = parse(SampleOptions, arguments, "sample")
+    from ditlab import pipelines
     from ditlab.interop.find import find_model
-    from ditlab.pipelines import check_ending, filmstrip, gather, generate, label_indices, write, write_png
     from ditlab.runtime.console import progress_bar
     from ditlab.runtime.device import default_device
     from ditlab.runtime.distributed import join
 
-    out = Path(options.out)
-    check_ending(out)
+    out, seed, count = Path(options.out), options.seed, options.count
+    if out.suffix not in (".png", ".npz", ""):
+        raise UserError(
+            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
+        )
     processes = join()
     model = find_model(options.run).to(default_device(processes))
     if options.compile:
         model.compile()
     config = options.config(model)
-    labels = [label.strip() for label in options.labels.split(",") if label.strip()]
-    indices = label_indices(model, labels, options.count)
+    given = [label.strip() for label in options.labels.split(",") if label.strip()]
+    labels = pipelines.random_labels(model, given, count, seed) if options.label_order == "random" else given
+    indices = pipelines.label_indices(model, labels, count).numpy()
+    settings = {
+        "model": options.run,
+        "labels": given,
+        "label_order": options.label_order,
+        "seed": seed,
+        **asdict(config),
+    }
+
     with progress_bar(shown=processes.is_main) as bar:
-        task = bar.add_task("sampling", total=options.count, rate="")
-        made = generate(model, labels, options.seed, options.count, config, options.batch, processes)
-        images = gather(_told(made, lambda count: bar.update(task, advance=count * processes.size)), processes)
+        task = bar.add_task("sampling", total=count, rate="")
+
+        def make(starts: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+            for images in pipelines.generate(model, labels, seed, count, config, options.batch, processes, starts):
+                bar.update(task, advance=len(images) * processes.size)
+                yield images
+
+        def resumed(found: int) -> None:
+            bar.update(task, completed=found)
+            if found and processes.is_main:
+                log(f"resumed: {found:,} of {count:,} images are already on disk")
+
+        if out.suffix == ".png":
+            images = pipelines.gather(make(), processes)
+            if processes.is_main:
+                columns = min(count, max(1, round(count**0.5)))
+                pipelines.write_png(pipelines.grid(images, columns), out, settings)
+        else:
+            channels, height, width = model.pixels
+            pipelines.write_samples(
+                out, make, (count, height, width, channels), options.batch, indices, model.names,
+                settings | {"weights": pipelines.weights_digest(model)}, processes, resumed,
+            )  # fmt: skip
     if not processes.is_main:
         return
-    settings = {"model": options.run, "labels": labels, "seed": options.seed, **asdict(config)}
-    write(images, indices.numpy(), model.names, out, settings)
-    log(f"{options.count} image{'s' * (options.count != 1)}: {out}")
+    log(f"{count} image{'s' * (count != 1)}: {out}")
     if options.filmstrip:
         strip = out.with_name(f"{out.stem}-filmstrip.png")
-        write_png(filmstrip(model, labels, options.seed, min(options.count, 4), config), strip, settings)
+        pipelines.write_png(pipelines.filmstrip(model, labels, seed, min(count, 4), config), strip, settings)
         log(f"filmstrip: {strip}")
-
-
-def _told(batches: Iterable[T], tell: Callable[[int], None]) -> Iterator[T]:
-    """Batches as they come, their sizes told."""
-    for batch in batches:
-        tell(len(batch))
-        yield batch

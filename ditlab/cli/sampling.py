@@ -27,6 +27,8 @@ class SamplingOptions:
     """ddpm, ddim, euler, heun or dpm-solver."""
     seed: int = 0
     """Image k of a seed is the same whatever the count and the batch (to one level of 255 between batches)."""
+    label_order: Literal["turn", "random"] = "turn"
+    """turn: every class equally often; random: each label drawn with the seed, as DiT's and ADM's scripts do."""
     batch: int = 64
     """How many at a time; fewer where they do not fit in the GPU's memory."""
     precision: Literal["auto", "fp32", "bf16"] | None = None

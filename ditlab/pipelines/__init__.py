@@ -8,15 +8,16 @@ from ditlab.pipelines.generate import (
     in_order,
     interpolating,
     label_indices,
+    random_labels,
     to_images,
 )
-from ditlab.pipelines.pictures import check_ending, filmstrip, grid, png, single, strip, write, write_png, write_zip
+from ditlab.pipelines.pictures import filmstrip, grid, png, single, strip, write_png, write_zip
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
+from ditlab.pipelines.sharded import weights_digest, write_samples
 
 __all__ = [
     "Pipeline",
     "SampleConfig",
-    "check_ending",
     "denoiser",
     "denoising",
     "filmstrip",
@@ -27,10 +28,12 @@ __all__ = [
     "interpolating",
     "label_indices",
     "png",
+    "random_labels",
     "single",
     "strip",
     "to_images",
-    "write",
+    "weights_digest",
     "write_png",
+    "write_samples",
     "write_zip",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from ditlab.models import Condition
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
 from ditlab.runtime.distributed import ALONE, Processes
 
+LABEL_STREAM = 2**31  # random stream of labels: noise has those of the images, 0, 1, ...
 T = TypeVar("T")
 
 
@@ -45,6 +46,21 @@ def label_indices(model: Pipeline, labels: Sequence[str | int] | None, count: in
     given = [labels] if isinstance(labels, str | int) else [] if labels is None else list(labels)
     chosen = [model.label(label) for label in given] or list(range(model.classes)) or [-1]
     return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
+
+
+def random_labels(model: Pipeline, labels: Sequence[str | int] | None, count: int, seed: int) -> list[int]:
+    """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all classes, as the paper's scripts do.
+
+    The label of image k depends on the seed alone, not on the count.
+
+    Raises:
+        UserError: an unknown label, or labels for an unconditional model.
+    """
+    given = [model.label(label) for label in labels or ()] or list(range(model.classes))
+    if not given:
+        return []
+    random = np.random.default_rng([seed, LABEL_STREAM])
+    return [given[k] for k in random.integers(len(given), size=count)]
 
 
 def denoising(model: Pipeline, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
@@ -143,10 +159,12 @@ def generate(
     config: SampleConfig,
     batch: int = 64,
     processes: Processes = ALONE,
+    starts: Iterable[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); of many processes each makes every size-th batch.
 
-    A batch that does not fit in the GPU's memory is made in halves, and so are those after it.
+    With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is made in
+    halves, and so are those after it.
 
     Raises:
         UserError: an unknown label or sampler, or guidance the model was not trained for.
@@ -154,7 +172,7 @@ def generate(
     if count < 1 or batch < 1:
         raise UserError(f"count {count} and batch {batch} must be 1 or more")
     indices, part = label_indices(model, labels, count), batch
-    for first in range(processes.rank * batch, count, processes.size * batch):
+    for first in range(processes.rank * batch, count, processes.size * batch) if starts is None else starts:
         stop, made = min(first + batch, count), []
         while first < stop:
             here = indices[first : min(first + part, stop)]

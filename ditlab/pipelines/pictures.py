@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ditlab.diffusion import State
-from ditlab.errors import UserError
 from ditlab.pipelines.generate import denoising, label_indices, to_images
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
 from ditlab.runtime import files
@@ -108,7 +107,7 @@ def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | No
     files.write_file(path, png(picture, settings))
 
 
-def png(picture: Image.Image, settings: dict[str, object] | None = None) -> bytes:
+def png(picture: Image.Image, settings: Mapping[str, object] | None = None) -> bytes:
     """A PNG; ``settings`` go into its text as JSON under "ditlab"."""
     info = PngInfo()
     if settings:
@@ -118,40 +117,11 @@ def png(picture: Image.Image, settings: dict[str, object] | None = None) -> byte
     return buffer.getvalue()
 
 
-def check_ending(out: Path) -> None:
-    """Raise UserError where ``write`` would not know what to write as ``out``."""
-    if out.suffix not in (".png", ".npz", ""):
-        raise UserError(
-            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
-        )
-
-
-def write(images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Path, settings: dict[str, object]) -> None:
-    """Write images uint8 (N, H, W, C) as what ``out`` says: a .png grid, an .npz archive, or a folder of PNGs.
-
-    The archive has ADM's layout: ``arr_0`` the images, ``arr_1`` the labels (N,).
-
-    Raises:
-        UserError: another ending, or the place cannot be written.
-    """
-    check_ending(out)
-    if out.suffix == ".png":
-        columns = min(len(images), max(1, round(len(images) ** 0.5)))
-        write_png(grid(images, columns), out, settings)
-    elif out.suffix == ".npz":
-        buffer = io.BytesIO()
-        np.savez(buffer, images, labels)
-        files.write_file(out, buffer.getvalue())
-    else:
-        for name, data in singles(images, labels, names, settings):
-            files.write_file(out / name, data)
-
-
-def singles(
-    images: np.ndarray, labels: np.ndarray, names: Sequence[str], settings: dict[str, object]
+def image_files(
+    images: np.ndarray, labels: np.ndarray, names: Sequence[str], settings: Mapping[str, object], first: int = 0
 ) -> Iterator[tuple[str, bytes]]:
-    """Images uint8 (N, H, W, C) as PNGs of their own, each with the name of its file."""
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+    """Images uint8 (N, H, W, C) as PNG files, one each: name and content. ``first`` is the number of the first image."""
+    for index, (image, label) in enumerate(zip(images, labels, strict=True), first):
         name = f"-{names[label]}" if names and label >= 0 else ""
         yield f"{index:06d}{name.replace('/', '_')}.png", png(single(image), {**settings, "image": index})
 
@@ -171,6 +141,6 @@ def write_zip(
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as opened:  # a PNG is compressed already
-        for name, data in singles(images, labels, names, settings):
+        for name, data in image_files(images, labels, names, settings):
             opened.writestr(name, data)
     files.write_file(path, buffer.getvalue())
