@@ -1,4 +1,4 @@
-"""``ditlab study``: a question answered by many runs."""
+"""``ditlab study``: experiments of many runs."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from ditlab.cli.flags import parse
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Train and measure all cells of a study, skipping those that are measured, and write its report."""
+    """Train and measure all runs of a study that have no result yet, and write its report."""
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """scaling, conditioning, unet, sampling, ladder or autoencoder."""
+    """scaling, conditioning, unet, sampling, ablation or autoencoder."""
     recipe: str = "digits"
-    """Whose data and training: digits takes half an hour on two cores; fashion and cifar10 are for a GPU."""
+    """Recipe that gives data and training: digits takes half an hour on two cores; fashion and cifar10 need a GPU."""
     path: str = ""
-    """Where the recipe's images are, as --data.path of `ditlab train`."""
+    """Path of the recipe's images, as --data.path of `ditlab train`."""
     seeds: int = 0
-    """Seeds of every setting; 0 is the study's own number."""
+    """Seeds of every setting; 0 is the study's default."""
     images: int = 0
-    """Images each cell is trained on; 0 is the number made for the data."""
+    """Training images of each run; 0 is the preset's number."""
     count: int = 0
-    """Images each cell makes; 0 is the number made for the data."""
+    """Samples to measure in each run; 0 is the preset's number."""
     jobs: int = 0
-    """Runs side by side; 0 is one a GPU, or one a core."""
+    """Trainings in parallel; 0 is one per GPU, or one per CPU core."""
     network: str = "efficientnet-lite0"
     """Feature network: efficientnet-lite0 or inception."""
     weights: str = ""
-    """File of Inception weights in place of the reference ones."""
+    """File of Inception weights that replaces the reference weights."""
     out: str = ""
     """Folder of the study; empty: studies/STUDY-RECIPE."""
 
 
 def study(arguments: list[str]) -> None:
-    """Answer a question by many runs: scaling, conditioning, unet, sampling, ladder, autoencoder."""
+    """Run an experiment of many training runs: scaling, conditioning, unet, sampling, ablation, autoencoder."""
     options = parse(StudyOptions, arguments, "study")
     from ditlab.recipes import find_recipe
     from ditlab.runtime.console import log

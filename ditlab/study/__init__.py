@@ -1,4 +1,4 @@
-"""Studies: many runs that answer one question, and the report of what came out."""
+"""Studies: many training runs that answer one question, and a report of their results."""
 
 from ditlab.study.plan import STUDIES, Plan
 from ditlab.study.run import run_study

@@ -1,4 +1,4 @@
-"""``python -m ditlab.study FOLDER RUN``: one worker of a study; the study starts it."""
+"""``python -m ditlab.study FOLDER TRAINING``: one worker process of a study; ``run_study`` starts it."""
 
 from ditlab.study.worker import main
 

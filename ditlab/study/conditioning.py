@@ -1,4 +1,4 @@
-"""Which block design is best at equal images? The paper's four (DiT, section 3.2, figure 5)."""
+"""The paper's four block designs at equal training images (DiT, section 3.2, figure 5)."""
 
 from __future__ import annotations
 
@@ -7,82 +7,91 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
-
 from ditlab.models import DiTConfig
 from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header
+from ditlab.study.study import (
+    Study,
+    cost_columns,
+    group_by,
+    mean_and_std,
+    mean_distance,
+    metric_columns,
+    metric_header,
+)
 from ditlab.study.study_run import Result, StudyRun
 
 BLOCKS = get_type_hints(DiTConfig)["block"].__args__  # adaln-zero first
 PAPER = {"in-context": 35.24, "cross-attention": 26.14, "adaln": 25.21, "adaln-zero": 19.47}  # FID, XL/2 at 400K steps
 
 
-def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
-    """The usual network with each block, over seeds."""
-    made = []
+def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
+    """The default network with each block design."""
+    planned = []
     for seed in range(seeds):
         for block in BLOCKS:
-            recipe = replace(form.recipe, model=replace(form.usual, block=block))
-            made.append(cell(form, f"{block}-seed{seed}", {"block": block, "seed": seed}, recipe))
-    return made
+            recipe = replace(preset.recipe, model=replace(preset.default_dit, block=block))
+            planned.append(preset.run(f"{block}-seed{seed}", {"block": block, "seed": seed}, recipe))
+    return planned
 
 
 def report(results: Sequence[Result], folder: Path) -> list[str]:
-    """Who comes first, a table, and a figure."""
+    """The ranking, a table and a figure."""
     metric = results[0].metric
-    blocks = {block: same for (block,), same in grouped(results, "block").items()}
-    means = {block: float(np.mean([result.distance for result in same])) for block, same in blocks.items()}
-    order = sorted(means, key=lambda block: means[block])
-    lines = [
-        f"**From best to worst: {', '.join(order)}.** In the paper: {', '.join(sorted(PAPER, key=lambda b: PAPER[b]))}."
-    ]
-    lines += ["", *_against("adaln-zero", blocks)]
+    blocks = {block: seeds for (block,), seeds in group_by(results, "block").items()}
+    ranking = sorted(blocks, key=lambda block: mean_distance(blocks[block]))
+    paper = sorted(PAPER, key=lambda block: PAPER[block])
     rows = [
         [
             block,
-            *expense(same[0]),
-            *quality(same),
-            ", ".join(f"{result.distance:.4g}" for result in same),
-            f"{same[0].training['images_per_second']:,.0f}",
+            *cost_columns(blocks[block][0]),
+            *metric_columns(blocks[block]),
+            ", ".join(f"{result.distance:.4g}" for result in blocks[block]),
+            f"{blocks[block][0].training['images_per_second']:,.0f}",
             PAPER[block],
         ]
-        for block, same in ((block, blocks[block]) for block in order)
+        for block in ranking
     ]
-    header = ["block", "parameters", "GMACs", *quality_header(metric), "each seed", "images/s", "FID, paper (XL/2)"]
-    lines += markdown_table(header, rows)
+    header = ["block", "parameters", "GMACs", *metric_header(metric), "each seed", "images/s", "FID, paper (XL/2)"]
     series = [
-        Series("", [place] * len(blocks[block]), [result.distance for result in blocks[block]], line=False)
-        for place, block in enumerate(order)
+        Series("", [position] * len(blocks[block]), [result.distance for result in blocks[block]], line=False)
+        for position, block in enumerate(ranking)
     ]
 
-    def names(axes: Any) -> None:
-        axes.set_xticks(range(len(order)), order)
+    def ticks(axes: Any) -> None:
+        axes.set_xticks(range(len(ranking)), ranking)
 
-    draw(folder / "blocks.png", series, "", f"{metric} (lower is better), each seed a point", also=names)
-    return [*lines, f"![{metric} of each block and seed](blocks.png)", ""]
+    draw(folder / "blocks.png", series, "", f"{metric} (lower is better), one point per seed", also=ticks)
+    return [
+        f"**From best to worst: {', '.join(ranking)}.** In the paper: {', '.join(paper)}.",
+        "",
+        *_against("adaln-zero", blocks),
+        *markdown_table(header, rows),
+        f"![{metric} of each block and seed](blocks.png)",
+        "",
+    ]
 
 
-def _against(first: str, blocks: dict[str, list[Result]]) -> list[str]:
-    """In how many seeds one design is ahead of each other one."""
+def _against(baseline: str, blocks: dict[str, list[Result]]) -> list[str]:
+    """One line per other design: in how many seeds the baseline is better."""
     lines = []
-    for block, same in blocks.items():
-        if block != first:
-            pairs = [(a.distance, b.distance) for a, b in zip(blocks[first], same, strict=True)]
-            ahead = sum(a < b for a, b in pairs)
-            ratio = mean_and_spread([b / a for a, b in pairs])
+    for block, seeds in blocks.items():
+        if block != baseline:
+            pairs = [(a.distance, b.distance) for a, b in zip(blocks[baseline], seeds, strict=True)]
+            better = sum(a < b for a, b in pairs)
+            ratio = mean_and_std([b / a for a, b in pairs])
             lines.append(
-                f"- {first} ahead of {block} in {ahead} of {len(pairs)} seeds; {block} has {ratio} times its distance"
+                f"- {baseline} is better than {block} in {better} of {len(pairs)} seeds; the distance of {block} is {ratio} "
+                f"times that of {baseline}"
             )
     return [*lines, ""]
 
 
 STUDY = Study(
     "Conditioning",
-    "How should timestep and label reach the blocks: as tokens, by cross-attention, or by adaptive norms?",
-    cells,
+    "Which way to feed timestep and label to the blocks is best: in-context tokens, cross-attention or adaptive layer norm?",
+    runs,
     report,
     seeds=3,
 )

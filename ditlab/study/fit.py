@@ -1,4 +1,4 @@
-"""How one number goes with another, and how sure that is."""
+"""Correlation and linear fit of two measured numbers, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fit:
-    """A straight line through points (x, y), by least squares.
+    """A least-squares line through points (x, y).
 
     Attributes:
         correlation: Pearson's, -1 to 1.
-        interval: the middle 95% of the correlation when points are drawn anew with replacement.
-        rank: Spearman's correlation: whether y goes with x in order, whatever the curve.
+        interval: 95% bootstrap interval of the correlation.
+        rank: Spearman's rank correlation.
         slope: of the line.
-        error: its standard error.
+        error: standard error of the slope.
         intercept: of the line.
-        residual: standard deviation of the points about it.
-        count: of points.
+        residual: standard deviation of the residuals.
+        count: number of points.
     """
 
     correlation: float
@@ -41,21 +41,21 @@ def fit(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, seed: 
     """Fit a line.
 
     Raises:
-        ValueError: fewer than three points, or all x alike.
+        ValueError: fewer than three points, or all x are equal.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(a) < 3 or np.ptp(a) == 0:
-        raise ValueError("a line with an error needs three points at two places or more")
+        raise ValueError("a line needs three points or more, at two values of x or more")
     centred = a - a.mean()
     slope = float(centred @ b / (centred @ centred))
     intercept = float(b.mean() - slope * a.mean())
     residual = float(np.sqrt(np.square(b - intercept - slope * a).sum() / (len(a) - 2)))
-    random, drawn = np.random.default_rng(seed), []
+    random, resampled = np.random.default_rng(seed), []
     for _ in range(2000):
         rows = random.integers(len(a), size=len(a))
         if np.ptp(a[rows]) > 0 and np.ptp(b[rows]) > 0:
-            drawn.append(_correlation(a[rows], b[rows]))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
+            resampled.append(_correlation(a[rows], b[rows]))
+    low, high = np.quantile(resampled, [0.025, 0.975]) if resampled else (np.nan, np.nan)
     return Fit(
         _correlation(a, b),
         (float(low), float(high)),
@@ -75,5 +75,5 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Places in order, ties sharing the mean of theirs."""
+    """Ranks; tied values share their mean rank."""
     return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])

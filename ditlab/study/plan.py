@@ -1,4 +1,4 @@
-"""What a study is asked to do, as a file its workers read."""
+"""The plan of a study: its settings, and the file that its worker processes read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from ditlab.errors import UserError, nearest
 from ditlab.recipes import Recipe
 from ditlab.runtime import files
-from ditlab.study import autoencoder, conditioning, ladder, sampling, scaling, unet
-from ditlab.study.preset import StudyPreset, form
+from ditlab.study import ablation, autoencoder, conditioning, sampling, scaling, unet
+from ditlab.study.preset import StudyPreset, preset
 from ditlab.study.study import Study
 from ditlab.study.study_run import StudyRun
 
@@ -19,24 +19,25 @@ STUDIES: dict[str, Study] = {
     "conditioning": conditioning.STUDY,
     "unet": unet.STUDY,
     "sampling": sampling.STUDY,
-    "ladder": ladder.STUDY,
+    "ablation": ablation.STUDY,
     "autoencoder": autoencoder.STUDY,
 }
+RENAMED = {"ladder": "ablation"}  # names of studies before version 0.2
 PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study over one recipe's data.
+    """A study on the data of one recipe.
 
     Attributes:
-        study: its name.
-        recipe: whose data and training it takes.
-        seeds: of every setting; 0 is the study's own number.
-        images: trained on in a cell; 0 is the form's number.
-        count: made in a cell; 0 is the form's number.
+        study: a name of STUDIES.
+        recipe: gives data, diffusion and optimiser.
+        seeds: of every setting; 0 is the study's default.
+        images: training images of each run; 0 is the preset's number.
+        count: samples to measure; 0 is the preset's number.
         network: the feature network.
-        weights: file of its weights, where they are not the usual ones.
+        weights: file of its weights; empty for the default weights.
     """
 
     study: str
@@ -48,48 +49,50 @@ class Plan:
     weights: str = ""
 
     def check(self) -> None:
-        """Raise UserError where it makes no sense."""
+        """Raise UserError if a value is invalid."""
+        if self.study in RENAMED:
+            raise UserError(f"study {self.study!r} has a new name: {RENAMED[self.study]}")
         if self.study not in STUDIES:
             raise UserError(f"unknown study {self.study!r}; {nearest(self.study, STUDIES)}")
         for name in ("seeds", "images", "count"):
             if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)} must be 1 or more, or 0 for the study's own")
+                raise UserError(f"--{name} {getattr(self, name)} must be 1 or more, or 0 for the study's default")
         if self.recipe.data.source in ("folder", "archive", "parquet") and not self.recipe.data.path:
-            raise UserError(f"recipe {self.recipe.name!r} does not say where its images are; give --path")
-        for cell in self.cells:
-            cell.recipe.check()
+            raise UserError(f"recipe {self.recipe.name!r} needs the path of its images; give --path")
+        for run in self.runs:
+            run.recipe.check()
 
     @property
-    def form(self) -> StudyPreset:
-        """How large its cells are."""
-        return form(self.recipe, self.images, self.count)
+    def preset(self) -> StudyPreset:
+        """Network sizes, training length and sampling defaults."""
+        return preset(self.recipe, self.images, self.count)
 
     @property
-    def cells(self) -> list[StudyRun]:
-        """All cells, in the order of the report."""
+    def runs(self) -> list[StudyRun]:
+        """All runs, in the report's order."""
         study = STUDIES[self.study]
-        return study.cells(self.form, self.seeds or study.seeds)
+        return study.runs(self.preset, self.seeds or study.seeds)
 
     def save(self, folder: Path) -> None:
         """Write ``plan.json``.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: the disk is full or the folder is not writable.
         """
-        record = {name: value for name, value in vars(self).items() if name != "recipe"}
-        record["recipe"] = json.loads(self.recipe.to_json())
+        record = {**vars(self), "recipe": json.loads(self.recipe.to_json())}
         files.write_file(folder / PLAN, json.dumps(record, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote, in this version or an earlier one.
 
         Raises:
-            UserError: there is no plan of this version.
+            UserError: the file is missing or is not a plan.
         """
         try:
             record = json.loads((folder / PLAN).read_text())
             recipe = Recipe.from_json(json.dumps(record.pop("recipe")), str(folder / PLAN))
+            record["study"] = RENAMED.get(record["study"], record["study"])
             return cls(recipe=recipe, **record)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder / PLAN} is not a study's plan ({error})") from error
+            raise UserError(f"{folder / PLAN} is not the plan of a study ({error})") from error

@@ -1,28 +1,30 @@
-"""How large a study is on each data set: what it can show within half an hour on two cores, or within hours on one GPU."""
+"""The size of the studies on each data set: half an hour on two cores for digits, hours on one GPU for the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ditlab.models import DiTConfig
 from ditlab.pipelines import SampleConfig
 from ditlab.recipes import Recipe
+from ditlab.study.study_run import StudyRun
 
 Sizes = dict[str, tuple[int, int, int]]  # depth, width, heads
 
 
 @dataclass(frozen=True)
 class StudyPreset:
-    """One data set's shape of all studies.
+    """The defaults that all studies on one data set share.
 
     Attributes:
-        recipe: what every cell begins with, its training as long as a cell's.
-        sizes: of networks, the smallest first, as depth, width and heads.
-        patches: from coarse to fine.
-        size: the one that studies of anything else use.
-        patch: likewise.
-        count: images a cell makes.
-        sample: how.
+        recipe: the base recipe of every run; it holds the number of training images.
+        sizes: depth, width and heads of each network size, smallest first.
+        patches: patch sizes, largest first.
+        size: the default size, for studies that do not vary it.
+        patch: the default patch size.
+        count: number of samples to measure.
+        sample: the default sampler, steps and guidance.
     """
 
     recipe: Recipe
@@ -34,18 +36,30 @@ class StudyPreset:
     sample: SampleConfig
 
     def dit(self, size: str, patch: int) -> DiTConfig:
-        """The paper's block at a size and patch."""
+        """An adaLN-Zero DiT of a size and patch size."""
         depth, width, heads = self.sizes[size]
         return DiTConfig(depth=depth, width=width, heads=heads, patch=patch)
 
     @property
-    def usual(self) -> DiTConfig:
-        """The network of studies of anything but networks."""
+    def default_dit(self) -> DiTConfig:
+        """The network of studies that do not vary size and patch size."""
         return self.dit(self.size, self.patch)
 
+    def run(
+        self,
+        name: str,
+        values: dict[str, Any],
+        recipe: Recipe,
+        sample: SampleConfig | None = None,
+        training: str = "",
+    ) -> StudyRun:
+        """A run of a study; ``values["seed"]`` seeds the training, and the training has the run's name by default."""
+        recipe = replace(recipe, name=training or name, seed=values["seed"])
+        return StudyRun(name, training or name, recipe, sample or self.sample, self.count, values)
 
-SMALL: dict[str, tuple[Sizes, tuple[int, ...], str, int, int, float, int]] = {
-    # sizes, patches, the usual size and patch, images a training, its rate, images made
+
+PRESETS: dict[str, tuple[Sizes, tuple[int, ...], str, int, int, float, int]] = {
+    # sizes, patch sizes, default size and patch size, training images, learning rate, samples
     "digits": (
         {"S": (2, 32, 2), "M": (4, 64, 4), "L": (6, 96, 6)}, (4, 2, 1), "M", 2, 192_000, 4e-3, 1_797,
     ),
@@ -58,20 +72,20 @@ SMALL: dict[str, tuple[Sizes, tuple[int, ...], str, int, int, float, int]] = {
 }  # fmt: skip
 
 
-def form(recipe: Recipe, images: int = 0, count: int = 0) -> StudyPreset:
-    """The form of a recipe's data; of data no form was made for, CIFAR-10's.
+def preset(recipe: Recipe, images: int = 0, count: int = 0) -> StudyPreset:
+    """The preset of a recipe's data set; CIFAR-10's for other data.
 
     Args:
-        recipe: whose images, diffusion and optimiser are used, in pixels; its network, rate and autoencoder are not.
-        images: trained on in each cell; 0 is the form's number.
-        count: made in each cell; 0 is the form's number.
+        recipe: gives data, diffusion and optimiser; its network, learning rate and autoencoder are not used.
+        images: training images of each run; 0 is the preset's number.
+        count: samples to measure; 0 is the preset's number.
     """
-    sizes, patches, size, patch, usual_images, rate, usual_count = SMALL.get(recipe.data.source, SMALL["cifar10"])
-    images = images or usual_images
+    sizes, patches, size, patch, default_images, lr, default_count = PRESETS.get(recipe.data.source, PRESETS["cifar10"])
+    images = images or default_images
     train = replace(
         recipe.train,
         images=images,
-        lr=rate,
+        lr=lr,
         log=max(recipe.train.batch, images // 20),
         checkpoint=max(recipe.train.batch, images // 4),
         samples=images,
@@ -79,4 +93,4 @@ def form(recipe: Recipe, images: int = 0, count: int = 0) -> StudyPreset:
     )
     sample = replace(recipe.sample, sampler="heun", steps=25)
     pixels = replace(recipe, train=train, sample=sample, autoencoder=replace(recipe.autoencoder, kind="pixels"))
-    return StudyPreset(pixels, sizes, patches, size, patch, count or usual_count, sample)
+    return StudyPreset(pixels, sizes, patches, size, patch, count or default_count, sample)

@@ -1,4 +1,4 @@
-"""A study's results as a file for programs and a page for people."""
+"""The results of a study as ``results.json`` and as ``report.md`` with figures."""
 
 from __future__ import annotations
 
@@ -15,52 +15,41 @@ from ditlab.pipelines import write_png
 from ditlab.runtime import files
 from ditlab.runtime.console import markdown_table
 from ditlab.study.plan import STUDIES, Plan
-from ditlab.study.study_run import Result
+from ditlab.study.study_run import RESULTS, Result
 
 
 def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
     """Write ``results.json``, the figures and ``report.md``.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full or the folder is not writable.
     """
-    study, metric = STUDIES[plan.study], results[0].metric
+    study = STUDIES[plan.study]
     files.write_file(folder / "results.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    form = plan.form
-    train, sample = form.recipe.train, form.sample
-    seconds = {result.key["recipe"]["name"]: result.training["seconds"] for result in results}
     lines = [f"# {study.title}: {plan.recipe.name}", "", study.question, "", f"`{command(plan)}`", ""]
     lines += study.report(results, folder)
-    lines += ["## Samples", "", "The first of each cell, without choosing; one noise an image in all of them.", ""]
-    _samples(results, folder)
-    lines += ["![samples of each cell](samples.png)", "", "## How it was measured", ""]
-    floor, diffusion = _value(results[0].floor, metric), form.recipe.diffusion
-    lines += markdown_table(
-        ["", ""],
-        [
-            (
-                "cells",
-                f"{len(results)}, of {len(seconds)} trainings that took {sum(seconds.values()) / 60:.0f} minutes together",
-            ),
-            ("training", f"{train.images:,} images, batch {train.batch}, rate {train.lr:g}, EMA {train.ema:g}"),
-            ("diffusion", f"{diffusion.schedule}, {diffusion.target}, times {diffusion.times}"),
-            (
-                "samples",
-                f"{form.count:,} a cell, every class in turn, {sample.sampler} {sample.steps} steps, no guidance",
-            ),
-            ("metric", f"{metric}, lower is better; real images, one half against the other: {floor}"),
-            ("real images", f"{plan.recipe.data.source}, {plan.recipe.data.split}: those that were trained on"),
-            ("ditlab, torch", f"{ditlab.__version__}, {torch.__version__}"),
-        ],
-    )
-    lines += ["Where a table says otherwise, it is otherwise.", ""]
+    _sample_sheet(results, folder)
+    lines += [
+        "## Samples",
+        "",
+        "The first samples of each run, not selected; all runs start from the same noise. Numbers: "
+        f"{results[0].metric}.",
+        "",
+        "![samples of each run](samples.png)",
+        "",
+        "## Setup",
+        "",
+        *_setup(plan, results),
+        "Values that a table of this report lists as varied replace the values above.",
+        "",
+    ]
     path = folder / "report.md"
     files.write_file(path, "\n".join(lines))
     return path
 
 
 def command(plan: Plan) -> str:
-    """What makes this study again."""
+    """The command that reproduces a study."""
     words = ["ditlab", "study", plan.study, "--recipe", plan.recipe.name]
     for name in ("seeds", "images", "count"):
         if getattr(plan, name):
@@ -70,41 +59,45 @@ def command(plan: Plan) -> str:
     return " ".join(words)
 
 
-def _value(floor: dict[str, dict[str, float | None]], metric: str) -> str:
-    value = floor.get(metric, {}).get("value")
-    return "not measured" if value is None else f"{value:.4g}"
+def _setup(plan: Plan, results: Sequence[Result]) -> list[str]:
+    """The settings all runs share, as a table."""
+    preset, metric = plan.preset, results[0].metric
+    train, sample, diffusion = preset.recipe.train, preset.sample, preset.recipe.diffusion
+    seconds = {result.key["recipe"]["name"]: result.training["seconds"] for result in results}
+    floor = results[0].floor.get(metric, {}).get("value")
+    rows = [
+        ("runs", f"{len(results)}, from {len(seconds)} trainings of {sum(seconds.values()) / 60:.0f} minutes in total"),
+        ("training", f"{train.images:,} images, batch {train.batch}, learning rate {train.lr:g}, EMA {train.ema:g}"),
+        ("diffusion", f"{diffusion.schedule}, {diffusion.target} prediction, {diffusion.times} t"),
+        ("samples", f"{preset.count:,} per run, equal classes, {sample.sampler}, {sample.steps} steps, no guidance"),
+        ("metric", f"{metric} (lower is better)"),
+        ("floor", f"{'not measured' if floor is None else f'{floor:.4g}'}, real images, one half against the other"),
+        ("real images", f"{plan.recipe.data.source}, {plan.recipe.data.split} split (the training images)"),
+        ("versions", f"ditlab {ditlab.__version__}, torch {torch.__version__}"),
+    ]
+    return markdown_table(["setting", "value"], rows)
 
 
-def _samples(results: Sequence[Result], folder: Path) -> None:
-    """A row of images for each setting's first seed."""
+def _sample_sheet(results: Sequence[Result], folder: Path) -> None:
+    """One row of samples for each setting, of its first seed."""
     from PIL import ImageDraw, ImageFont
 
-    seed = results[0].values.get("seed")
-    chosen = [result for result in results if result.values.get("seed") == seed]
-    strips = [(result.name, folder / "cells" / f"{result.name}.png") for result in chosen]
-    rows = [(name, _opened(path)) for name, path in strips if path.exists()]
+    rows = []
+    for result in results:
+        path = folder / RESULTS / f"{result.name}.png"
+        if result.values["seed"] == results[0].values["seed"] and path.exists():
+            with Image.open(path) as image:
+                rows.append((f"{result.name}: {result.distance:.4g}", image.convert("RGB")))
     if not rows:
         return
     font = ImageFont.load_default(size=16)
-    left = int(max(font.getlength(f"{name}: 0000.0") for name, _ in rows)) + 20
-    paper = Image.new("RGB", (left + max(row.width for _, row in rows), sum(row.height for _, row in rows)), "white")
-    draw, top = ImageDraw.Draw(paper), 0
-    distances = {result.name: result.distance for result in chosen}
-    for name, row in rows:
-        draw.text(
-            (left - 10, top + row.height // 2),
-            f"{name}: {distances[name]:.4g}",
-            fill=(40, 40, 40),
-            font=font,
-            anchor="rm",
-        )
-        paper.paste(row, (left, top))
+    left = int(max(font.getlength(label) for label, _ in rows)) + 20
+    sheet = Image.new("RGB", (left + max(row.width for _, row in rows), sum(row.height for _, row in rows)), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for label, row in rows:
+        draw.text((left - 10, top + row.height // 2), label, fill=(40, 40, 40), font=font, anchor="rm")
+        sheet.paste(row, (left, top))
         top += row.height
-    scale = min(1.0, 1800 / paper.width)
-    size = (round(paper.width * scale), round(paper.height * scale))
-    write_png(paper.resize(size, Image.Resampling.LANCZOS), folder / "samples.png")
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    scale = min(1.0, 1800 / sheet.width)
+    size = (round(sheet.width * scale), round(sheet.height * scale))
+    write_png(sheet.resize(size, Image.Resampling.LANCZOS), folder / "samples.png")

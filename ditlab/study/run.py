@@ -1,4 +1,4 @@
-"""A study run: finished cells are skipped, the other runs are trained and measured side by side, then the report is written."""
+"""Runs a study: trains and measures the runs without a result in parallel worker processes, then writes the report."""
 
 from __future__ import annotations
 
@@ -21,78 +21,78 @@ from ditlab.runtime import files
 from ditlab.runtime.device import default_device
 from ditlab.study.plan import STUDIES, Plan
 from ditlab.study.report import write_report
-from ditlab.study.study_run import Result, StudyRun, finished
+from ditlab.study.study_run import Result, StudyRun, load_results
 from ditlab.study.worker import build_evaluator
 
 POLL = 0.2  # seconds
+WORKER = (sys.executable, "-m", "ditlab.study")  # takes the study's folder and the name of a training
 
 
 @dataclass
 class Worker:
-    """A process that does one run; it ends when its standard input does."""
+    """A process that does one training; it ends when its standard input is closed."""
 
-    run: str
+    training: str
     process: subprocess.Popen[bytes]
     log: Path
-    began: float
+    start: float
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.began
+        """Since the start."""
+        return time.monotonic() - self.start
 
     def close(self) -> None:
-        """End it, where it has not ended: what it has trained is in its checkpoints."""
+        """End the process if it is alive; its training stays in its checkpoints."""
         self.process.kill()
         self.process.communicate()
 
 
-def run_study(plan: Plan, out: Path, jobs: int, log: Log) -> list[Result]:
-    """Do what of a study is not done yet, and write ``results.json``, ``report.md`` and its figures.
+def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] = WORKER) -> list[Result]:
+    """Complete a study, and write ``results.json``, ``report.md`` and its figures.
 
     Args:
         plan: the study.
         out: its folder.
-        jobs: runs side by side; 0 is one a GPU, or one a core.
+        jobs: trainings in parallel; 0 is one per GPU, or one per CPU core.
         log: writes one line to the console.
+        worker: the command of a worker process.
 
     Returns:
-        The results of all cells, in the order of the report.
+        The results of all runs, in the report's order.
 
     Raises:
-        UserError: a cell was measured with other settings, or runs failed; what was measured stands.
+        UserError: a result has other settings, or trainings failed; measured results stay.
     """
     plan.check()
     if jobs < 0:
-        raise UserError(f"--jobs {jobs} must be 1 or more, or 0 for one a GPU or core")
+        raise UserError(f"--jobs {jobs} must be 1 or more, or 0 for one per GPU or core")
     with files.locked(out, "the study"):
-        cells = plan.cells
-        results = [finished(cell, out / "cells") for cell in cells]
-        waiting = _runs([cell for cell, result in zip(cells, results, strict=True) if result is None])
-        done = len(cells) - results.count(None)
-        log(f"{STUDIES[plan.study].title}: {len(cells)} cells, {done} measured, {len(waiting)} runs to do in {out}")
+        runs = plan.runs
+        results = load_results(runs, out)
+        waiting = _trainings([run for run, result in zip(runs, results, strict=True) if result is None])
+        measured = len(runs) - results.count(None)
+        title = STUDIES[plan.study].title
+        log(f"{title}: {measured} of {len(runs)} runs measured, {len(waiting)} trainings to do in {out}")
         if waiting:
-            network, evaluator = build_evaluator(plan, default_device())  # once, before workers would each do it
+            network, evaluator = build_evaluator(plan, default_device())  # fills the cache that all workers read
             if evaluator.can_measure:
-                enough(plan.form.count, network.width)
+                enough(plan.preset.count, network.width)
             plan.save(out)
-            _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, log)
-        measured = [result for cell in cells if (result := finished(cell, out / "cells")) is not None]
-        report = write_report(plan, measured, out)
-        log(f"report: {report}")
-        return measured
+            _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, log, worker)
+        complete = [result for result in load_results(runs, out) if result is not None]
+        log(f"report: {write_report(plan, complete, out)}")
+        return complete
 
 
-def _runs(cells: Sequence[StudyRun]) -> list[StudyRun]:
-    """One cell of each run, the most work first, so that none is left alone at the end."""
-    first: dict[str, StudyRun] = {}
-    for cell in cells:
-        first.setdefault(cell.run, cell)
-    return sorted(first.values(), key=_training_gmacs, reverse=True)
+def _trainings(runs: Sequence[StudyRun]) -> dict[str, float]:
+    """The GMACs of each training, largest first, so that no long one is left for the end."""
+    gmacs = {run.training: _training_gmacs(run) for run in runs}
+    return dict(sorted(gmacs.items(), key=lambda item: item[1], reverse=True))
 
 
-def _training_gmacs(cell: StudyRun) -> float:
-    recipe = cell.recipe
+def _training_gmacs(run: StudyRun) -> float:
+    recipe = run.recipe
     dataset = open_data(recipe.data)
     channels, height, width = dataset.shape
     if recipe.autoencoder.kind == "kl":
@@ -102,62 +102,61 @@ def _training_gmacs(cell: StudyRun) -> float:
     return 3 * cost(recipe.model, shape).gmacs * recipe.train.images
 
 
-def _work(waiting: list[StudyRun], out: Path, jobs: int, log: Log) -> None:
-    """Keep ``jobs`` workers busy until every run was tried."""
-    jobs = min(jobs, len(waiting))
-    work = {cell.run: _training_gmacs(cell) for cell in waiting}
+def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Sequence[str]) -> None:
+    """Keep ``jobs`` workers busy until every training has been tried."""
+    jobs = min(jobs, len(gmacs))
     slots: list[Worker | None] = [None] * jobs
-    queue, failed = [cell.run for cell in waiting], []
-    done, spent = 0.0, 0.0  # work of the runs that ended, and the seconds they took
+    queue, failed = list(gmacs), []
+    done, spent = 0.0, 0.0  # GMACs of the finished trainings, and their seconds
     try:
         while queue or any(slots):
-            for slot, worker in enumerate(slots):
-                if worker is not None and worker.process.poll() is not None:
-                    worker.close()
+            for slot, active in enumerate(slots):
+                if active is not None and active.process.poll() is not None:
+                    active.close()
                     slots[slot] = None
-                    done, spent = done + work[worker.run], spent + worker.seconds
-                    if worker.process.returncode:
-                        failed.append(worker.run)
+                    done, spent = done + gmacs[active.training], spent + active.seconds
+                    if active.process.returncode:
+                        failed.append(active.training)
                     running = sum(other.seconds for other in slots if other is not None)
-                    left = max((sum(work.values()) - done) * spent / done - running, 0) / jobs
-                    log(f"{_ended(worker)}; about {left / 60:.0f} min left" if queue or any(slots) else _ended(worker))
+                    left = max((sum(gmacs.values()) - done) * spent / done - running, 0) / jobs
+                    more = f"; about {left / 60:.0f} min left" if queue or any(slots) else ""
+                    log(_summary(active) + more)
                 if slots[slot] is None and queue:
-                    slots[slot] = _start(queue.pop(0), out, slot, jobs)
+                    slots[slot] = _start(queue.pop(0), out, slot, jobs, worker)
             time.sleep(POLL)
     finally:
-        for worker in filter(None, slots):
-            worker.close()
+        for active in filter(None, slots):
+            active.close()
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(work)} runs failed: {', '.join(failed)}; their logs are in {out / 'runs'}; the same "
-            "command tries them again"
+            f"{len(failed)} of {len(gmacs)} trainings failed: {', '.join(failed)}; logs: {out / 'runs'}; the same command "
+            "retries them"
         )
 
 
-def _start(run: str, out: Path, slot: int, jobs: int) -> Worker:
-    log = out / "runs" / f"{run}.log"
+def _start(training: str, out: Path, slot: int, jobs: int, worker: Sequence[str]) -> Worker:
+    log = out / "runs" / f"{training}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         devices = visible if visible != [""] else [str(k) for k in range(torch.cuda.device_count())]
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    command = [sys.executable, "-m", "ditlab.study", str(out), run]
     with log.open("ab") as file:
         process = subprocess.Popen(
-            command,
+            [*worker, str(out), training],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         )
-    return Worker(run, process, log, time.monotonic())
+    return Worker(training, process, log, time.monotonic())
 
 
-def _ended(worker: Worker) -> str:
-    """What to say of a worker that ended."""
+def _summary(worker: Worker) -> str:
+    """The log line of a worker that ended."""
     lines = worker.log.read_text(errors="replace").strip().splitlines() or [""]
     if worker.process.returncode:
-        return f"{worker.run} failed after {worker.seconds:.0f} s: {lines[-1]} ({worker.log})"
+        return f"{worker.training} failed after {worker.seconds:.0f} s: {lines[-1]} ({worker.log})"
     return f"{lines[-1]}, after {worker.seconds:.0f} s"

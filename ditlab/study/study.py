@@ -1,83 +1,73 @@
-"""What every study is: a question, its cells, and what their results say."""
+"""A study: a question, its runs and its report; and the columns that all reports share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ditlab.pipelines import SampleConfig
-from ditlab.recipes import Recipe
 from ditlab.study.preset import StudyPreset
 from ditlab.study.study_run import Result, StudyRun
-
-Report = Callable[[Sequence[Result], Path], list[str]]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question and how it is answered.
+    """A question and the runs that answer it.
 
     Attributes:
         title: of the report.
-        question: in a sentence or two.
-        cells: of a form, over so many seeds.
-        report: writes figures into a folder and gives the report's lines of Markdown.
-        seeds: how many, unless told otherwise.
+        question: one or two sentences.
+        runs: all runs for a preset and a number of seeds, in the report's order.
+        report: writes figures into a folder and returns the report's lines of Markdown.
+        seeds: default number of seeds.
     """
 
     title: str
     question: str
-    cells: Callable[[StudyPreset, int], list[StudyRun]]
-    report: Report
+    runs: Callable[[StudyPreset, int], list[StudyRun]]
+    report: Callable[[Sequence[Result], Path], list[str]]
     seeds: int = 1
 
 
-def cell(
-    form: StudyPreset,
-    name: str,
-    values: dict[str, Any],
-    recipe: Recipe | None = None,
-    sample: SampleConfig | None = None,
-    run: str = "",
-) -> StudyRun:
-    """A cell of a form: the form's recipe and way of sampling unless others are given."""
-    chosen = recipe or form.recipe
-    seed = int(values.get("seed", 0))
-    return StudyRun(
-        name, run or name, replace(chosen, name=run or name, seed=seed), sample or form.sample, form.count, values
-    )
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Several seeds' values as ``mean ± standard deviation``; one as it is."""
-    mean = sum(values) / len(values)
+def mean_distance(results: Sequence[Result]) -> float:
+    """The mean of the study's metric over seeds."""
+    return mean([result.distance for result in results])
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """``mean ± standard deviation`` over seeds; the value alone for one seed."""
     if len(values) == 1:
-        return f"{mean:.4g}"
-    return f"{mean:.4g} ± {(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5:.2g}"
+        return f"{values[0]:.4g}"
+    center = mean(values)
+    return f"{center:.4g} ± {(sum((value - center) ** 2 for value in values) / (len(values) - 1)) ** 0.5:.2g}"
 
 
-def grouped(results: Sequence[Result], *names: str) -> dict[tuple[Any, ...], list[Result]]:
-    """Results that share the values of ``names``, in the order they come: the seeds of one setting."""
-    found: dict[tuple[Any, ...], list[Result]] = {}
+def group_by(results: Sequence[Result], *names: str) -> dict[tuple[Any, ...], list[Result]]:
+    """Results grouped by the values of ``names``, in order of appearance; with all names, one group is one setting's seeds."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
-        found.setdefault(tuple(result.values[name] for name in names), []).append(result)
-    return found
+        groups.setdefault(tuple(result.values[name] for name in names), []).append(result)
+    return groups
 
 
-def quality(results: Sequence[Result]) -> list[str]:
-    """Distance, precision and recall of one setting's seeds, as a row has them."""
-    columns = [[result.distance for result in results]]
-    columns += [[result.number(name) for result in results] for name in ("precision", "recall")]
-    return [mean_and_spread(values) for values in columns]
+def metric_columns(results: Sequence[Result]) -> list[str]:
+    """Table columns: distance, precision and recall over seeds."""
+    return [
+        mean_and_std([result.number(name) for result in results]) for name in (results[0].metric, "precision", "recall")
+    ]
 
 
-def quality_header(metric: str) -> list[str]:
-    """What stands above ``quality``."""
+def metric_header(metric: str) -> list[str]:
+    """The header of ``metric_columns``."""
     return [f"{metric} ↓", "precision ↑", "recall ↑"]
 
 
-def expense(result: Result) -> list[str]:
-    """Parameters and GMACs of a network, as a row has them."""
+def cost_columns(result: Result) -> list[str]:
+    """Table columns: parameters and GMACs of the network."""
     return [f"{result.network['parameters']:,.0f}", f"{result.network['gmacs']:.3g}"]

@@ -1,4 +1,4 @@
-"""DiT against the U-Net at equal multiply-accumulates and equal images, measured speed beside."""
+"""DiT against the U-Net at equal multiply-accumulates and equal images: quality and measured speed."""
 
 from __future__ import annotations
 
@@ -12,72 +12,74 @@ from ditlab.models import DiTConfig, NetworkInput, UNetConfig, cost, matched
 from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, cell, expense, grouped, mean_and_spread, quality, quality_header
+from ditlab.study.study import (
+    Study,
+    cost_columns,
+    group_by,
+    mean_and_std,
+    mean_distance,
+    metric_columns,
+    metric_header,
+)
 from ditlab.study.study_run import Result, StudyRun
 
 
-def cells(form: StudyPreset, seeds: int) -> list[StudyRun]:
-    """Each size at the usual patch, and the U-Net whose multiply-accumulates come nearest."""
-    dataset = open_data(form.recipe.data)
-    diffusion = form.recipe.diffusion
+def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
+    """A DiT of each size at the default patch size, and the U-Net of the nearest multiply-accumulates."""
+    dataset = open_data(preset.recipe.data)
+    diffusion = preset.recipe.diffusion
     shape = NetworkInput(
         *dataset.shape, len(dataset.names), diffusion.learned_variance, not dataset.names or diffusion.label_dropout > 0
     )
-    made = []
+    planned = []
     for seed in range(seeds):
-        for size in form.sizes:
-            dit = form.dit(size, form.patch)
-            for name, model in (("DiT", dit), ("U-Net", _nearest(dit, shape))):
-                values = {"network": name, "size": size, "seed": seed}
-                made.append(cell(form, f"{name}-{size}-seed{seed}", values, replace(form.recipe, model=model)))
-    return made
+        for size in preset.sizes:
+            dit = preset.dit(size, preset.patch)
+            for network, model in (("DiT", dit), ("U-Net", _nearest(dit, shape))):
+                values = {"network": network, "size": size, "seed": seed}
+                recipe = replace(preset.recipe, model=model)
+                planned.append(preset.run(f"{network}-{size}-seed{seed}", values, recipe))
+    return planned
 
 
-@cache  # it counts dozens of networks
+@cache  # counts dozens of networks
 def _nearest(dit: DiTConfig, shape: NetworkInput) -> UNetConfig:
-    """The small U-Net, of two levels or three, whose multiply-accumulates come nearest; widths go by fours."""
-    wanted = cost(dit, shape).gmacs
-    tried = [matched(dit, shape, like) for like in (UNetConfig(), UNetConfig(multipliers=(1.0, 2.0), attention=(2,)))]
-    return min(tried, key=lambda config: abs(cost(config, shape).gmacs / wanted - 1))
+    """The U-Net of two or three levels whose multiply-accumulates are nearest to the DiT's; widths are multiples of 4."""
+    target = cost(dit, shape).gmacs
+    candidates = [
+        matched(dit, shape, base) for base in (UNetConfig(), UNetConfig(multipliers=(1.0, 2.0), attention=(2,)))
+    ]
+    return min(candidates, key=lambda config: abs(cost(config, shape).gmacs / target - 1))
 
 
 def report(results: Sequence[Result], folder: Path) -> list[str]:
-    """A row a network, the ratio a size, and a figure."""
-    metric, rows, lines = results[0].metric, [], []
-    by_network = grouped(results, "network", "size")
-    for (network, size), same in by_network.items():
-        first = same[0]
-        rows.append(
-            [
-                f"{network}, {size}",
-                *expense(first),
-                *quality(same),
-                f"{first.training['images_per_second']:,.0f}",
-            ]
-        )
-    for (network, size), same in by_network.items():
+    """One row per network, the ratios by size, and a figure."""
+    metric, rows, ratios = results[0].metric, [], []
+    groups = group_by(results, "network", "size")
+    for (network, size), seeds in groups.items():
+        speed = f"{seeds[0].training['images_per_second']:,.0f}"
+        rows.append([f"{network}, {size}", *cost_columns(seeds[0]), *metric_columns(seeds), speed])
         if network == "DiT":
-            pairs = list(zip(same, by_network["U-Net", size], strict=True))
-            distance = mean_and_spread([unet.distance / dit.distance for dit, unet in pairs])
+            pairs = list(zip(seeds, groups["U-Net", size], strict=True))
+            distance = mean_and_std([unet.distance / dit.distance for dit, unet in pairs])
             speeds = [dit.training["images_per_second"] / unet.training["images_per_second"] for dit, unet in pairs]
-            lines.append(
-                f"- {size}: the U-Net has {distance} times the DiT's {metric}; the DiT's images/s in training "
-                f"are {mean_and_spread(speeds)} times the U-Net's"
+            ratios.append(
+                f"- {size}: {metric} of the U-Net is {distance} times the DiT's; training images/s of the DiT are "
+                f"{mean_and_std(speeds)} times the U-Net's"
             )
-    header = ["network", "parameters", "GMACs", *quality_header(metric), "images/s, training"]
     series = []
-    for (network,), same in grouped(results, "network").items():
-        by_size = {size: seeds for (size,), seeds in grouped(same, "size").items()}
+    for (network,), group in group_by(results, "network").items():
+        by_size = {size: seeds for (size,), seeds in group_by(group, "size").items()}
         x = [seeds[0].network["gmacs"] for seeds in by_size.values()]
-        y = [sum(result.distance for result in seeds) / len(seeds) for seeds in by_size.values()]
-        series.append(Series(network, x, y, list(by_size)))
-    draw(folder / "unet.png", series, "GMACs of a forward pass of a sample", f"{metric} (lower is better)", logx=True)
-    return [*lines, "", *markdown_table(header, rows), f"![{metric} of both networks](unet.png)", ""]
+        series.append(Series(network, x, [mean_distance(seeds) for seeds in by_size.values()], list(by_size)))
+    draw(folder / "unet.png", series, "GMACs of a forward pass", f"{metric} (lower is better)", logx=True)
+    header = ["network", "parameters", "GMACs", *metric_header(metric), "images/s, training"]
+    return [*ratios, "", *markdown_table(header, rows), f"![{metric} of both networks](unet.png)", ""]
 
 
 STUDY = Study(
     "DiT against the U-Net",
-    "At equal multiply-accumulates and equal images, which network makes the better samples, and which is faster?",
-    cells,
+    "At equal multiply-accumulates and equal images, which network makes better samples, and which trains faster?",
+    runs,
     report,
 )

@@ -1,4 +1,4 @@
-"""One worker of a study: trains one run and measures the cells that need it."""
+"""One worker process of a study: it trains one network and measures the runs that use it."""
 
 from __future__ import annotations
 
@@ -21,108 +21,110 @@ from ditlab.pipelines import Pipeline, generate, grid, write_png
 from ditlab.recipes import RunContext, train_recipe
 from ditlab.runtime.device import default_device, keep_memory
 from ditlab.study.plan import Plan
-from ditlab.study.study_run import Result, StudyRun, finished
+from ditlab.study.study_run import RESULTS, Result, StudyRun, load_results
 from ditlab.train.meter import read_metrics
 
 BATCH = 256
-DRAWN = 20  # images of a cell's picture
+PICTURE = 20  # samples in the picture of a run
 
 
 def main() -> None:
-    """Do one run of a study: ``FOLDER RUN``; ends when the study does, whose pipe is the standard input."""
+    """Do one training of a study: ``FOLDER TRAINING``; ends with the study, whose pipe is the standard input."""
     keep_memory()
-    folder, run = Path(sys.argv[1]), sys.argv[2]
+    folder, training = Path(sys.argv[1]), sys.argv[2]
     if not sys.stdin.isatty():
-        threading.Thread(target=_end_with_the_study, daemon=True).start()
+        threading.Thread(target=_exit_with_the_study, daemon=True).start()
     try:
-        measure_run(Plan.load(folder), run, folder)
+        train_and_measure(Plan.load(folder), training, folder)
     except UserError as error:
         print(f"ditlab: {error}", flush=True)
         raise SystemExit(2) from None
 
 
-def _end_with_the_study() -> None:
-    os.read(0, 1)  # nothing ever comes: it returns when the study's process is gone
+def _exit_with_the_study() -> None:
+    os.read(0, 1)  # the study writes nothing: this returns when its process has ended
     os._exit(4)
 
 
 def build_evaluator(plan: Plan, device: torch.device) -> tuple[FeatureNetwork, Evaluator]:
-    """The feature network of a plan and the real images it has seen.
+    """The feature network of a plan, and the evaluator with the features of the real images.
 
     Raises:
-        UserError: the images or the weights are not to be had.
+        UserError: the images or the weights are not available.
     """
-    dataset = open_data(plan.form.recipe.data)
+    dataset = open_data(plan.recipe.data)
     network = feature_network(plan.network, (dataset.shape[1], dataset.shape[2]), plan.weights, device)
     evaluator = Evaluator.of(dataset, network)
     assert evaluator is not None
     return network, evaluator
 
 
-def measure_run(plan: Plan, run: str, folder: Path) -> None:
-    """Train a run, or go on with it, and measure those of its cells that are not yet.
+def train_and_measure(plan: Plan, training: str, folder: Path) -> None:
+    """Train a network, or resume its training, and measure the runs that use it and have no result yet.
 
     Raises:
-        UserError: settings, data or disk are in the way.
+        UserError: invalid settings, missing data or a full disk.
     """
-    cells = [cell for cell in plan.cells if cell.run == run and finished(cell, folder / "cells") is None]
-    device, place = default_device(), folder / "runs" / run
-    model = train_recipe(cells[0].recipe, RunContext(place, device, lambda line: print(line, flush=True)))
+    runs = [run for run in plan.runs if run.training == training]
+    runs = [run for run, result in zip(runs, load_results(runs, folder), strict=True) if result is None]
+    device, run_folder = default_device(), folder / "runs" / training
+    pipeline = train_recipe(runs[0].recipe, RunContext(run_folder, device, lambda line: print(line, flush=True)))
     network, evaluator = build_evaluator(plan, device)
-    floor = evaluator.floor()
-    for cell in cells:
-        result = _measure(cell, model, place, network, evaluator, floor, folder)
-        result.save(folder / "cells")
-        print(f"{cell.name}: {result.metric} {result.distance:.4g}", flush=True)
+    floor = {name: vars(number) for name, number in evaluator.floor().items()}
+    for run in runs:
+        result = _measure(run, pipeline, run_folder, network, evaluator, floor, folder / RESULTS)
+        result.save(folder / RESULTS)
+        print(f"{run.name}: {result.metric} {result.distance:.4g}", flush=True)
 
 
 def _measure(
-    cell: StudyRun,
-    model: Pipeline,
-    place: Path,
+    run: StudyRun,
+    pipeline: Pipeline,
+    run_folder: Path,
     network: FeatureNetwork,
     evaluator: Evaluator,
     floor: dict,
-    folder: Path,
+    results: Path,
 ) -> Result:
-    calls = 0
+    rows_computed = 0
 
-    def count(*seen: Any) -> None:
-        nonlocal calls
-        calls += len(seen[-1])  # the output
+    def count(*arguments: Any) -> None:
+        nonlocal rows_computed
+        rows_computed += len(arguments[-1])  # the output
 
-    hook, began = model.network.register_forward_hook(count), time.perf_counter()
-    batches = list(generate(model, None, cell.recipe.seed, cell.count, cell.sample, BATCH))
-    seconds = time.perf_counter() - began
+    hook, start = pipeline.network.register_forward_hook(count), time.perf_counter()
+    batches = list(generate(pipeline, None, run.recipe.seed, run.count, run.sample, BATCH))
+    seconds = time.perf_counter() - start
     hook.remove()
-    write_png(grid(batches[0][:DRAWN], DRAWN), folder / "cells" / f"{cell.name}.png")
-    seen = extract_features(network, batches)
-    assert seen is not None
-    numbers = evaluator.measure(seen)
-    called = names(network.distance)
-    counted = cost(model.network.config, model.network.input)
-    rows = [row for row in read_metrics(place) if row.get("loss") is not None]
+    write_png(grid(batches[0][:PICTURE], PICTURE), results / f"{run.name}.png")
+    features = extract_features(network, batches)
+    assert features is not None
+    numbers = evaluator.measure(features)
+    metrics = names(network.distance)
+    costs = cost(pipeline.network.config, pipeline.network.input)
+    rows = [row for row in read_metrics(run_folder) if row.get("loss") is not None]
     images, speed = rows[-1]["images"], statistics.median(row["images_per_second"] for row in rows)
-    psnr = [row["psnr"] for row in read_metrics(place.with_name(f"{place.name}-autoencoder")) if "psnr" in row]
+    autoencoder = read_metrics(run_folder.with_name(f"{run_folder.name}-autoencoder"))
+    psnr = [row["psnr"] for row in autoencoder if "psnr" in row]
     return Result(
-        cell.name,
-        cell.values,
-        cell.key(),
-        called["frechet"] if called["frechet"] in numbers else called["kernel"],
+        run.name,
+        run.values,
+        run.key(),
+        metrics["frechet"] if metrics["frechet"] in numbers else metrics["kernel"],
         {name: vars(number) for name, number in numbers.items()},
-        {name: vars(number) for name, number in floor.items()},
-        {"gmacs": counted.gmacs, "parameters": counted.total_parameters, "tokens": counted.tokens},
+        floor,
+        {"gmacs": costs.gmacs, "parameters": costs.total_parameters, "tokens": costs.tokens},
         {
             "images": images,
-            "gmacs": 3 * counted.gmacs * images,
+            "gmacs": 3 * costs.gmacs * images,
             "images_per_second": speed,
             "seconds": images / speed,
             "loss": rows[-1]["loss"],
         },
         {
             "seconds": seconds,
-            "network_calls": calls / cell.count,
-            "gmacs": calls / cell.count * counted.gmacs,
+            "network_calls": rows_computed / run.count,
+            "gmacs": rows_computed / run.count * costs.gmacs,
         },
         {"psnr": psnr[-1]} if psnr else {},
     )

@@ -1,4 +1,4 @@
-"""Lines through points, against scipy."""
+"""Linear fits against scipy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_correlations_interval_holds_it_and_narrows_with_points() -> None:
         assert -1 <= low < found.correlation < high <= 1
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
-    theirs = scipy.stats.bootstrap(
+    reference = scipy.stats.bootstrap(
         (x, -x + random.normal(scale=0.5, size=100)),
         lambda a, b: np.corrcoef(a, b)[0, 1],
         paired=True,
@@ -45,11 +45,11 @@ def test_a_correlations_interval_holds_it_and_narrows_with_points() -> None:
         n_resamples=1000,
         rng=np.random.default_rng(0),
     )
-    assert widths[1] == pytest.approx(theirs.confidence_interval.high - theirs.confidence_interval.low, rel=0.5)
+    assert widths[1] == pytest.approx(reference.confidence_interval.high - reference.confidence_interval.low, rel=0.5)
 
 
-def test_points_at_one_place_have_no_line() -> None:
+def test_too_few_points_or_equal_x_are_refused() -> None:
     for x in ([1.0, 2.0], [3.0, 3.0, 3.0, 3.0]):
-        with pytest.raises(ValueError, match="three points at two places"):
+        with pytest.raises(ValueError, match="three points or more, at two values of x or more"):
             fit(x, list(range(len(x))))
     assert fit([1, 2, 3], [5, 5, 5]).correlation == 0

@@ -1,4 +1,4 @@
-"""A real study, small: workers that train and measure, a kill, what is skipped, what is refused."""
+"""A tiny real study: worker processes that train and measure, a kill, skipped results, refused settings."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
+from tiny import run_tiny, tiny_plan
 
 from ditlab.errors import UserError
-from ditlab.study import Plan, run_study
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from ditlab.study import Plan, run_study
-run_study(Plan.load(Path(sys.argv[1])), Path(sys.argv[1]), 2, lambda line: print(line, flush=True))
-"""
 
 
 def workers(out: Path) -> list[int]:
@@ -32,7 +26,7 @@ def workers(out: Path) -> list[int]:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"ditlab.study" in words and str(out).encode() in words:
+        if tiny.__file__.encode() in words and str(out).encode() in words[:-2]:
             found.append(int(entry.parent.name))
     return found
 
@@ -46,44 +40,41 @@ def within(seconds: float, condition) -> bool:
     return False
 
 
-@pytest.mark.timeout(900)
-def test_a_study_killed_midway_goes_on_names_what_failed_and_reports(small_plan: Plan, tmp_path: Path) -> None:
-    out = tmp_path / "study"
-    *_, broken = small_plan.cells
-    in_the_way = out / "runs" / broken.run
-    in_the_way.mkdir(parents=True)
-    (in_the_way / "model.json").write_text("{}")  # a model that no recipe made
-    small_plan.save(out)
-    with subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.DEVNULL) as study:
-        assert within(400, lambda: list((out / "cells").glob("*.json")))
+def test_a_killed_study_resumes_names_the_failed_training_and_reports(tmp_path: Path) -> None:
+    out, plan, lines = tmp_path / "study", tiny_plan(), []
+    *_, broken = plan.runs
+    occupied = out / "runs" / broken.training
+    occupied.mkdir(parents=True)
+    (occupied / "model.json").write_text("{}")  # a model without a recipe
+    with subprocess.Popen([sys.executable, tiny.__file__, str(out)], stdout=subprocess.DEVNULL) as study:
+        assert within(300, lambda: any((out / "results").glob("*.json")) and len(workers(out)) == 1)
         os.kill(study.pid, signal.SIGKILL)
     assert within(30, lambda: not workers(out))  # they end with the study
-    done = {path.name: path.stat().st_mtime_ns for path in (out / "cells").glob("*.json")}
-    assert 1 <= len(done) < 4
-    said: list[str] = []
-    with pytest.raises(UserError, match=rf"1 of {4 - len(done)} runs failed: {broken.run}; their logs are in"):
-        run_study(small_plan, out, 2, said.append)
-    assert f"4 cells, {len(done)} measured, {4 - len(done)} runs to do" in said[0]
-    assert any(f"{broken.run} failed" in line and "not trained there" in line for line in said)
-    assert {path.stem for path in (out / "cells").glob("*.json")} == {cell.name for cell in small_plan.cells[:-1]}
-    (in_the_way / "model.json").unlink()
-    results = run_study(small_plan, out, 2, said.append)
-    assert [result.name for result in results] == [cell.name for cell in small_plan.cells]
-    for name, when in done.items():
-        assert (out / "cells" / name).stat().st_mtime_ns == when  # not measured again
+    done = {path.name: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
+    assert 1 <= len(done) < 3
+    with pytest.raises(UserError, match=rf"1 of {3 - len(done)} trainings failed: {broken.training}; logs: "):
+        run_tiny(plan, out, lines.append)
+    assert f"{len(done)} of 3 runs measured, {3 - len(done)} trainings to do" in lines[0]
+    assert any(f"{broken.training} failed" in line and str(out / "runs") in line for line in lines)
+    assert {path.stem for path in (out / "results").glob("*.json")} == {run.name for run in plan.runs[:-1]}
+    (occupied / "model.json").unlink()
+    results = run_tiny(plan, out, lines.append)
+    assert [result.name for result in results] == [run.name for run in plan.runs]
+    for name, modified in done.items():
+        assert (out / "results" / name).stat().st_mtime_ns == modified  # not measured again
     for result in results:
         assert result.metric == "FD-EffNetLite0@64"
         assert result.training["images"] == 256
         assert result.distance > 100
-        assert result.sampling["network_calls"] == pytest.approx(49, abs=1)  # Heun, 25 steps, the last one Euler's
+        assert result.sampling["network_calls"] == pytest.approx(49, abs=1)  # Heun, 25 steps; the last is an Euler step
         assert set(result.numbers) >= {"precision", "recall", "KD-EffNetLite0@64"}
     assert (out / "samples.png").exists()
-    assert len(json.loads((out / "results.json").read_text())) == 4
-    said.clear()
-    assert run_study(small_plan, out, 2, said.append) == results
-    assert "0 runs to do" in said[0]
+    assert len(json.loads((out / "results.json").read_text())) == 3
+    lines.clear()
+    assert run_tiny(plan, out, lines.append) == results
+    assert "0 trainings to do" in lines[0]
     with pytest.raises(UserError, match="measured with other settings"):
-        run_study(replace(small_plan, images=384), out, 2, said.append)
-    (out / "cells" / f"{broken.name}.json").write_text("{}")
+        run_tiny(replace(plan, images=384), out, lines.append)
+    (out / "results" / f"{broken.name}.json").write_text("{}")
     with pytest.raises(UserError, match="is damaged"):
-        run_study(small_plan, out, 2, said.append)
+        run_tiny(plan, out, lines.append)
