@@ -1,10 +1,10 @@
-"""What the shipped FashionMNIST model is worth: measured, written into its card, and the model put into the package.
+"""Measures the shipped FashionMNIST model, writes its model card, and with --ship puts the model into the package.
 
     python benchmarks/fashion.py runs/fashion [--ship] [--json benchmarks/results/fashion.json]
 
-Right class: five nearest real training images in pixels name the class that was asked for; the same judge's score on real
-test images stands beside. The other numbers are those of `ditlab evaluate`, against the 60,000 training images; beside the
-samples as many real test images go through the same measurement.
+Right class: the class that the five nearest real training images in pixels have; the first row is the accuracy on real test
+images. The other numbers are those of `ditlab evaluate`, against the 60,000 training images, for the samples and for as many
+real test images.
 """
 
 from __future__ import annotations
@@ -62,10 +62,8 @@ def card(model: Pipeline, command: str, psnr: float, rows: Rows, count: int) -> 
     """The model card."""
     network = sum(parameter.numel() for parameter in model.network.parameters())
     autoencoder = sum(parameter.numel() for parameter in model.autoencoder.parameters())
-    names = {"real": "real test images", "guidance 1": "made, no guidance", "guidance 1.5": "made, guidance 1.5"}
-    columns = [
-        name for name in rows["real"] if not name.startswith("c")
-    ]  # copies and closeness have a line of their own
+    names = {"real": "real test images", "guidance 1": "samples, no guidance", "guidance 1.5": "samples, guidance 1.5"}
+    columns = [name for name in rows["real"] if not name.startswith("c")]  # copies and closeness have their own line
     shares = ("right class", "precision", "recall")
     table = [
         f"| {names[name]} | "
@@ -77,44 +75,47 @@ def card(model: Pipeline, command: str, psnr: float, rows: Rows, count: int) -> 
     copied = "; ".join(f"{name} {unguided[name]}" for name in unguided if name.startswith("c"))
     return f"""# fashion
 
-A class-conditional diffusion transformer for pictures of clothes, 28x28, grey: `ditlab sample fashion`.
+A class-conditional diffusion transformer for images of clothes, 28x28 pixels, greyscale: `ditlab sample fashion`. It works
+in the latents of an autoencoder, which is included.
 
 - Network: {network:,} parameters, 49 tokens of a 7x7x4 latent; autoencoder: {autoencoder:,} parameters.
-  Averaged weights, in float16.
+  EMA weights in float16.
 - Data: FashionMNIST's 60,000 training images (Zalando SE, MIT licence); {model.facts["images"]:,} images seen in training.
 - Command: `{command}`.
-- Autoencoder on held-out images: {psnr:.2f} dB.
-- Samples measured: {model.defaults.sampler}, {model.defaults.steps} steps, fp32, seed 1, labels in turn, {count:,} a row.
+- Autoencoder, PSNR on held-out images: {psnr:.2f} dB.
+- Measured samples: {model.defaults.sampler}, {model.defaults.steps} steps, fp32, seed 1, equal classes, {count:,} per row.
 
 | | {" | ".join(columns)} |
 |{"---|" * (len(columns) + 1)}
 {chr(10).join(table)}
 
-Right class: the five nearest real training images in pixels name the class that was asked for; the first row is how often
-that judge is right. The other numbers are `ditlab evaluate`'s, of {count:,} images against the 60,000 training images in
-EfficientNet-Lite0's features at 64 pixels; a distance from more samples is lower. They are no FID.
+*Right class*: the share of samples that a classifier (the five nearest real training images in pixels) assigns to the class
+of the label; the first row is its accuracy on real images. The other numbers are those of `ditlab evaluate`, for
+{count:,} images against the 60,000 training images, in features of EfficientNet-Lite0 at 64 pixels. They are not FID. More
+samples give a lower distance.
 
-Memorisation, of the samples without guidance (0.5 closer and 0.01 copies are what new images have): {copied}.
+Memorisation of the samples without guidance (new images have 0.5 closer and 0.01 copies):
+{copied}.
 
-Made by `python benchmarks/fashion.py RUN --ship`. Good for demonstrations and tests; it knows nothing but FashionMNIST.
-Weights: Apache-2.0, as all of ditlab.
+Written by `python benchmarks/fashion.py RUN --ship`. Intended use: demonstrations and tests. The model generates only images
+like FashionMNIST's. Licence of the weights: Apache-2.0, as all of ditlab.
 """
 
 
 def main() -> None:
-    """Measure, and with --ship put the model and its card into the package."""
+    """Measure; with --ship write the model and its card into the package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--command", default="ditlab train fashion", help="what made the run, for the card")
+    parser.add_argument("--command", default="ditlab train fashion", help="the training command, for the card")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     run, folder = given.run, FOLDER / "fashion"
     model = Pipeline.load(run)
     if given.ship:
         model.save(folder, half=True)
-        model = Pipeline.load(folder)  # what is measured is what ships
+        model = Pipeline.load(folder)  # measure the shipped weights
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert size <= MOST, f"{size:,} bytes are too many"
     psnr = [row["psnr"] for row in read_metrics(run.with_name(f"{run.name}-autoencoder")) if "psnr" in row][-1]

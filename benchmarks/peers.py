@@ -1,4 +1,4 @@
-"""Other people's diffusion transformers, called as ours is: network(x, t, condition) gives (N, 2 C, H, W)."""
+"""Other diffusion transformers with ditlab's interface: network(x, t, condition) returns (N, 2 C, H, W)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Diffusers(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Timesteps are whole numbers here."""
+        """Timesteps are integers here."""
         return self.network(x, timestep=t.long(), class_labels=condition.labels).sample
 
 
 class Official(nn.Module):
-    """The DiT of a checkout of the paper's code, whose folder is given."""
+    """The DiT of the paper's code, from a checkout in ``folder``."""
 
     name = "official"
 
@@ -46,11 +46,11 @@ class Official(nn.Module):
             num_heads=config.heads, class_dropout_prob=0.0, num_classes=1000, learn_sigma=True,
         )  # fmt: skip
         table = self.network.y_embedder.embedding_table
-        if table.num_embeddings == 1000:  # without dropout it has no row for no class, which guidance needs
+        if table.num_embeddings == 1000:  # without dropout it has no null row, which guidance needs
             self.network.y_embedder.embedding_table = nn.Embedding(1001, table.embedding_dim)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """As it is called by its own training script."""
+        """The call of its own training script."""
         return self.network(x, t, condition.labels)
 
 
@@ -67,7 +67,7 @@ def _official(folder: Path) -> types.ModuleType:
 
 
 def _timm() -> dict[str, types.ModuleType]:
-    """The three layers of timm that code imports, written here for machines without timm; SDPA, as timm's own."""
+    """The three timm layers that the code imports, for machines without timm; with SDPA, as in timm."""
 
     class PatchEmbed(nn.Module):
         def __init__(self, size: int, patch: int, channels: int, width: int, bias: bool = True):
@@ -106,13 +106,13 @@ def _timm() -> dict[str, types.ModuleType]:
 
 
 def available(official: Path | None) -> list[str]:
-    """The peers that can be had here."""
+    """The peers that are installed or given."""
     found = ["diffusers"] if importlib.util.find_spec("diffusers") else []
     return [*found, "official"] if official else found
 
 
 def build(name: str, config: DiTConfig, side: int, official: Path | None, device: torch.device) -> nn.Module:
-    """A peer with random weights of its own."""
+    """A peer with random weights."""
     if name == "official":
         assert official is not None
         return Official(config, side, official).to(device)

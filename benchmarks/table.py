@@ -1,4 +1,4 @@
-"""Rows of a comparison: measured in turn, shown as a table, written as JSON."""
+"""Comparisons with a peer: timed in alternation, printed as a table, written as JSON."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Row:
     """One comparison.
 
     Attributes:
-        name: what was done.
-        peer: against what.
-        device: where.
-        precision: of the peer's and of our matrix products.
-        ours: median of our rate.
-        theirs: median of the peer's rate.
-        unit: of both.
-        ratio: median over the rounds of ours over theirs; above 1 ditlab is ahead.
+        name: of the workload.
+        peer: the library it is compared with.
+        device: name of the device.
+        precision: of ditlab's matrix products; the peer's is in its name.
+        ours: median rate of ditlab.
+        theirs: median rate of the peer.
+        unit: of both rates.
+        ratio: median over rounds of ours / theirs; above 1 ditlab is faster.
         spread: smallest and largest ratio of a round.
-        more: other figures.
+        more: other figures, by name.
     """
 
     name: str
@@ -47,26 +47,26 @@ class Row:
 
 
 def device_name(device: torch.device) -> str:
-    """What to call a device in a table."""
+    """The name of a device in a table."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told."""
+    """Block until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Of one call, over ``repeats`` in a row."""
+    """Seconds of one call, averaged over ``repeats`` calls."""
     wait(device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(repeats):
         work()
     wait(device)
-    return (time.perf_counter() - began) / repeats
+    return (time.perf_counter() - start) / repeats
 
 
 def in_turn(
@@ -77,16 +77,16 @@ def in_turn(
     repeats: int,
     warm: int = 2,
 ) -> tuple[list[float], list[float]]:
-    """Seconds a call of both, measured turn by turn after ``warm`` calls each, so that a slow moment hits both alike."""
+    """Seconds per call of both, in alternation after ``warm`` calls each, so that a slow moment affects both."""
     for work in (ours, theirs):
         for _ in range(warm if work is not None else 0):
             work()  # type: ignore[misc]
-    mine, others = [], []
+    own, others = [], []
     for _ in range(rounds):
-        mine.append(seconds(ours, device, repeats))
+        own.append(seconds(ours, device, repeats))
         if theirs is not None:
             others.append(seconds(theirs, device, repeats))
-    return mine, others
+    return own, others
 
 
 def compare(
@@ -96,15 +96,15 @@ def compare(
     precision: str,
     unit: str,
     count: float,
-    mine: Sequence[float],
+    own: Sequence[float],
     others: Sequence[float],
     **more: float | str,
 ) -> Row:
-    """A row from seconds a call, each call doing ``count`` of ``unit``."""
-    ratios = [other / own for own, other in zip(mine, others, strict=True)] if others else []
+    """A row from seconds per call, where one call does ``count`` of ``unit``."""
+    ratios = [b / a for a, b in zip(own, others, strict=True)] if others else []
     return Row(
         name, peer, device_name(device), precision,
-        round(count / statistics.median(mine), 3),
+        round(count / statistics.median(own), 3),
         round(count / statistics.median(others), 3) if others else None,
         unit,
         round(statistics.median(ratios), 3) if ratios else None,
@@ -113,19 +113,19 @@ def compare(
     )  # fmt: skip
 
 
-def arguments(what: str) -> argparse.ArgumentParser:
-    """The flags every benchmark has."""
-    parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--quick", action="store_true", help="under two minutes on two cores, less sure")
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--quick", action="store_true", help="under two minutes on two cores, with more noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
 
-def show(title: str, coming: Iterable[Row], path: Path | None) -> None:
-    """Print rows, and write them where a path is given, after each: what is cut short keeps what it has measured."""
+def show(title: str, measured: Iterable[Row], path: Path | None) -> None:
+    """Print rows; with a path, also write them after each row, so that an interrupted benchmark keeps its rows."""
     rows = []
-    for one in coming:
+    for one in measured:
         rows.append(one)
         if path is not None:
             _write(title, rows, path)
@@ -147,7 +147,7 @@ def show(title: str, coming: Iterable[Row], path: Path | None) -> None:
 
 
 def _write(title: str, rows: Sequence[Row], path: Path) -> None:
-    made = {
+    record = {
         "title": title,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -155,4 +155,4 @@ def _write(title: str, rows: Sequence[Row], path: Path) -> None:
         "rows": [asdict(row) for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made, indent=2) + "\n")
+    path.write_text(json.dumps(record, indent=2) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
-RESULTS = {  # file: the command that makes it
+RESULTS = {  # file: the command that writes it
     "training-cpu": "python benchmarks/training.py --official DIT --json benchmarks/results/training-cpu.json",
     "sampling-cpu": "python benchmarks/sampling.py --json benchmarks/results/sampling-cpu.json",
     "attention-cpu": "python benchmarks/attention.py --json benchmarks/results/attention-cpu.json",
@@ -25,20 +25,20 @@ RESULTS = {  # file: the command that makes it
 
 
 def table(name: str, command: str) -> list[str]:
-    """One result as Markdown."""
+    """One result file as Markdown."""
     path = HERE / "results" / f"{name}.json"
     if not path.exists():
         return [f"## {name}", "", f"`{command}`: not measured.", ""]
-    made = json.loads(path.read_text())
-    rows = made["rows"]
-    lines = [f"## {name}: {made['title'].lower()}", "", f"`{command}`", ""]
-    lines += [f"{rows[0]['device']}; torch {made['torch']}; {made['date']}.", ""]
+    record = json.loads(path.read_text())
+    rows = record["rows"]
+    lines = [f"## {name}: {record['title'].lower()}", "", f"`{command}`", ""]
+    lines += [f"{rows[0]['device']}; torch {record['torch']}; {record['date']}.", ""]
     lines += ["| | against | precision | ditlab | peer | unit | ratio | spread |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         theirs = "not measured" if row["theirs"] is None else f"{row['theirs']:,.4g}"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         spread = "" if row["spread"] is None else "{:.2f} to {:.2f}".format(*row["spread"])
-        cells = (
+        columns = (
             row["name"],
             row["peer"] or "-",
             row["precision"],
@@ -48,7 +48,7 @@ def table(name: str, command: str) -> list[str]:
             ratio,
             spread,
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(columns)} |")
     lines += [""]
     for row in rows:
         if row["more"]:
@@ -58,12 +58,12 @@ def table(name: str, command: str) -> list[str]:
 
 
 def main() -> None:
-    """Write them."""
+    """Write the tables."""
     page = HERE / "README.md"
     before, rest = page.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    made = [line for name, command in RESULTS.items() for line in table(name, command)]
-    page.write_text("\n".join([before + BEGIN, "", *made, END + after.rstrip(), ""]))
+    lines = [line for name, command in RESULTS.items() for line in table(name, command)]
+    page.write_text("\n".join([before + BEGIN, "", *lines, END + after.rstrip(), ""]))
 
 
 if __name__ == "__main__":

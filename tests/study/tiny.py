@@ -1,4 +1,4 @@
-"""A study of three tiny networks on digits: ``tiny.py FOLDER`` runs it, ``tiny.py FOLDER TRAINING`` is its worker."""
+"""A study of two tiny networks on a folder of 64 images; COMMAND FOLDER runs it, COMMAND FOLDER TRAINING is its worker."""
 
 from __future__ import annotations
 
@@ -7,37 +7,51 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from ditlab.data import DataConfig
 from ditlab.recipes import find_recipe
 from ditlab.study import STUDIES, Plan, run_study, worker
 from ditlab.study.conditioning import report
-from ditlab.study.preset import PRESETS
+from ditlab.study.preset import PRESETS, StudyPreset
 from ditlab.study.study import Study
-from ditlab.study.study_run import Result
+from ditlab.study.study_run import Result, StudyRun
 
-BLOCKS = ("adaln-zero", "adaln", "in-context")
-PRESETS["digits"] = ({"M": (1, 16, 2)}, (4,), "M", 4, 256, 4e-3, 1_300)
-
-
-def runs(preset, seeds: int):
-    for block in BLOCKS:
-        recipe = replace(preset.recipe, model=replace(preset.default_dit, block=block))
-        yield preset.run(block, {"block": block, "seed": 0}, recipe)
+HERE = Path(__file__).parent
+PATHS = [str(HERE.parent.parent), str(HERE)]
+COMMAND = (sys.executable, "-c", f"import sys; sys.path[:0] = {PATHS}; import tiny; tiny.main()")
+PRESETS["folder"] = ({"M": (1, 16, 2)}, (4,), "M", 4, 256, 4e-3, 48)
 
 
-STUDIES["tiny"] = Study("Tiny", "Does it run?", lambda preset, seeds: list(runs(preset, seeds)), report)
+def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
+    recipes = {
+        block: replace(preset.recipe, model=replace(preset.default_dit, block=block))
+        for block in ("adaln-zero", "adaln")
+    }
+    return [preset.run(block, {"block": block, "seed": 0}, recipe) for block, recipe in recipes.items()]
 
 
-def tiny_plan() -> Plan:
+STUDIES["tiny"] = Study("Tiny", "Does it run?", runs, report)
+
+
+def tiny_plan(images: Path) -> Plan:
+    random = np.random.default_rng(0)
+    for index in range(64):
+        path = images / f"class{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(128 * (index % 2), 128 + 128 * (index % 2), (8, 8), np.uint8)).save(path)
     recipe, _ = find_recipe("digits")
-    return Plan("tiny", replace(recipe, train=replace(recipe.train, batch=128)))
+    data = DataConfig(source="folder", path=str(images))
+    return Plan("tiny", replace(recipe, data=data, train=replace(recipe.train, batch=64), sample_images=4))
 
 
 def run_tiny(plan: Plan, out: Path, log: Callable[[str], None]) -> list[Result]:
-    return run_study(plan, out, 1, log, (sys.executable, __file__))
+    return run_study(plan, out, 1, log, COMMAND)
 
 
-if __name__ == "__main__":
+def main() -> None:
     if len(sys.argv) == 2:
-        run_tiny(tiny_plan(), Path(sys.argv[1]), print)
+        run_tiny(Plan.load(Path(sys.argv[1])), Path(sys.argv[1]), print)
     else:
         worker.main()
