@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(path: str | Path) -> Any:
-    """A trained model, ``ditlab.pipelines.Pipeline``; ``load("fashion").sample()`` makes images.
+    """Load a trained model, a ``ditlab.pipelines.Pipeline``: ``load("fashion").sample()`` returns images.
 
     Args:
-        path: a run folder, a ``model.safetensors``, the name of a model that ships, a folder of diffusers' DiTPipeline, or
-            ``user/name`` on the hub. A folder of Stable Diffusion's VAE, as diffusers keeps it, gives the autoencoder alone.
+        path: a run folder, a ``model.safetensors``, the name of a shipped model, a folder of a diffusers DiTPipeline, or
+            ``user/name`` on the hub. A diffusers folder of a Stable Diffusion VAE gives the autoencoder alone.
 
     Raises:
-        UserError: nothing readable there.
+        UserError: no readable model there.
     """
     from ditlab.interop.find import find
 

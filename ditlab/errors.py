@@ -1,4 +1,4 @@
-"""What reaches a person as one line: errors, with exit code 2, and a stop that was asked for."""
+"""Errors that a user can fix, shown as one line with exit code 2, and a requested stop."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """An error a person can cause and mend.
+    """An error that a user can cause and fix.
 
     The message is one line: what was wrong, with the value, and what would be right.
     The command line prints it and exits with code 2; the Python API raises it.
     """
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A long run was told to stop (SIGTERM) and has saved all it did; the message says how it goes on. Exit code 0."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A run received SIGTERM and has saved its state; the message tells how to resume. Exit code 0."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that names the closest known word, then the known ones: ``did you mean 'ddim'? (ddim, ddpm)``.
+    """A hint with the closest known word, then the known ones: ``did you mean 'ddim'? (known: ddim, ddpm)``.
 
-    Up to 12 known words are listed. Never fails: with nothing close it only lists.
+    Up to 12 known words are listed. Without a close one they are only listed.
     """
     words = [str(item) for item in known]
     lowered = {item.lower(): item for item in words}
@@ -30,23 +30,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {lowered[close[0]]!r}? (known: {shown})" if close else f"known: {shown}"
 
 
-def check_divisible(what: str, sides: tuple[int, int], by: int, why: str, mend: str = "") -> None:
-    """Refuse sides that a network cannot cut into equal parts.
+def check_divisible(what: str, size: tuple[int, ...], by: int, why: str, hint: str = "") -> None:
+    """Refuse a size that a network cannot cut into equal parts.
 
     Args:
-        what: they are of: ``images``.
-        sides: height and width.
-        by: what must divide both.
-        why: names it, with its number: ``patch 2``.
-        mend: how another size is given, at the end of the line.
+        what: has this size: ``images``.
+        size: in pixels, (H, W).
+        by: must divide every side.
+        why: names the divisor, with its number: ``patch 2``.
+        hint: ends the message, as with the flag that sets the size.
 
     Raises:
-        UserError: it does not divide one; the line names the sizes nearest to it.
+        UserError: a side is not divisible; the message names the nearest sizes that are.
     """
-    for side in sides:
+    for side in size:
         if side < by or side % by:
             below = side // by * by
-            sizes = f"{below} or {below + by}" if below else str(by)
+            nearest_sizes = f"{below} or {below + by}" if below else str(by)
+            shape = "x".join(map(str, size))
             raise UserError(
-                f"{what} of {sides[0]}x{sides[1]} are not divisible by {why}; nearest sizes for {side}: {sizes}{mend}"
+                f"{what} of {shape} are not divisible by {why}; nearest sizes for {side}: {nearest_sizes}{hint}"
             )

@@ -154,7 +154,7 @@ def test_digits_killed_at_random_moments_and_in_the_middle_of_checkpoints(tmp_pa
         _, err = run.communicate(timeout=60)
         if kind == "interrupt" and run.returncode != 0:
             assert run.returncode == 130
-            assert err == "ditlab: stopped; the same command goes on from the last checkpoint\n"
+            assert err == "ditlab: stopped; the same command resumes from the last checkpoint\n"
         killed.append(run.returncode)
     assert killed.count(-signal.SIGKILL) >= 3, killed
     last = process(*command, parts)

@@ -1,1 +1,1 @@
-"""The commands of the command line, one module each; what is slow to import is imported when a command runs."""
+"""The command line: one module a command. Slow imports, PyTorch above all, happen inside the commands."""

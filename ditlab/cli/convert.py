@@ -1,4 +1,4 @@
-"""``ditlab import``, ``ditlab export`` and ``ditlab push``: models from and to other code."""
+"""``ditlab import``, ``ditlab export`` and ``ditlab push``: models from and to other tools."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ditlab.runtime.console import log
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """A checkpoint in the public DiT layout becomes a ditlab model."""
+    """Convert a checkpoint in the layout of the public DiT code to a ditlab model."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A .pt (read without running code) or .safetensors file."""
+    """A .safetensors or .pt file; of a .pt only tensors are loaded, no code runs."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder of the new model."""
+    """Folder for the new model."""
     vae: str = "stabilityai/sd-vae-ft-ema"
-    """The VAE its latents belong to: a folder or a hub id."""
+    """The VAE that its latents come from: a folder or a hub id."""
     force: bool = False
-    """Replace a model that is there already."""
+    """Overwrite an existing model."""
 
 
 def import_(arguments: list[str]) -> None:
-    """Turn a public DiT checkpoint into a ditlab model."""
+    """Convert a public DiT checkpoint to a ditlab model."""
     options = parse(ImportOptions, arguments, "import")
     from ditlab.interop import official
 
@@ -37,20 +37,20 @@ def import_(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A model of the paper's process, for other code."""
+    """Write a model trained with the paper's diffusion process for other tools."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder, or model.safetensors."""
+    """A run folder or a model.safetensors."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder (diffusers), or .pt or .safetensors file (official)."""
+    """A folder for diffusers; a .pt or .safetensors file for official."""
     to: Literal["diffusers", "official"] = "diffusers"
     """diffusers: a folder that DiTPipeline.from_pretrained loads. official: a checkpoint in the public DiT layout."""
     force: bool = False
-    """Replace what was exported there before."""
+    """Overwrite an earlier export."""
 
 
 def export(arguments: list[str]) -> None:
-    """Write a model for diffusers or for the public DiT code."""
+    """Convert a model for diffusers or for the public DiT code."""
     options = parse(ExportOptions, arguments, "export")
     from ditlab.interop import diffusers_pipeline, official
     from ditlab.interop.find import find_model
@@ -58,22 +58,22 @@ def export(arguments: list[str]) -> None:
     model, out = find_model(options.run), Path(options.out)
     if options.to == "official":
         official.export(model, out, options.force)
-        log(f"checkpoint: {out} (it holds no autoencoder, labels' names or number of heads)")
+        log(f"checkpoint: {out} (without the autoencoder, the label names and the number of heads)")
     else:
         steps = diffusers_pipeline.export(model, out, options.force)
-        log(f"pipeline: {out}; with {steps} steps, or a number that divides {steps}, it makes this model's images")
+        log(f"pipeline: {out}; same samples as this model with {steps} steps or a divisor of {steps}")
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """A model goes to the Hugging Face hub, with a card written from its run."""
+    """Upload a model to the Hugging Face hub, with a model card written from its run."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder, or model.safetensors."""
+    """A run folder or a model.safetensors."""
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER/NAME")]
-    """On the hub; `ditlab sample USER/NAME` and ditlab.load("USER/NAME") find it there."""
+    """Name on the hub; `ditlab sample USER/NAME` and ditlab.load("USER/NAME") download it."""
     private: bool = False
-    """Only you see it."""
+    """Make the repository private."""
 
 
 def push(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""``ditlab evaluate``: samples against the real images they should be like."""
+"""``ditlab evaluate``: measure samples against real images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ditlab.cli.sampling import SamplingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(SamplingOptions):
-    """Measure samples: Frechet distance, kernel distance, precision, recall, and whether training images were memorised."""
+    """Measure samples: Frechet distance, kernel distance, precision, recall, and memorised training images."""
 
     samples: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SAMPLES")]
-    """A run folder, a model.safetensors, a model that ships, diffusers' pipeline, a folder of images, or an .npz with arr_0."""
+    """A run folder, a model.safetensors, a shipped model, a diffusers pipeline, a folder of images, or an .npz with arr_0."""
     count: int = 0
-    """Images to make and measure, or to draw from a folder or an archive; 0 makes 10,000, and takes all that are there."""
+    """Images to generate, or to draw from a folder or archive; 0 generates 10,000, or takes all of the folder or archive."""
     network: str = "efficientnet-lite0"
-    """Feature network: efficientnet-lite0, whose weights come with ditlab[eval], or inception, which FID is defined by."""
+    """Feature network: efficientnet-lite0 (weights come with ditlab[eval]) or inception (the one FID is defined with)."""
     weights: str = ""
-    """File of Inception weights in place of the reference ones, which are downloaded once."""
+    """File of Inception weights; by default the reference weights are downloaded once."""
     reference: str = "train"
-    """Real images: the train or test part of the data, or an .npz of statistics (mu, sigma)."""
+    """Real images: the train or test split of the data, or an .npz of statistics (mu, sigma)."""
     recipe: str = ""
-    """Whose data that is, where the samples do not say: a recipe or a run."""
+    """Recipe or run that names the real images, for samples that do not."""
     out: str = ""
-    """Folder of results.jsonl, report.md and pictures, to which a measurement is added; empty: beside the samples."""
+    """Folder of results.jsonl, report.md and pictures; a measurement is appended. Empty: next to the samples."""
 
 
 def evaluate(arguments: list[str]) -> None:

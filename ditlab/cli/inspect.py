@@ -1,4 +1,4 @@
-"""``ditlab inspect``: what a model is made of and what it costs."""
+"""``ditlab inspect``: parameters, compute and memory of a model."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ditlab.cli.flags import parse
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What a model is made of and what it costs."""
+    """Print parameters, compute and training memory of a model."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A model of the paper, as DiT-XL/2 or ADM-256; a recipe; or a run folder."""
+    """A published model such as DiT-XL/2 or ADM-256, a recipe, or a run folder."""
     image: int = 0
-    """Side of the image in pixels, for models of the paper; 0 is their own, 256 for those on latents."""
+    """Image size in pixels of a published model; 0 is its own, 256 for latent models."""
     block: str = "adaln-zero"
-    """Block design (models of the paper)."""
+    """Block design of a published DiT."""
     batch: int = 256
-    """Images a training step, over all GPUs."""
+    """Images of a training step, over all GPUs."""
     gpus: int = 1
     """GPUs that share a training step."""
     microbatch: int = 0
     """Images a GPU computes at a time; 0 is its whole share of the batch."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of training."""
+    """Precision of training."""
     activation_checkpointing: bool = False
-    """Training computes activations again going back."""
+    """Recompute activations in the backward pass."""
     json: bool = False
     """Print JSON."""
 
 
 def inspect(arguments: list[str]) -> None:
-    """Parts, parameters, GMACs and memory of a model."""
+    """Print parameters, GMACs and training memory of a model."""
     options = parse(InspectOptions, arguments, "inspect")
     from ditlab.recipes import inspect_model
 

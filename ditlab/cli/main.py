@@ -1,4 +1,4 @@
-"""The command line: ``ditlab COMMAND ...``. Errors a person can cause are one line and exit code 2."""
+"""The command line: ``ditlab COMMAND ...``. Errors a user can fix are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exits with 0, or with 2 after one line that says what was wrong."""
+    """Run a command; exits with 0, or with 2 after a one-line error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in ("--version", "-V"):
         log(f"ditlab {__version__}")
         return
     if not words or words[0] in ("-h", "--help"):
-        log("ditlab: train, sample and study diffusion transformers\n")
+        log("ditlab: train, sample, measure and study diffusion transformers\n")
         for name, function in COMMANDS.items():
             log(f"  ditlab {name:12s} {(function.__doc__ or '').splitlines()[0]}")
-        log("\n`ditlab COMMAND --help` says more.")
+        log("\n`ditlab COMMAND --help` lists the flags of a command.")
         raise SystemExit(0 if words else 2)
     try:
         if words[0] not in COMMANDS:
@@ -61,13 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except Stopped as stop:
         (log if os.environ.get("RANK", "0") == "0" else log_nothing)(str(stop))
-    except BrokenPipeError:  # nobody reads on, as after `--help | head`; working commands speak through `say`
+    except (
+        BrokenPipeError
+    ):  # the reader of a pipe is gone, as after `--help | head`; `log` handles it during long commands
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it as it ends
     except KeyboardInterrupt:
         print(_stopped(words), file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for commands that fail early
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, by name: commands that fail early do not import torch
             raise
         print(
             "ditlab: out of memory on the GPU; try a smaller --train.microbatch, --train.activation-checkpointing, "
@@ -78,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run() -> None:
-    """The program's entry: ``main``, after which Ctrl-C no longer matters.
+    """The program's entry point: ``main``, after which Ctrl-C is ignored.
 
-    Python takes a while to end with torch in it, and an interrupt then would turn finished work into a failure.
+    Python takes a while to exit with torch loaded, and an interrupt then would turn finished work into a failure.
     """
 
     def stop(*_: object) -> None:
-        # Not an exception: raised inside torch's threads it aborts the process. What is written is whole at any moment.
+        # Not an exception: raised inside torch's threads it aborts the process. Files are complete at every moment.
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         os.write(2, f"{show_cursor}{_stopped(sys.argv[1:])}\n".encode())
         os._exit(130)
@@ -100,5 +102,5 @@ def run() -> None:
 
 
 def _stopped(words: Sequence[str]) -> str:
-    lasting = words[:1] and words[0] in ("train", "autoencoder", "encode", "study", "demo")
-    return f"ditlab: stopped{'; the same command goes on from the last checkpoint' if lasting else ''}"
+    resumes = words[:1] and words[0] in ("train", "autoencoder", "encode", "study", "demo")
+    return f"ditlab: stopped{'; the same command resumes from the last checkpoint' if resumes else ''}"

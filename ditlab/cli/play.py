@@ -1,4 +1,4 @@
-"""``ditlab play``: models on a page, and behind an HTTP API."""
+"""``ditlab play``: a web page and an HTTP API for models."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from ditlab.cli.flags import parse
 from ditlab.errors import UserError
 from ditlab.runtime.console import log
 
-MOST = 1_000_000  # of anything that is limited
+MOST = 1_000_000  # upper bound of every limit
 
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Models on a page in a browser, and behind an HTTP API in the shape that the openai client asks for."""
+    """Serve models as a web page and as an HTTP API that the openai client can call."""
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ("fashion",)
-    """Run folders, shipped models, diffusers' pipelines or hub ids."""
+    """Run folders, shipped models, diffusers pipelines or hub ids."""
     runs: str = "runs"
-    """Folder whose runs and studies the page shows."""
+    """Folder of the runs and studies on the page."""
     host: str = "127.0.0.1"
-    """Address to listen on; beyond this machine only with a key in DITLAB_API_KEY."""
+    """Address to listen on; one that other machines can reach needs a key in DITLAB_API_KEY."""
     port: int = 7860
-    """Its port; 0 is any that is free."""
+    """Port to listen on; 0 picks a free one."""
     images: int = 16
-    """Images a request, at most."""
+    """Maximum images of a request."""
     steps: int = 250
-    """Sampling steps of a request, at most."""
+    """Maximum sampling steps of a request."""
     seconds: float = 120.0
-    """After which a request is given up."""
+    """Seconds after which a request is cancelled."""
     together: int = 64
-    """Images of a model under way at a time."""
+    """Maximum images of one model in progress at a time, over all requests."""
 
 
 def play(arguments: list[str]) -> None:
-    """Look at models in a browser, and serve them over HTTP."""
+    """Serve models as a web page and an HTTP API."""
     options = parse(PlayOptions, arguments, "play")
     for name in ("images", "steps", "seconds", "together"):
         if not 0 < getattr(options, name) < MOST:

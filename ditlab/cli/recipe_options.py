@@ -1,4 +1,4 @@
-"""A recipe from the words of a command line: its name, then flags for its fields."""
+"""A recipe from the command line: its name, then flags for its fields."""
 
 from __future__ import annotations
 
@@ -18,45 +18,43 @@ from ditlab.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """What `train`, `autoencoder` and `encode` are told after the recipe."""
+    """Flags of `train`, `autoencoder` and `encode`."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     """Its fields are flags."""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """Another network in place of the recipe's, as unet, DiT-B/2 or ADM-256; --model.FIELD then changes it."""
+    """Replace the recipe's network: unet, DiT-B/2, ADM-256, ...; the --model.FIELD flags are then those of this network."""
     out: str = ""
     """Run folder."""
     profile: bool = False
-    """Write where a training step's time goes into DIR/profile."""
+    """Profile training steps into OUT/profile."""
 
 
 def recipe_options(words: Sequence[str], command: str) -> tuple[RecipeOptions, Recipe]:
-    """What the words after ``ditlab COMMAND`` ask for, and the recipe as it was found before any flag.
+    """Parse the arguments after ``ditlab COMMAND``: the options, and the recipe before any flag was applied.
 
     Raises:
-        UserError: no such recipe, network or flag, or a value that does not fit.
-        SystemExit: help was asked for, and printed.
+        UserError: an unknown recipe, network or flag, or a value of the wrong type.
+        SystemExit: ``--help`` was given; the help is printed.
     """
     known = f"one of {', '.join(NAMES)}, a .py file, a recipe.json or a run folder"
     if words and words[0] in ("-h", "--help"):
         print(f"usage: ditlab {command} RECIPE [--out DIR] [--FIELD VALUE ...]\n\nRECIPE is {known}.")
-        print(f"`ditlab {command} RECIPE --help` lists its fields with their values.")
+        print(f"`ditlab {command} RECIPE --help` lists the fields with their values.")
         raise SystemExit(0)
     if not words or words[0].startswith("-"):
-        raise UserError(f"`ditlab {command}` needs a recipe first: {known}")
+        raise UserError(f"`ditlab {command}` needs a recipe as its first argument: {known}")
     found, out = find_recipe(words[0])
-    # Before its fields are flags: which ones there are depends on the network.
+    # Before parsing, since the network decides which flags exist.
     recipe = replace(found, model=named(name)) if (name := _model_name(words)) else found
     given = parse(RecipeOptions, words[1:], f"{command} {words[0]}", RecipeOptions(recipe, out=str(out)))
     if Path(given.out) == out and out.name == found.name:
-        given = replace(
-            given, out=str(out.with_name(given.recipe.name))
-        )  # its name names the folder, unless --out does
+        given = replace(given, out=str(out.with_name(given.recipe.name)))  # --name names the folder, unless --out does
     return given, found
 
 
 def _model_name(words: Sequence[str]) -> str:
-    """The value of the last ``--model NAME`` or ``--model=NAME``; what is amiss with it, the parser says."""
+    """The value of the last ``--model NAME`` or ``--model=NAME``; the parser reports mistakes in it."""
     name = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == "--model":

@@ -1,4 +1,4 @@
-"""``ditlab sample``: images of a trained model."""
+"""``ditlab sample``: images from a trained model."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SamplingOptions):
-    """Make images with a trained model."""
+    """Generate images with a trained model."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run folder, a model.safetensors, or a shipped model: fashion."""
+    """A run folder, a model.safetensors, a diffusers pipeline, a hub id, or the shipped model: fashion."""
     labels: str = ""
-    """Classes by name or number, separated by commas; empty for all."""
+    """Classes by name or number, separated by commas and used in turn; empty: all classes."""
     count: int = 64
     """Number of images."""
     out: str = "samples.png"
-    """A .png is a grid, an .npz an archive in ADM's layout, anything else a folder of PNGs. Archives and folders are
-    written batch by batch; a killed command resumes when it is run again."""
+    """A .png is written as one grid, an .npz as an archive in ADM's layout, anything else as a folder of PNGs. Archives and
+    folders are written batch by batch; the same command resumes an interrupted one."""
     filmstrip: bool = True
-    """Draw the denoising of the first images too, from noise to image, as OUT-filmstrip.png."""
+    """Also draw the sampling steps of the first images, from noise to image, as NAME-filmstrip.png next to OUT."""
 
 
 def sample(arguments: list[str]) -> None:
-    """Make images with a trained model."""
+    """Generate images with a trained model."""
     options = parse(SampleOptions, arguments, "sample")
     from ditlab import pipelines
     from ditlab.interop.find import find_model

@@ -1,4 +1,4 @@
-"""How a model is sampled, as flags: what `sample` and `evaluate` have in common."""
+"""Sampling flags that `sample` and `evaluate` share."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Flags that change a model's own way of sampling where they are given."""
+    """Flags that replace a model's sampling defaults."""
 
     guidance: float | None = None
     """Classifier-free guidance scale; 1 is off."""
     guidance_low: float | None = None
-    """Guide only at times of at least this (1 is noise)."""
+    """Lowest time with guidance, from 0 (data) to 1 (noise)."""
     guidance_high: float | None = None
-    """Guide only at times of at most this."""
+    """Highest time with guidance."""
     guidance_channels: int | None = None
-    """Guide only the first so many latent channels; 0 is all, 3 what DiT's published numbers did."""
+    """Number of latent channels with guidance, from the first; 0 is all, 3 as in the published DiT samples."""
     steps: int | None = None
     """Sampling steps."""
     sampler: str | None = None
     """ddpm, ddim, euler, heun or dpm-solver."""
     seed: int = 0
-    """Image k of a seed is the same whatever the count and the batch (to one level of 255 between batches)."""
+    """Image k of a seed does not depend on count and batch, up to one level of 255 of rounding."""
     label_order: Literal["turn", "random"] = "turn"
     """turn: every class equally often; random: each label drawn with the seed, as DiT's and ADM's scripts do."""
     batch: int = 64
-    """How many at a time; fewer where they do not fit in the GPU's memory."""
+    """Images at a time; reduced if they do not fit in GPU memory."""
     precision: Literal["auto", "fp32", "bf16"] | None = None
-    """bf16 computes matrix products in bfloat16; auto takes it on GPUs."""
+    """bf16 computes matrix products in bfloat16; auto is bf16 on a GPU and fp32 on a CPU."""
     compile: bool = False
-    """Compile the network first, which pays for thousands of steps."""
+    """Compile the network first; worth it for thousands of sampling steps."""
 
     def config(self, model: Pipeline) -> SampleConfig:
-        """The model's own way of sampling, changed where flags say so."""
+        """The model's sampling defaults with the given flags applied."""
         default = model.defaults
-        told = {
+        guidance_flags = {
             "scale": self.guidance,
             "low": self.guidance_low,
             "high": self.guidance_high,
             "channels": self.guidance_channels,
         }
-        guidance = replace(default.guidance, **{name: value for name, value in told.items() if value is not None})
+        guidance = replace(
+            default.guidance, **{name: value for name, value in guidance_flags.items() if value is not None}
+        )
         changes = {"steps": self.steps, "sampler": self.sampler, "precision": self.precision}
         given = {name: value for name, value in changes.items() if value is not None}
         return replace(default, guidance=guidance, **given)  # type: ignore[arg-type]

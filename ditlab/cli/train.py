@@ -1,4 +1,4 @@
-"""``ditlab train``, ``autoencoder`` and ``encode``: a recipe, or a part of it, done."""
+"""``ditlab train``, ``autoencoder`` and ``encode``: run a recipe, or one stage of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def _recipe(arguments: list[str], command: str) -> tuple[Recipe, RunContext]:
-    """The recipe, flags applied and settled for this machine, and the place it runs in."""
+    """The recipe with flags applied and open settings chosen for this machine, and where to run it."""
     from pathlib import Path
 
     from ditlab.cli.recipe_options import recipe_options
@@ -20,30 +20,30 @@ def _recipe(arguments: list[str], command: str) -> tuple[Recipe, RunContext]:
 
     given, found = recipe_options(arguments, command)
     processes = join(given.recipe.train.timeout)
-    tell, device = main_process_log(processes), default_device(processes)
-    recipe = autoconfigure(given.recipe, device, tell, open_size=found.name == "folder")
-    return recipe, RunContext(Path(given.out), device, tell, processes, given.profile)
+    log, device = main_process_log(processes), default_device(processes)
+    recipe = autoconfigure(given.recipe, device, log, open_size=found.name == "folder")
+    return recipe, RunContext(Path(given.out), device, log, processes, given.profile)
 
 
 def train(arguments: list[str]) -> None:
-    """Train a recipe to its end; the same command goes on where it stopped."""
+    """Train a recipe; the same command resumes an interrupted run."""
     from ditlab.recipes import train_recipe
 
-    recipe, place = _recipe(arguments, "train")
-    train_recipe(recipe, place)
+    recipe, context = _recipe(arguments, "train")
+    train_recipe(recipe, context)
 
 
 def autoencoder(arguments: list[str]) -> None:
-    """Train a recipe's autoencoder."""
+    """Train only the autoencoder of a recipe."""
     from ditlab.recipes import train_autoencoder
 
-    recipe, place = _recipe(arguments, "autoencoder")
-    train_autoencoder(recipe, place)
+    recipe, context = _recipe(arguments, "autoencoder")
+    train_autoencoder(recipe, context)
 
 
 def encode(arguments: list[str]) -> None:
-    """Make a recipe's latent cache ahead of training."""
+    """Encode the images of a recipe to latents before training."""
     from ditlab.recipes import encode_latents
 
-    recipe, place = _recipe(arguments, "encode")
-    place.log(f"latents: {encode_latents(recipe, place)}")
+    recipe, context = _recipe(arguments, "encode")
+    context.log(f"latents: {encode_latents(recipe, context)}")

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def log(line: str) -> None:
-    """Tell the person at the terminal; work goes on where nobody listens any more, as after ``| head``."""
+    """Print a line at once. If the reader of a pipe is gone, as after ``| head``, output stops and the work continues."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the program lasts
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the program exits
 
 
 def log_nothing(line: str) -> None:
-    """What processes other than the first say."""
+    """The log of processes other than the main one: nothing."""
 
 
 def main_process_log(processes: Processes) -> Callable[[str], None]:
-    """How one of several processes speaks: the first for all."""
+    """The log function of this process; only the main process prints."""
     return log if processes.is_main else log_nothing
 
 
@@ -38,7 +38,7 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 
 
 def progress_bar(shown: bool = True) -> Progress:
-    """The bar of all long work: what, how far, how fast, how long still."""
+    """A progress bar: task, progress, rate and time left. Tasks need a ``rate`` field."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

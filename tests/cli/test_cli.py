@@ -302,7 +302,7 @@ def test_ctrl_c_is_130_and_one_line_whatever_the_command(monkeypatch: pytest.Mon
     # What a shell starts in the background ignores the interrupt, and so would this process.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for command, more in (("inspect", ""), ("train", "; the same command goes on from the last checkpoint")):
+        for command, more in (("inspect", ""), ("train", "; the same command resumes from the last checkpoint")):
             monkeypatch.setitem(COMMANDS, command, interrupted)
             ended = ditlab(command, "x")
             assert (ended.code, ended.out) == (130, "")

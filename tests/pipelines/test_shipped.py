@@ -87,7 +87,9 @@ def test_the_wheel_carries_it(tmp_path: Path):
             target.write_bytes((ROOT / name).read_bytes())
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"ditlab-{ditlab.__version__}-")
     names = zipfile.ZipFile(wheel).namelist()
+    assert "ditlab/py.typed" in names
     for name in SHIPPED:
         for file in ("model.safetensors", "model.json", "README.md"):
             assert f"ditlab/pipelines/shipped/{name}/{file}" in names
