@@ -24,7 +24,7 @@ from ditlab.data.arrays import ArraySource
 from ditlab.evaluate import FeatureNetwork, feature_network, real_features
 from ditlab.evaluate.features import full_precision, rgb
 from ditlab.evaluate.inception import InceptionV3
-from ditlab.evaluate.real import BATCH, PART
+from ditlab.evaluate.real import BATCH, CPU_BATCH
 from ditlab.runtime.device import keep_memory
 
 
@@ -44,7 +44,7 @@ def row(name: str, channels: int, side: int, count: int, device: torch.device, r
     network = network_of(name, side, device)
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
     dataset = Dataset(ArraySource("noise", pixels, np.zeros(count, np.int64), ()), DataConfig())
-    part = PART if device.type == "cpu" else BATCH
+    part = CPU_BATCH if device.type == "cpu" else BATCH
     batches = [rgb(torch.from_numpy(pixels[start : start + part]).to(device)) for start in range(0, count, part)]
 
     def ours() -> None:

@@ -24,7 +24,7 @@ from ditlab import load
 from ditlab.data import DataConfig, open_data
 from ditlab.encoders import uint8_to_float
 from ditlab.evaluate import Evaluator, extract_features, feature_network
-from ditlab.evaluate.neighbours import nearest, squared_distances
+from ditlab.evaluate.neighbours import nearest_neighbours, squared_distances
 from ditlab.pipelines import Pipeline, grid, write_png
 from ditlab.pipelines.generate import to_images
 
@@ -100,8 +100,8 @@ def main() -> None:
     )
     if given.picture is not None:
         worst = np.argsort(-far["guidance 1"])[:SHOWN]
-        places, _ = nearest(features(evaluator, made[1.0][worst]), evaluator.real.pooled)
-        closest = evaluator.real.images(places)
+        nearest, _ = nearest_neighbours(features(evaluator, made[1.0][worst]), evaluator.real.pooled)
+        closest = evaluator.real.images(nearest[:, 0])
         rows = [made[1.0][worst], made[2.0][worst], closest, through_the_autoencoder(model, closest)]
         names = ["made", "guidance 2", "nearest", "decoded"]
         picture = grid(np.concatenate(rows), SHOWN, names, [data.names[labels[k]] for k in worst])

@@ -25,7 +25,7 @@ class EvaluateOptions(SamplingOptions):
     weights: str = ""
     """File of Inception weights; by default the reference weights are downloaded once."""
     reference: str = "train"
-    """Real images: the train or test split of the data, or an .npz of statistics (mu, sigma)."""
+    """Real images: the train or test split of the data, or an .npz with statistics (mu, sigma), images (arr_0) or both."""
     recipe: str = ""
     """Recipe or run that names the real images, for samples that do not."""
     out: str = ""
@@ -46,15 +46,19 @@ def evaluate(arguments: list[str]) -> None:
 
     processes = join()
 
-    def choose(model: Pipeline) -> SampleConfig:
+    def sampling(model: Pipeline) -> SampleConfig:
         if options.compile:
             model.compile()
         return options.config(model)
 
-    samples = open_samples(options.samples, options.count, options.seed, options.batch, choose, processes)
+    samples = open_samples(
+        options.samples, options.count, options.seed, options.label_order, options.batch, sampling, processes
+    )
     out = Path(options.out) if options.out else samples.folder
-    how = EvaluationConfig(options.network, options.weights, options.reference, options.recipe)
-    evaluation = evaluate_samples(samples, how, out, default_device(processes), processes, main_process_log(processes))
+    config = EvaluationConfig(options.network, options.weights, options.reference, options.recipe)
+    evaluation = evaluate_samples(
+        samples, config, out, default_device(processes), processes, main_process_log(processes)
+    )
     if evaluation is not None:
         Console().print(evaluation.table())
         log(f"report: {out / 'report.md'}")

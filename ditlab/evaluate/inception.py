@@ -3,18 +3,18 @@
 Where each fact comes from:
 
 - The network is that of Szegedy et al. 2015 (arXiv 1512.00567) as in TensorFlow's graph classify_image_graph_def.pb of
-  inception-2015-12-05.tgz: 1,008 logits, average pools that leave the padding out, in the last block (mixed_10) a maximum
+  inception-2015-12-05.tgz: 1,008 logits, average pools that exclude the padding, in the last block (mixed_10) a maximum
   where the paper has an average, batch normalisation with epsilon 0.001. mseitzer/pytorch-fid and toshas/torch-fidelity found
   the same; their releases hold the graph's weights under torchvision's names, and it is this file that is loaded here.
 - FID (Heusel et al. 2017, arXiv 1706.08500) reads the graph's pool_3: 2048 means over the last 8 x 8 map.
 - sFID (Nash et al. 2021, arXiv 2103.03841) reads, in ADM's evaluator (openai/guided-diffusion, evaluations/evaluator.py), the
   first 7 channels of "mixed_6/conv:0", flattened by row, column, channel: 17 x 17 x 7 = 2023. The graph calls its mixed blocks
   mixed, mixed_1, ... mixed_10; torchvision 5b, 5c, 5d, 6a, ...: mixed_6 is Mixed_6d. A scope's own name is that of its last
-  operation, the ReLU, and the 1 x 1 branch comes first: they are the first 7 channels of what Mixed_6d gives.
+  operation, the ReLU, and the 1 x 1 branch comes first: they are the first 7 channels of Mixed_6d's output.
 - The Inception score there is computed from the softmax of the logits without their bias.
-- Into the graph go values from 0 to 255. It resizes them to 299 x 299 by TensorFlow 1's ResizeBilinear: pixel i reads at
-  i * (length / 299), no half-pixel centres, no antialiasing, positions in float32, no rounding of what comes out. Then it
-  subtracts 128 and multiplies by 1 / 128.
+- The graph takes values from 0 to 255. It resizes them to 299 x 299 by TensorFlow 1's ResizeBilinear, as ADM's evaluator
+  does: pixel i reads at i * (length / 299), no half-pixel centres (which pytorch-fid's and clean-fid's resizes have), no
+  antialiasing, positions in float32, no rounding of the result. Then it subtracts 128 and multiplies by 1 / 128.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from ditlab.runtime.weights import load_weights
 
 SIDE = 299
 SPATIAL_CHANNELS = 7
-COUNTED = (
-    "num_batches_tracked"  # kept by PyTorch beside batch statistics; the graph, and so the file, knows nothing of it
+BATCH_COUNTER = (
+    "num_batches_tracked"  # a buffer of PyTorch's batch normalisation that the graph, and so the file, lacks
 )
 
 
@@ -55,7 +55,7 @@ class Convolution(nn.Module):
 
 @dataclass(frozen=True)
 class Unit:
-    """One convolution of a branch; it keeps the size, or with stride 2 takes what fits without padding."""
+    """One convolution of a branch: same padding with stride 1, no padding with stride 2."""
 
     name: str
     width: int
@@ -69,27 +69,27 @@ class Unit:
         return Convolution(channels, self.width, self.kernel, self.stride, padding)
 
 
-def average(x: Tensor) -> Tensor:
-    """The mean of the 3 x 3 neighbours that are there."""
+def average_pool(x: Tensor) -> Tensor:
+    """3 x 3 average pooling that excludes the padding."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-def maximum(x: Tensor) -> Tensor:
-    """The largest of 3 x 3 neighbours."""
+def max_pool(x: Tensor) -> Tensor:
+    """3 x 3 maximum pooling."""
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
-def halved(x: Tensor) -> Tensor:
-    """The largest of every second 3 x 3 neighbours."""
+def strided_max_pool(x: Tensor) -> Tensor:
+    """3 x 3 maximum pooling with stride 2."""
     return F.max_pool2d(x, 3, stride=2)
 
 
-# Several units in a tuple read the same and lay their channels side by side.
+# Several units in a tuple take the same input; their outputs are concatenated.
 Branch = tuple[Unit | tuple[Unit, ...] | Callable[[Tensor], Tensor], ...]
 
 
 class Mixed(nn.Module):
-    """Branches that read the same; their channels one after the other are the result."""
+    """Branches that take the same input; their outputs are concatenated."""
 
     def __init__(self, channels: int, *branches: Branch):
         super().__init__()
@@ -124,7 +124,7 @@ def mixed_35(channels: int, pooled: int) -> Mixed:
         (Unit("branch1x1", 64),),
         (Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, (5, 5))),
         (Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3))),
-        (average, Unit("branch_pool", pooled)),
+        (average_pool, Unit("branch_pool", pooled)),
     )
 
 
@@ -134,7 +134,7 @@ def mixed_35_to_17() -> Mixed:
         288,
         (Unit("branch3x3", 384, (3, 3), 2),),
         (Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3), 2)),
-        (halved,),
+        (strided_max_pool,),
     )
 
 
@@ -151,7 +151,7 @@ def mixed_17(inner: int) -> Mixed:
             Unit("branch7x7dbl_4", inner, (7, 1)),
             Unit("branch7x7dbl_5", 192, (1, 7)),
         ),
-        (average, Unit("branch_pool", 192)),
+        (average_pool, Unit("branch_pool", 192)),
     )
 
 
@@ -166,7 +166,7 @@ def mixed_17_to_8() -> Mixed:
             Unit("branch7x7x3_3", 192, (7, 1)),
             Unit("branch7x7x3_4", 192, (3, 3), 2),
         ),
-        (halved,),
+        (strided_max_pool,),
     )
 
 
@@ -186,7 +186,7 @@ def mixed_8(channels: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
 
 
 class InceptionV3(nn.Module):
-    """The layers under the names that the file of weights has for them."""
+    """The layers, named as in the file of weights."""
 
     def __init__(self):
         super().__init__()
@@ -204,17 +204,17 @@ class InceptionV3(nn.Module):
         self.Mixed_6d = mixed_17(160)
         self.Mixed_6e = mixed_17(192)
         self.Mixed_7a = mixed_17_to_8()
-        self.Mixed_7b = mixed_8(1280, average)
-        self.Mixed_7c = mixed_8(2048, maximum)
+        self.Mixed_7b = mixed_8(1280, average_pool)
+        self.Mixed_7c = mixed_8(2048, max_pool)
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled (N, 2048), spatial (N, 2023) and logits without bias (N, 1008) of (N, 3, 299, 299) in [-1, 1]."""
         x = self.Conv2d_1a_3x3(x)  # (N, 32, 149, 149)
         x = self.Conv2d_2a_3x3(x)  # (N, 32, 147, 147)
-        x = halved(self.Conv2d_2b_3x3(x))  # (N, 64, 73, 73)
+        x = strided_max_pool(self.Conv2d_2b_3x3(x))  # (N, 64, 73, 73)
         x = self.Conv2d_3b_1x1(x)  # (N, 80, 73, 73)
-        x = halved(self.Conv2d_4a_3x3(x))  # (N, 192, 35, 35)
+        x = strided_max_pool(self.Conv2d_4a_3x3(x))  # (N, 192, 35, 35)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (N, 288, 35, 35)
         x = self.Mixed_6a(x)  # (N, 768, 17, 17)
         x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x)))  # (N, 768, 17, 17)
@@ -226,7 +226,7 @@ class InceptionV3(nn.Module):
 
 
 def resize(pixels: Tensor, side: int = SIDE) -> Tensor:
-    """(N, C, H, W) to (N, C, side, side) as TensorFlow 1's ResizeBilinear does it, by a matrix for each axis."""
+    """(N, C, H, W) to (N, C, side, side) as TensorFlow 1's ResizeBilinear does, by one matrix per axis."""
 
     def weights(length: int) -> Tensor:
         places = torch.arange(side, device=pixels.device, dtype=torch.float32) * torch.tensor(length / side)
@@ -243,26 +243,32 @@ class Inception(FeatureNetwork):
     """Inception-v3 with the reference weights, or with others that then give the distance another name.
 
     Args:
-        weights: a file of them in the reference's layout, .pth or .safetensors; None takes the reference ones.
+        weights: a file in the reference's layout, .pth or .safetensors; None for the reference weights.
 
     Raises:
-        UserError: weights that are not to be had, cannot be read or do not fit.
+        UserError: weights that are missing, cannot be read or do not fit.
     """
 
     name = "inception"
     width = 2048
     side = SIDE
+    resize = "TensorFlow 1's bilinear resize as in ADM's evaluator"
 
     def __init__(self, weights: Path | None = None):
         super().__init__()
         path = weights or reference_weights()
         read, digest = read_weights(path)
         self.distance = "FID" if is_reference(digest) else f"FD-Inception({digest[:8]})"
-        with torch.device("meta"):  # draws no random numbers
+        with torch.device("meta"):  # without drawing random numbers
             self.network = InceptionV3()
-        counts = {name: torch.tensor(0) for name in self.network.state_dict() if name.endswith(COUNTED)}
+        counts = {name: torch.tensor(0) for name in self.network.state_dict() if name.endswith(BATCH_COUNTER)}
         load_weights(self.network.to_empty(device="cpu"), read | counts, path)
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def build(cls, size: tuple[int, int], weights: str) -> Inception:
+        """See FeatureNetwork.build."""
+        return cls(Path(weights) if weights else None)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled (N, 2048), spatial (N, 2023) and probabilities (N, 1008) of RGB (N, 3, H, W), float32 from 0 to 255."""

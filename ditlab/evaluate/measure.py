@@ -1,4 +1,4 @@
-"""The field's numbers of one set of made images, with how far each can be trusted."""
+"""The metrics of one set of generated images, each with a standard deviation where one is known."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ditlab.evaluate.features import Features
-from ditlab.evaluate.metrics import enough, frechet_distance, frechet_spread, inception_score, kernel_distance
+from ditlab.evaluate.metrics import check_count, frechet_distance, frechet_spread, inception_score, kernel_distance
 from ditlab.evaluate.neighbours import precision_recall
-from ditlab.evaluate.real import Real, evenly
+from ditlab.evaluate.real import RealImages
 from ditlab.evaluate.statistics import Reference, Statistics
 
-NEIGHBOURS = 10_000  # images of each side in precision, recall and the kernel distance, as ADM's suite takes
+REFERENCES = 10_000  # real images, at most, in precision, recall and the kernel distance, as in ADM's reference batches
 Moments = tuple[np.ndarray, np.ndarray]  # mean (D,) and covariance (D, D)
 
 
@@ -21,9 +21,9 @@ class Number:
     """A measured value.
 
     Attributes:
-        value: itself.
-        spread: a standard deviation, None where none was measured: of a Frechet distance, precision and recall over other
-            samples as many as these; of a kernel distance and a score, as published, over the parts they are means of.
+        value: the number.
+        spread: a standard deviation; None if none was measured. Of a Frechet distance, precision and recall: over other sets
+            of as many samples. Of a kernel distance and a score, as published: over the parts they are means of.
     """
 
     value: float
@@ -33,63 +33,65 @@ class Number:
         return f"{self.value:.4g}" + ("" if self.spread is None else f" ± {self.spread:.2g}")
 
 
-def names(distance: str) -> dict[str, str]:
-    """What the numbers of one network's features are called: only the reference Inception's are FID, sFID and KID."""
+def metric_names(distance: str) -> dict[str, str]:
+    """Names of the metrics of one network's features: only the reference Inception's are FID, sFID and KID."""
     if distance == "FID":
         return {"frechet": "FID", "spatial": "sFID", "kernel": "KID", "score": "Inception score"}
     other = distance.removeprefix("FD-")
     return {"frechet": distance, "spatial": f"sFD-{other}", "kernel": f"KD-{other}", "score": f"score-{other}"}
 
 
-def measure(made: Features, whole: Reference, real: Real | None = None) -> dict[str, Number]:
-    """Compare made images with real ones.
+def measure(generated: Features, reference: Reference, real: RealImages | None = None) -> dict[str, Number]:
+    """Compare generated images with real ones.
+
+    Precision and recall use all generated images and up to 10,000 real ones, as ADM's suite does.
 
     Args:
-        made: features of the made images.
-        whole: statistics of the real ones.
-        real: their kept features, where they are at hand; without them there is no kernel distance, precision or recall.
+        generated: features of the generated images.
+        reference: statistics of the real images.
+        real: the real images with their features; without them there is no kernel distance, precision or recall.
 
     Returns:
-        By name. A Frechet distance is left out where the real images are too few for it.
+        Metrics by name, without a Frechet distance if the real images are too few for it.
 
     Raises:
-        UserError: too few made images.
+        UserError: too few generated images.
     """
-    called, width = names(whole.distance), made.pooled.shape[1]
+    called, width = metric_names(reference.distance), generated.pooled.shape[1]
     numbers: dict[str, Number] = {}
-    if enough_real(whole):
-        enough(len(made), width)
-        distance = frechet_distance(*_moments(made.pooled), whole.mean, whole.covariance)
-        numbers[called["frechet"]] = Number(distance, frechet_spread(made.pooled, whole.mean, whole.covariance))
-        if made.spatial is not None and (places := _places(whole)) is not None:
-            numbers[called["spatial"]] = Number(frechet_distance(*_moments(made.spatial), *places))
-    if made.probabilities is not None:
-        score, spread = inception_score(made.probabilities)
+    if can_measure_frechet(reference):
+        check_count(len(generated), width)
+        distance = frechet_distance(*_moments(generated.pooled), reference.mean, reference.covariance)
+        spread = frechet_spread(generated.pooled, reference.mean, reference.covariance)
+        numbers[called["frechet"]] = Number(distance, spread)
+        if generated.spatial is not None and (spatial := _spatial_moments(reference)) is not None:
+            numbers[called["spatial"]] = Number(frechet_distance(*_moments(generated.spatial), *spatial))
+    if generated.probabilities is not None:
+        score, spread = inception_score(generated.probabilities)
         numbers[called["score"]] = Number(score, spread or None)  # one part has no spread
     if real is not None:
-        few = made.pooled[evenly(len(made), NEIGHBOURS)]
-        numbers |= _pairs(real.sample(NEIGHBOURS), few, called["kernel"])
+        numbers |= _pairwise(real.sample(REFERENCES), generated.pooled, called["kernel"])
     return numbers
 
 
-def floor(real: Real) -> dict[str, Number]:
-    """What real images get: those of even index measured by those of odd index.
+def floor(real: RealImages) -> dict[str, Number]:
+    """The metrics of real images: those of even index measured against those of odd index.
 
-    A distance falls with the number of images it is computed from, so that of the halves is a floor for samples as many as
-    they are, and somewhat above it for more.
+    A distance falls with the number of images, so this is the floor for as many samples as a half has; for more samples it
+    is lower.
     """
-    called, (even, odd) = names(real.whole.distance), real.halves
+    called, (even, odd) = metric_names(real.statistics.distance), real.halves
     numbers: dict[str, Number] = {}
-    if enough_real(real.whole):
+    if can_measure_frechet(real.statistics):
         numbers[called["frechet"]] = Number(frechet_distance(even.mean, even.covariance, odd.mean, odd.covariance))
-        if (ours := _places(even)) is not None and (theirs := _places(odd)) is not None:
-            numbers[called["spatial"]] = Number(frechet_distance(*ours, *theirs))
-    return numbers | _pairs(real.sample(NEIGHBOURS, 0), real.sample(NEIGHBOURS, 1), called["kernel"])
+        if (first := _spatial_moments(even)) is not None and (second := _spatial_moments(odd)) is not None:
+            numbers[called["spatial"]] = Number(frechet_distance(*first, *second))
+    return numbers | _pairwise(real.sample(REFERENCES, 0), real.sample(REFERENCES, 1), called["kernel"])
 
 
-def enough_real(whole: Reference) -> bool:
-    """Whether real images are enough for a covariance of their features; a file that does not say how many is believed."""
-    return whole.count == 0 or whole.count > len(whole.mean)
+def can_measure_frechet(reference: Reference) -> bool:
+    """Whether the real images are more than their features, as a covariance needs; files without a count are trusted."""
+    return reference.count == 0 or reference.count > len(reference.mean)
 
 
 def _moments(features: np.ndarray) -> Moments:
@@ -98,16 +100,17 @@ def _moments(features: np.ndarray) -> Moments:
     return statistics.mean, statistics.covariance
 
 
-def _places(reference: Reference) -> Moments | None:
-    """The moments of its spatial features, where it has them."""
+def _spatial_moments(reference: Reference) -> Moments | None:
+    """Mean and covariance of the spatial features, if the reference has them."""
     if reference.spatial_mean is None or reference.spatial_covariance is None:
         return None
     return reference.spatial_mean, reference.spatial_covariance
 
 
-def _pairs(real: np.ndarray, made: np.ndarray, kernel: str) -> dict[str, Number]:
-    precision, recall = precision_recall(real, made)
-    numbers = {kernel: Number(*kernel_distance(real, made))}
-    for name, share, count in (("precision", precision, len(made)), ("recall", recall, len(real))):
-        numbers[name] = Number(share, (share * (1 - share) / count) ** 0.5)
+def _pairwise(real: np.ndarray, generated: np.ndarray, kernel: str) -> dict[str, Number]:
+    """The metrics that need the features themselves."""
+    precision, recall = precision_recall(real, generated)
+    numbers = {kernel: Number(*kernel_distance(real, generated))}
+    for name, fraction, count in (("precision", precision, len(generated)), ("recall", recall, len(real))):
+        numbers[name] = Number(fraction, (fraction * (1 - fraction) / count) ** 0.5)
     return numbers

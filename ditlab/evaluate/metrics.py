@@ -1,4 +1,4 @@
-"""The field's numbers, from features: Frechet distance, kernel distance and Inception score, with their spreads."""
+"""Frechet distance, kernel distance and Inception score, computed from features, with their standard deviations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import numpy as np
 from ditlab.errors import UserError
 from ditlab.evaluate.statistics import BLOCK
 
-SCORED = 5000  # images whose Inception score is one part
+SCORED = 5000  # images in a part of the Inception score
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as published
-RESAMPLES = 10  # of the Frechet distance: its spread is then known to a quarter
+RESAMPLES = 10  # of the Frechet distance: its standard deviation is then known to a quarter
 
 
-def enough(count: int, width: int) -> None:
-    """Check that so many samples give a covariance that can be inverted.
-
-    Raises:
-        UserError: they do not.
-    """
+def check_count(count: int, width: int) -> None:
+    """Raise UserError if ``count`` samples are too few for a covariance of ``width`` features."""
     if count <= width:
         raise UserError(
-            f"{count:,} samples are too few for the covariance of {width:,} features; at least {width + 1:,}"
+            f"{count:,} samples are too few for the covariance of {width:,} features; at least {width + 1:,} needed"
         )
 
 
@@ -29,14 +25,15 @@ def frechet_distance(
 ) -> float:
     """Squared Frechet (2-Wasserstein) distance of two Gaussians, which FID is (Heusel et al. 2017, equation 6).
 
-    With A = R'R and B = S'S the trace of (A B)^(1/2) is the sum of the singular values of R S'. Neither a root of a product
-    that is not symmetric nor a root of a near-zero eigenvalue is taken, so singular covariances lose no digits.
+    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)). With A = R'R and B = S'S the trace of (A B)^(1/2) is the sum of the singular
+    values of R S'. This takes no root of an asymmetric product or of a near-zero eigenvalue, so that singular covariances
+    lose no digits.
 
     Args:
         mean_a: (D,).
         covariance_a: (D, D), symmetric, positive semidefinite up to rounding.
-        mean_b: likewise of the other.
-        covariance_b: likewise.
+        mean_b: of the other Gaussian, (D,).
+        covariance_b: (D, D).
     """
     difference = np.asarray(mean_a, np.float64) - mean_b
     overlap = np.linalg.svd(_root(covariance_a) @ _root(covariance_b).T, compute_uv=False).sum()
@@ -44,41 +41,41 @@ def frechet_distance(
     return max(0.0, float(distance))
 
 
-def frechet_spread(made: np.ndarray, mean: np.ndarray, covariance: np.ndarray, seed: int = 0) -> float:
-    """How much a Frechet distance would differ between sets of samples: its standard deviation under the bootstrap.
+def frechet_spread(generated: np.ndarray, mean: np.ndarray, covariance: np.ndarray, seed: int = 0) -> float:
+    """Standard deviation of a Frechet distance over sets of samples, by the bootstrap.
 
-    Made samples are drawn anew with replacement, as weights; the reference stays. A resample costs N D^2 / 3
+    Generated samples are resampled with replacement, as weights; the reference is fixed. A resample costs N D^2 / 3
     multiply-accumulates and the eigenvalues of one matrix.
 
     Args:
-        made: features (N, D) of the samples.
+        generated: features (N, D) of the samples.
         mean: of the reference, (D,).
         covariance: of the reference, (D, D).
-        seed: of the draws.
+        seed: of the resamples.
     """
     root = _root(covariance)
     random = np.random.default_rng(seed)
     distances = []
     for _ in range(RESAMPLES):
-        weights = random.multinomial(len(made), np.full(len(made), 1 / len(made)))
-        mean_made, covariance_made = _weighted(made, weights)
-        difference = mean_made - mean
-        squares = np.linalg.eigvalsh(root @ covariance_made @ root.T)  # less exact near zero, which a spread bears
+        weights = random.multinomial(len(generated), np.full(len(generated), 1 / len(generated)))
+        mean_generated, covariance_generated = _weighted(generated, weights)
+        difference = mean_generated - mean
+        squares = np.linalg.eigvalsh(root @ covariance_generated @ root.T)  # exact enough near zero for a spread
         overlap = np.sqrt(np.maximum(squares, 0)).sum()
-        distances.append(difference @ difference + np.trace(covariance_made) - 2 * overlap)
+        distances.append(difference @ difference + np.trace(covariance_generated) - 2 * overlap)
     return float(np.std(distances, ddof=1))
 
 
-def kernel_distance(real: np.ndarray, made: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Kernel distance, KID on Inception's features: the squared maximum mean discrepancy (Binkowski et al. 2018).
 
-    The kernel is (x.y / D + 1)^3, the estimate of a subset unbiased. Of each set 100 subsets of 1000 are drawn, of half the
-    smaller set where that is less: subsets that are the whole set would all be the same.
+    The kernel is (x.y / D + 1)^3 and the estimate of a subset is unbiased. 100 subsets of 1000 samples are drawn from each set;
+    from sets of fewer than 2000, subsets of half the smaller set, since subsets that are the whole set would not differ.
 
     Args:
         real: features of real images (N, D).
-        made: features of made ones (M, D).
-        seed: of the draws.
+        generated: features of generated ones (M, D).
+        seed: of the subsets.
 
     Returns:
         Mean and standard deviation over the subsets.
@@ -86,26 +83,26 @@ def kernel_distance(real: np.ndarray, made: np.ndarray, seed: int = 0) -> tuple[
     Raises:
         UserError: fewer than 4 samples in a set.
     """
-    size = min(SUBSET, len(real) // 2, len(made) // 2)
+    size = min(SUBSET, len(real) // 2, len(generated) // 2)
     if size < 2:
         raise UserError(
-            f"{len(real)} real and {len(made)} made samples are too few for a kernel distance; at least 4 of each"
+            f"{len(real)} real and {len(generated)} generated samples are too few for a kernel distance; at least 4 of each"
         )
     random = np.random.default_rng(seed)
     values = []
     for _ in range(SUBSETS):
-        x, y = (features[random.choice(len(features), size, replace=False)] for features in (real, made))
+        x, y = (features[random.choice(len(features), size, replace=False)] for features in (real, generated))
         values.append(discrepancy(x, y))
     return float(np.mean(values)), float(np.std(values))
 
 
 def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of x (n, D) and y (n, D) under the kernel (x.y / D + 1)^3, estimated without bias."""
+    """Unbiased estimate of the squared maximum mean discrepancy of x (n, D) and y (n, D) under the kernel (x.y / D + 1)^3."""
     count, width = x.shape
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         product = a @ b.T / width + 1
-        return product * product * product  # `** 3` would call pow for each pair
+        return product * product * product  # `** 3` calls pow for each pair
 
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y)))
@@ -113,11 +110,11 @@ def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def inception_score(probabilities: np.ndarray, size: int = SCORED) -> tuple[float, float]:
-    """Inception score (Salimans et al. 2016): exp of the mean divergence of each image's classes from those of all.
+    """Inception score (Salimans et al. 2016): exp(E_x KL(p(y|x) || p(y))).
 
     Args:
         probabilities: of the classes, (N, K), rows sum to 1.
-        size: images, in order, that are scored together; the last part may have fewer. ADM's suite takes 5000.
+        size: images of a part, in order; the last part may have fewer. ADM's suite uses 5000.
 
     Returns:
         Mean and standard deviation over the parts.
@@ -126,20 +123,20 @@ def inception_score(probabilities: np.ndarray, size: int = SCORED) -> tuple[floa
     for start in range(0, len(probabilities), size):
         part = probabilities[start : start + size]
         classes = part.astype(np.float64)
-        # The mean divergence from the average is the average's entropy less the mean entropy: no logarithm of a ratio 0 / 0.
+        # The mean divergence is the average's entropy minus the mean entropy, which needs no logarithm of 0 / 0.
         scores.append(np.exp(_entropy(classes.mean(axis=0)) - _entropy(classes).mean()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """R (rank, D) with R'R the covariance; what is zero but for rounding is left out."""
+    """R (rank, D) with R'R the covariance, without eigenvalues that are zero up to rounding."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    return (vectors[:, kept] * np.sqrt(values[kept])).T
+    positive = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    return (vectors[:, positive] * np.sqrt(values[positive])).T
 
 
 def _weighted(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and covariance (D, D) of rows that count as often as their weight, a whole number, says."""
+    """Mean (D,) and covariance (D, D) of rows repeated as often as their integer weights."""
     total, width = weights.sum(), features.shape[1]
     drawn = np.flatnonzero(weights)
     blocks = np.split(drawn, range(BLOCK, len(drawn), BLOCK))
@@ -152,5 +149,5 @@ def _weighted(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """In nats, over the last axis."""
+    """Entropy in nats over the last axis."""
     return -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1))).sum(axis=-1)

@@ -1,6 +1,6 @@
-"""Nearest neighbours: precision and recall (Kynkaanniemi et al. 2019), and how close samples are to the training images.
+"""Nearest neighbours: precision and recall (Kynkaanniemi et al. 2019), and the distance of samples to the training images.
 
-All pairs are compared in float64, a tile of them at a time, so that memory does not grow with their number.
+All pairs are compared in float64, one tile of the distance matrix at a time, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from ditlab.errors import UserError
 
-TILE = 2048  # rows and columns: 32 MiB of distances, and the rows of features that make them
-ROUNDING = 1e-12  # of a squared length: what float64 may lose in a squared distance of thousands of features
+TILE = 2048  # rows and columns: 32 MiB of distances, and the rows of features they come from
+ROUNDING = 1e-12  # relative to a squared length: float64's rounding of a squared distance of thousands of features
 PERCENT = 0.01
 
 
@@ -27,71 +27,87 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(distances, 0, out=distances)
 
 
-def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """How many made samples look real, and how many real ones could have been made.
+def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 to 3), as in ADM's suite.
 
-    A sample lies in a set's manifold if some member is nearer to it than to that member's own k-th neighbour in the set.
+    A sample lies in a set's manifold if its distance to some member is at most that member's distance to its own k-th
+    neighbour in the set.
 
     Args:
         real: features of real images (N, D).
-        made: features of made ones (M, D).
-        k: which neighbour.
+        generated: features of generated ones (M, D).
+        k: the neighbour that sets a member's radius.
 
     Returns:
-        The share of made samples in the real manifold (precision), and of real ones in the made manifold (recall).
+        The fraction of generated samples in the real manifold (precision), and of real ones in the generated manifold
+        (recall).
 
     Raises:
         UserError: a set has k samples or fewer.
     """
-    for name, features in (("real", real), ("made", made)):
+    for name, features in (("real", real), ("generated", generated)):
         if len(features) <= k:
             raise UserError(
-                f"{len(features)} {name} samples are too few for precision and recall with k = {k}; more than {k}"
+                f"{len(features)} {name} samples are too few for precision and recall with k = {k}; more than {k} needed"
             )
-    real_radii, made_radii = _squared_radii(real, k), _squared_radii(made, k)
-    looks_real, could_be_made = np.zeros(len(made), bool), np.zeros(len(real), bool)
-    for rows in _slices(real):
-        for columns in _slices(made):
-            between = squared_distances(real[rows], made[columns])
-            looks_real[columns] |= (between <= real_radii[rows, None]).any(axis=0)
-            could_be_made[rows] |= (between <= made_radii[columns]).any(axis=1)
-    return float(looks_real.mean()), float(could_be_made.mean())
+    real_radii, generated_radii = _squared_radii(real, k), _squared_radii(generated, k)
+    in_real, in_generated = np.zeros(len(generated), bool), np.zeros(len(real), bool)
+    for rows in _tiles(real):
+        for columns in _tiles(generated):
+            distances = squared_distances(real[rows], generated[columns])
+            in_real[columns] |= (distances <= real_radii[rows, None]).any(axis=0)
+            in_generated[rows] |= (distances <= generated_radii[columns]).any(axis=1)
+    return float(in_real.mean()), float(in_generated.mean())
 
 
-def nearest(queries: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each query's nearest neighbour.
+def nearest_neighbours(queries: np.ndarray, base: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest neighbours of each query, nearest first.
 
     Args:
         queries: features (N, D).
         base: features (M, D), at least one.
+        k: number of neighbours; M if there are fewer.
 
     Returns:
-        Its index in ``base``, int64 (N,), and its Euclidean distance, float64 (N,), 0 for an exact copy.
+        Indices into ``base``, int64 (N, k), and Euclidean distances, float64 (N, k), exactly 0 for a copy.
     """
-    index, least = np.zeros(len(queries), np.int64), np.full(len(queries), np.inf)
-    for rows in _slices(queries):
-        for columns in _slices(base):
-            squared = squared_distances(queries[rows], base[columns])
-            closest = squared.argmin(axis=1)
-            squared = np.take_along_axis(squared, closest[:, None], axis=1)[:, 0]
-            index[rows] = np.where(squared < least[rows], columns.start + closest, index[rows])
-            least[rows] = np.minimum(squared, least[rows])
-    # A distance from products of rows is 0 up to their rounding only; of the pairs that were found it is taken directly.
-    parts = [np.linalg.norm(queries[rows].astype(np.float64) - base[index[rows]], axis=1) for rows in _slices(queries)]
-    return index, np.concatenate([np.empty(0), *parts])
+    k = min(k, len(base))
+    indices, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
+    for rows in _tiles(queries):
+        count = rows.stop - rows.start
+        found, least = np.zeros((count, 0), np.int64), np.zeros((count, 0))
+        for columns in _tiles(base):
+            numbers = np.broadcast_to(np.arange(columns.start, columns.stop), (count, columns.stop - columns.start))
+            candidates = np.concatenate([least, squared_distances(queries[rows], base[columns])], axis=1)
+            chosen = _smallest(candidates, k)
+            least = np.take_along_axis(candidates, chosen, axis=1)
+            found = np.take_along_axis(np.concatenate([found, numbers], axis=1), chosen, axis=1)
+        indices[rows] = found
+        # A distance from products of rows is 0 only up to their rounding; that of the pairs found is computed directly.
+        distances[rows] = np.linalg.norm(queries[rows, None].astype(np.float64) - base[found], axis=2)
+    return indices, distances
+
+
+def _smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the k smallest values of each row, int64 (N, min(k, M)), in order; the first of equal ones."""
+    values, columns = values.copy(), []
+    for _ in range(min(k, values.shape[1])):
+        columns.append(values.argmin(axis=1))
+        np.put_along_axis(values, columns[-1][:, None], np.inf, axis=1)
+    return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How close made samples are to the training images, beside how close real images are that were held out.
+    """Distances of generated samples to the training images, compared with those of held-out real images.
 
     Attributes:
-        nearest: of each made sample, the index of its nearest training sample, (M,).
-        distance: and how far away that is, (M,).
-        held_out: the distance of each held-out sample to its nearest training sample, (H,).
-        closer: the share of pairs (made, held-out) in which the made one is the closer, ties counted half; a model that
-            makes new images of the same distribution has 0.5, one that copies up to 1.
-        copies: the share of made samples closer than the closest 1% of held-out ones; such a model has 0.01.
+        nearest: index of the nearest training sample of each generated one, (M,).
+        distance: and the distance to it, (M,).
+        held_out: distance of each held-out sample to its nearest training sample, (H,).
+        closer: fraction of pairs (generated, held-out) in which the generated one is closer, ties counted half. A model of
+            the same distribution that copies nothing has 0.5, a model that copies up to 1.
+        copies: fraction of generated samples closer than the closest 1% of held-out ones; without copying 0.01.
     """
 
     nearest: np.ndarray
@@ -101,39 +117,38 @@ class Memorisation:
     copies: float
 
 
-def memorisation(made: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorisation:
-    """Whether made samples lie closer to the training images than new real images do (after Meehan et al. 2020).
+def memorisation(generated: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorisation:
+    """Whether generated samples are closer to the training images than new real images are (after Meehan et al. 2020).
 
     Args:
-        made: features (M, D).
-        train: features of the images the model was trained on (N, D).
-        held_out: features of images of the same distribution that it never saw (H, D).
+        generated: features (M, D).
+        train: features of the training images (N, D).
+        held_out: features of images of the same distribution that were not trained on (H, D).
 
     Raises:
-        UserError: no made or training samples, or fewer than 100 held-out ones, of which 1% is none.
+        UserError: no generated or training samples, or fewer than 100 held-out ones, of which 1% is none.
     """
     for name, features, least in (
-        ("made", made, 1),
+        ("generated", generated, 1),
         ("training", train, 1),
         ("held-out", held_out, round(1 / PERCENT)),
     ):
         if len(features) < least:
             raise UserError(
-                f"{len(features)} {name} samples are too few to look for memorised images; at least {least}"
+                f"{len(features)} {name} samples are too few to measure memorisation; at least {least} needed"
             )
-    index, distance = nearest(made, train)
-    _, beside = nearest(held_out, train)
-    ordered = np.sort(beside)
-    below, up_to = (
-        np.searchsorted(ordered, distance, side) for side in ("left", "right")
-    )  # how many are closer; or as close
-    closer = 1 - (below + up_to).mean() / (2 * len(beside))
-    # A made sample's rank among the held-out ones; where many are as close, as copies in the data are, it has all their ranks.
-    copies = np.clip((PERCENT * len(beside) - below) / np.maximum(up_to - below, 1), 0, 1).mean()
-    return Memorisation(index, distance, beside, float(closer), float(copies))
+    index, distance = (array[:, 0] for array in nearest_neighbours(generated, train))
+    of_held_out = nearest_neighbours(held_out, train)[1][:, 0]
+    ordered = np.sort(of_held_out)
+    # Per generated sample: the number of held-out ones that are closer, and that are at least as close.
+    below, up_to = (np.searchsorted(ordered, distance, side) for side in ("left", "right"))
+    closer = 1 - (below + up_to).mean() / (2 * len(ordered))
+    # Held-out samples at the same distance, as duplicates in the data have, share their ranks.
+    copies = np.clip((PERCENT * len(ordered) - below) / np.maximum(up_to - below, 1), 0, 1).mean()
+    return Memorisation(index, distance, of_held_out, float(closer), float(copies))
 
 
-def _slices(features: np.ndarray) -> Iterator[slice]:
+def _tiles(features: np.ndarray) -> Iterator[slice]:
     for start in range(0, len(features), TILE):
         yield slice(start, min(start + TILE, len(features)))
 
@@ -143,20 +158,20 @@ def _squared_lengths(features: np.ndarray) -> np.ndarray:
 
 
 def _squared_radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each row (N, D) to its k-th neighbour, and rounding's share, so that ties are always within."""
-    kept = np.full((len(features), k + 1), np.inf)  # the smallest so far; the 0th is the sample itself
+    """Squared distance of each row (N, D) to its k-th neighbour, plus a bound on its rounding, so that ties are within."""
+    smallest = np.full((len(features), k + 1), np.inf)  # the 0th is the sample itself
 
-    def keep(rows: slice, distances: np.ndarray) -> None:
-        candidates = np.concatenate([kept[rows], distances], axis=1)
+    def update(rows: slice, distances: np.ndarray) -> None:
+        candidates = np.concatenate([smallest[rows], distances], axis=1)
         candidates.partition(k, axis=1)
-        kept[rows] = candidates[:, : k + 1]
+        smallest[rows] = candidates[:, : k + 1]
 
-    for rows in _slices(features):
-        for columns in _slices(features[: rows.stop]):  # every pair of tiles once
+    for rows in _tiles(features):
+        for columns in _tiles(features[: rows.stop]):  # every pair of tiles once
             distances = squared_distances(features[rows], features[columns])
-            keep(rows, distances)
+            update(rows, distances)
             if rows != columns:
-                keep(columns, distances.T)
-    radii = kept[:, k]
-    lengths = np.concatenate([_squared_lengths(features[rows].astype(np.float64)) for rows in _slices(features)])
+                update(columns, distances.T)
+    radii = smallest[:, k]
+    lengths = np.concatenate([_squared_lengths(features[rows].astype(np.float64)) for rows in _tiles(features)])
     return radii + ROUNDING * (radii + lengths)

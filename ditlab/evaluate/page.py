@@ -1,4 +1,4 @@
-"""What a measurement was, on paper: the numbers with how they were made, and the nearest training images."""
+"""Results of evaluations as files: the numbers with everything they depend on, and the nearest training images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from ditlab.runtime.console import markdown_table
 
 RESULTS, REPORT, TITLE = "results.jsonl", "report.md", "# Evaluation"
 PARTS = ("numbers", "floor")
-UP = ("precision", "recall", "Inception score", "score-")  # better when larger
-NEITHER = ("closer",)  # best at what is expected; all others are better when smaller
-COLUMNS = 8  # made images a row
+HIGHER_IS_BETTER = ("precision", "recall", "Inception score", "score-")
+NO_DIRECTION = ("closer",)  # best at its expected value; lower is better for all others
+COLUMNS = 8  # generated images per row
+HEADERS = ("", "generated", "real against real")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement.
+    """One evaluation.
 
     Attributes:
-        numbers: of the made images, by name.
+        numbers: of the generated images, by name.
         floor: of real images against real images, by the same names.
-        how: everything the numbers depend on, in words.
+        how: everything the numbers depend on, as text by name.
     """
 
     numbers: dict[str, Number]
@@ -39,21 +40,21 @@ class Evaluation:
     how: dict[str, str]
 
     def record(self) -> dict[str, object]:
-        """As JSON has it."""
+        """As JSON."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: dict) -> Evaluation:
-        """Back from JSON.
+        """From JSON.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is no such record.
+            KeyError, TypeError, ValueError, AttributeError: not such a record.
         """
         numbers, floor = ({name: _number(**number) for name, number in record[part].items()} for part in PARTS)
         return cls(numbers, floor, {str(name): str(value) for name, value in record["how"].items()})
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Name, number, and what real images get, of each number."""
+        """Name, value of the generated images and value of real images, per metric."""
         return [
             (f"{name} {_arrow(name)}".rstrip(), str(number), str(self.floor.get(name, "")))
             for name, number in self.numbers.items()
@@ -62,9 +63,8 @@ class Evaluation:
     def table(self) -> Table:
         """For the terminal."""
         table = Table(title=self.how.get("samples", ""), title_justify="left")
-        table.add_column("")
-        for column in ("made", "real against real"):
-            table.add_column(column, justify="right")
+        for header in HEADERS:
+            table.add_column(header, justify="right" if header else "left")
         for row in self.rows():
             table.add_row(*row)
         return table
@@ -75,14 +75,14 @@ def _number(value: float, spread: float | None = None) -> Number:
 
 
 def _arrow(name: str) -> str:
-    return "↑" if name.startswith(UP) else "" if name.startswith(NEITHER) else "↓"
+    return "↑" if name.startswith(HIGHER_IS_BETTER) else "" if name.startswith(NO_DIRECTION) else "↓"
 
 
 def append_result(folder: Path, evaluation: Evaluation) -> None:
-    """Add a measurement to ``results.jsonl`` of a folder and write its ``report.md`` anew from all of them.
+    """Append an evaluation to ``results.jsonl`` of a folder and rewrite its ``report.md`` from all of them.
 
     Raises:
-        UserError: the file that stands there is damaged, or the disk is full; what stood is unchanged.
+        UserError: the existing file is damaged, or the disk is full; existing files are then unchanged.
     """
     everything = [*read_results(folder), evaluation]
     lines = (folder / RESULTS).read_text().splitlines() if len(everything) > 1 else []
@@ -91,15 +91,15 @@ def append_result(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read_results(folder: Path) -> list[Evaluation]:
-    """All measurements of a folder, the oldest first.
+    """All evaluations of a folder, oldest first.
 
     Raises:
-        UserError: the file is damaged, or there is none beside the report of something else.
+        UserError: the file is damaged, or the folder has another kind of report.
     """
     path = folder / RESULTS
     if not path.exists():
         if (folder / REPORT).exists() and not (folder / REPORT).read_text().startswith(TITLE):
-            raise UserError(f"{folder} holds a {REPORT} of something else; choose another --out")
+            raise UserError(f"{folder} contains a {REPORT} that is not of an evaluation; choose another --out")
         return []
     try:
         return [Evaluation.from_record(json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
@@ -108,29 +108,29 @@ def read_results(folder: Path) -> list[Evaluation]:
 
 
 def report(evaluations: Sequence[Evaluation]) -> str:
-    """Measurements as Markdown, the newest first."""
+    """Evaluations as Markdown, newest first."""
     lines = [TITLE, ""]
     for evaluation in reversed(evaluations):
         how = evaluation.how
         lines += [f"## {how.get('samples', 'samples')}", ""]
-        lines += markdown_table(("", "made", "real against real"), evaluation.rows())
+        lines += markdown_table(HEADERS, evaluation.rows())
         lines += markdown_table(("", ""), how.items())
         if "nearest" in how:
-            lines += [f"![made images beside the nearest training images]({how['nearest']})", ""]
+            lines += [f"![generated images and their nearest training images]({how['nearest']})", ""]
     return "\n".join(lines)
 
 
 def write_neighbours(neighbours: Neighbours, path: Path) -> None:
-    """Draw made images, below each the training image nearest in features, and the one nearest in pixels.
+    """Draw generated images, below each the training image nearest in features and the one nearest in pixels.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the file cannot be written.
     """
-    columns, rows = min(len(neighbours.made), COLUMNS), []
-    for start in range(0, len(neighbours.made), columns):
-        for images in (neighbours.made, neighbours.in_features, neighbours.in_pixels):
+    columns, rows = min(len(neighbours.generated), COLUMNS), []
+    for start in range(0, len(neighbours.generated), columns):
+        for images in (neighbours.generated, neighbours.in_features, neighbours.in_pixels):
             row = images[start : start + columns]
             blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
             rows.append(np.concatenate([row, blank]))
-    names = ("made", "nearest in features", "nearest in pixels") * (len(rows) // 3)
+    names = ("generated", "nearest in features", "nearest in pixels") * (len(rows) // 3)
     write_png(grid(np.concatenate(rows), columns, names), path)

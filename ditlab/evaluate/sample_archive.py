@@ -1,4 +1,4 @@
-"""ADM's archives of samples, an .npz with the images as arr_0, read without being held in memory."""
+"""ADM's archives of samples, .npz files with the images as arr_0, read without loading them into memory."""
 
 from __future__ import annotations
 
@@ -11,41 +11,69 @@ from typing import IO
 
 import numpy as np
 
+from ditlab.data import DataConfig, Dataset
+from ditlab.data.arrays import ArraySource
 from ditlab.errors import UserError
 
 IMAGES = "arr_0"
-_LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and its extra field
+_LOCAL_HEADER = 30  # bytes of a zip member's header before its name and its extra field
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Say in one line that ``path`` is no whole .npz, whatever zip or numpy find wrong with it.
-
-    Raises:
-        UserError: instead of their errors.
-    """
+def npz_errors(path: Path) -> Iterator[None]:
+    """Turn errors of zipfile and numpy about ``path`` into UserErrors of one line."""
     try:
-        if not zipfile.is_zipfile(path) and path.is_file():  # zipfile and numpy would speak of zips and pickles
-            raise UserError(f"{path} is no .npz file, or not a whole one; give one that numpy.savez wrote")
+        if not zipfile.is_zipfile(path) and path.is_file():  # before numpy's message about pickles
+            raise UserError(f"{path} is not a complete .npz file; use one that numpy.savez wrote")
         yield
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); give a whole .npz file") from error
+        raise UserError(f"{path} cannot be read ({reason}); use a complete .npz file") from error
+
+
+class ArchiveSource(ArraySource):
+    """The images of an archive, hashed in parts, since they may be larger than memory."""
+
+    def identity(self) -> Iterator[bytes]:
+        """Shape and pixels."""
+        yield str(self.pixels.shape).encode()
+        for start in range(0, len(self.pixels), 1024):
+            yield self.pixels[start : start + 1024].tobytes()
+
+
+def open_archive(path: Path) -> Dataset:
+    """The images of an archive as a data set without labels.
+
+    Raises:
+        UserError: see ``read_archive``.
+    """
+    images = read_archive(path)
+    return Dataset(ArchiveSource(path.name, images, np.zeros(len(images), np.int64), ()), DataConfig())
+
+
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in an .npz.
+
+    Raises:
+        UserError: not an .npz, or truncated.
+    """
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_archive(path: Path) -> np.ndarray:
-    """Images uint8 (N, H, W, C) of an archive of ADM's layout, as ``ditlab sample --out FILE.npz`` writes it.
+    """Images uint8 (N, H, W, C) of an archive in ADM's layout, as ``ditlab sample --out FILE.npz`` writes it.
 
-    They stay on disk and are read where they are looked at; of a compressed archive they are held in memory.
+    They are memory-mapped, or loaded if the archive is compressed.
 
     Raises:
-        UserError: not an .npz, cut off, or it holds anything else.
+        UserError: not an .npz, truncated, or it contains anything else.
     """
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
         if f"{IMAGES}.npy" not in archive.namelist():
-            there = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "none"
+            found = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "none"
             raise UserError(
-                f"{path} holds no samples: no {IMAGES} among its keys ({there}); expected uint8 (N, H, W, C) as {IMAGES}"
+                f"{path} contains no samples: no {IMAGES} among its keys ({found}); expected uint8 (N, H, W, C) as {IMAGES}"
             )
         info = archive.getinfo(f"{IMAGES}.npy")
         with archive.open(info) as member:
@@ -56,14 +84,14 @@ def read_archive(path: Path) -> np.ndarray:
             raise UserError(f"{path} has fewer or more bytes than {shape} images need; write the archive again")
         if info.compress_type == zipfile.ZIP_STORED:
             start = _content(path, info) + begins
-            # Torch warns of arrays that cannot be written; what is written to this one never reaches the file.
+            # Copy-on-write: torch warns about read-only arrays.
             return np.memmap(path, np.uint8, "c", start, shape, "F" if by_columns else "C")
         with archive.open(info) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type of the .npy file that begins here."""
+    """Shape, whether in Fortran order, and dtype of the .npy file at this position."""
     if np.lib.format.read_magic(member) == (1, 0):
         return np.lib.format.read_array_header_1_0(member)
     return np.lib.format.read_array_header_2_0(member)
@@ -73,16 +101,16 @@ def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     expected = "expected uint8 (N, H, W, C) with C 1, 3 or 4"
     if dtype.hasobject:
         raise UserError(
-            f"{path} holds Python objects as {IMAGES}, as images of mixed sizes become; {expected}, one size"
+            f"{path} contains Python objects as {IMAGES}, as images of mixed sizes become; {expected}, one size"
         )
     if dtype != np.uint8:
-        raise UserError(f"{path} holds {dtype} as {IMAGES}; {expected}")
+        raise UserError(f"{path} contains {dtype} as {IMAGES}; {expected}")
     if len(shape) != 4 or 0 in shape or shape[3] not in (1, 3, 4):
-        raise UserError(f"{path} holds {IMAGES} of shape {shape}; {expected}")
+        raise UserError(f"{path} contains {IMAGES} of shape {shape}; {expected}")
 
 
 def _content(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a zip's member begin in the file."""
+    """Offset of a zip member's content in the file."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER)

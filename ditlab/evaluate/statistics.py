@@ -1,4 +1,4 @@
-"""Mean and covariance of features, streamed in float64, merged over processes, and kept in the field's .npz files."""
+"""Mean and covariance of features: streamed in float64, merged over processes, and stored as .npz files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from ditlab.errors import UserError
-from ditlab.evaluate.sample_archive import reading
+from ditlab.evaluate.sample_archive import npz_errors
 from ditlab.runtime import files
 
-BLOCK = 1024  # rows a product: the D x D sum is then read and written once a thousand images
-SAID = ("count", "distance", "size", "images")  # fields of a reference that only ditlab's own files hold
+BLOCK = 1024  # rows per product: the D x D sum is read and written once per block
+METADATA = ("count", "distance", "size", "images")  # fields of a reference that only ditlab's files contain
 
 
 class Statistics:
-    """Adds up features (N, D) and gives their mean and covariance.
+    """Accumulates features (N, D) into their mean and covariance.
 
-    Rows are gathered into blocks, each centred on its own mean before its products are taken, and joined to the rest by
-    the update of Chan, Golub and LeVeque (1983). So a mean that is large beside the spread costs no digits, and the result
-    does not depend on the sizes of the batches. An image costs D^2 / 2 multiply-accumulates.
+    Rows are collected into blocks. Each block is centred on its own mean before its products are computed, and merged by the
+    update of Chan, Golub and LeVeque (1983), so that a mean that is large compared with the standard deviation costs no
+    digits, and the result does not depend on the batch size. An image costs D^2 / 2 multiply-accumulates.
 
     Args:
         width: D.
@@ -32,9 +32,9 @@ class Statistics:
         self.width = width
         self._count = 0
         self._mean = np.zeros(width)
-        self._scatter = np.zeros((width, width))  # sum of the products of centred rows
+        self._scatter = np.zeros((width, width))  # sum of products of centred rows
         self._block = np.empty((BLOCK, width))
-        self._waiting = 0  # rows in the block
+        self._filled = 0  # rows in the block
 
     def update(self, features: np.ndarray) -> None:
         """Add features (N, D) of any number type.
@@ -43,41 +43,41 @@ class Statistics:
             ValueError: another width.
         """
         if features.ndim != 2 or features.shape[1] != self.width:
-            raise ValueError(f"features of shape {features.shape} where (N, {self.width}) is meant")
+            raise ValueError(f"features have shape {features.shape}; expected (N, {self.width})")
         start = 0
         while start < len(features):
-            rows = features[start : start + BLOCK - self._waiting]
-            self._block[self._waiting : self._waiting + len(rows)] = rows
-            self._waiting += len(rows)
+            rows = features[start : start + BLOCK - self._filled]
+            self._block[self._filled : self._filled + len(rows)] = rows
+            self._filled += len(rows)
             start += len(rows)
-            if self._waiting == BLOCK:
+            if self._filled == BLOCK:
                 self._flush()
 
     def merge(self, other: Statistics) -> None:
-        """Add all that another one has been given, as another process's share of the images.
+        """Add the rows of another accumulator, such as another process's.
 
         Raises:
             ValueError: another width.
         """
         if other.width != self.width:
-            raise ValueError(f"statistics of {other.width} features cannot be merged into those of {self.width}")
+            raise ValueError(f"cannot merge statistics of {other.width} features into those of {self.width}")
         other._flush()
         self._join(other._count, other._mean, other._scatter)
 
     @property
     def count(self) -> int:
-        """How many rows were added."""
-        return self._count + self._waiting
+        """Number of rows added."""
+        return self._count + self._filled
 
     @property
     def mean(self) -> np.ndarray:
         """Float64 (D,).
 
         Raises:
-            ValueError: nothing was added.
+            ValueError: no rows were added.
         """
         if not self.count:
-            raise ValueError("statistics of no features")
+            raise ValueError("no features were added")
         self._flush()
         return self._mean.copy()
 
@@ -89,17 +89,17 @@ class Statistics:
             ValueError: fewer than two rows were added.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs two rows of features or more, not {self.count}")
+            raise ValueError(f"a covariance needs at least two rows of features, not {self.count}")
         self._flush()
         return self._scatter / (self._count - 1)
 
     def _flush(self) -> None:
-        rows = self._block[: self._waiting]
-        self._waiting = 0
+        rows = self._block[: self._filled]
+        self._filled = 0
         if len(rows):
             mean = rows.mean(axis=0)
             rows -= mean
-            self._join(len(rows), mean, rows.T @ rows)  # numpy sees the transpose of itself and does half the product
+            self._join(len(rows), mean, rows.T @ rows)  # numpy computes half of a product with its own transpose
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         total = self._count + count
@@ -115,17 +115,17 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Reference:
-    """A data set as a Frechet distance sees it, and what its features were.
+    """Statistics of a data set's features for Frechet distances.
 
     Attributes:
         mean: of the pooled features, float64 (D,).
         covariance: of them, (D, D).
-        spatial_mean: of the spatial features, which sFID is computed from; None where there are none.
-        spatial_covariance: likewise.
-        count: how many images; 0 where the file does not say.
-        distance: what a Frechet distance of these features is called.
-        size: height and width of the images; None where the file does not say.
-        images: which images, in words.
+        spatial_mean: of the spatial features, for sFID; None without them.
+        spatial_covariance: of them, or None.
+        count: number of images; 0 if the file does not contain it.
+        distance: name of the Frechet distance of these features.
+        size: height and width of the images; None if the file does not contain it.
+        images: description of the images.
     """
 
     mean: np.ndarray
@@ -138,69 +138,71 @@ class Reference:
     images: str = ""
 
     def check(self, path: Path, distance: str, width: int, size: tuple[int, int]) -> None:
-        """Refuse to be compared with features of another kind.
+        """Check that features can be compared with this reference.
 
         Args:
-            path: of this reference's file, for the message.
-            distance: what a Frechet distance of the other features is called.
-            width: of the other pooled features.
-            size: height and width of the images they are of.
+            path: file of this reference, for the message.
+            distance: name of the Frechet distance of the features.
+            width: number of pooled features.
+            size: height and width of their images.
 
         Raises:
-            UserError: another network, other features of it, or another image size.
+            UserError: they are of another network, another number of features or another image size.
         """
         if self.distance != distance:
             raise UserError(
-                f"{path} holds statistics for {self.distance}, these images are measured by {distance}; "
-                "give a reference made with the same feature network"
+                f"{path} contains statistics for {self.distance}, but these images are measured by {distance}; "
+                "use a reference made with the same feature network"
             )
         if len(self.mean) != width:
             raise UserError(
-                f"{path} holds statistics of {len(self.mean)} features, {distance} has {width}; "
-                "give a reference made with the same features"
+                f"{path} contains statistics of {len(self.mean)} features, but {distance} has {width}; "
+                "use a reference made with the same features"
             )
         if self.size not in (None, size):
-            theirs, ours = ("x".join(map(str, sides)) for sides in (self.size, size))
+            expected, found = ("x".join(map(str, sides)) for sides in (self.size, size))
             raise UserError(
-                f"{path} holds statistics of {theirs} images, these are {ours}; give a reference of {ours} images"
+                f"{path} contains statistics of {expected} images, but these are {found}; use a reference of {found} images"
             )
 
 
 def write_statistics(path: Path, reference: Reference) -> None:
-    """Write a reference as an .npz, its arrays named as ADM's suite (mu, sigma, mu_s, sigma_s) and pytorch-fid name theirs.
+    """Write a reference as an .npz with the array names of ADM's suite (mu, sigma, mu_s, sigma_s) and pytorch-fid.
 
-    What those files cannot say stands as JSON under "ditlab".
+    Metadata that those files lack is JSON under "ditlab".
 
     Raises:
-        UserError: the disk is full or the place cannot be written; what stood there is unchanged.
+        UserError: the disk is full or the path cannot be written; an earlier file there is unchanged.
     """
     arrays = {"mu": reference.mean, "sigma": reference.covariance}
     if reference.spatial_mean is not None and reference.spatial_covariance is not None:
         arrays |= {"mu_s": reference.spatial_mean, "sigma_s": reference.spatial_covariance}
-    said = {name: getattr(reference, name) for name in SAID}
+    metadata = {name: getattr(reference, name) for name in METADATA}
     buffer = io.BytesIO()
-    np.savez(buffer, ditlab=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, ditlab=np.array(json.dumps(metadata)), **arrays)  # type: ignore[arg-type]
     files.write_file(path, buffer.getvalue())
 
 
 def read_statistics(path: Path) -> Reference:
-    """Read what ``write_statistics`` wrote, or a file of ADM's suite or of pytorch-fid.
+    """Read a file of ``write_statistics``, of ADM's suite or of pytorch-fid.
 
-    Those say nothing of their network: they are taken to be of the reference Inception, with which both are made.
+    The latter two are assumed to be of the reference Inception, with which both are made.
 
     Raises:
-        UserError: not an .npz, cut off, mu or sigma missing, of shapes that do not belong together, or not finite.
+        UserError: not an .npz, truncated, mu or sigma missing, of shapes that do not match, or not finite.
     """
-    with reading(path), np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files if not name.startswith("arr_")}  # ADM's hold images too
-        said = json.loads(str(arrays.pop("ditlab", "{}")))
+    with npz_errors(path), np.load(path, allow_pickle=False) as archive:
+        arrays = {
+            name: archive[name] for name in archive.files if not name.startswith("arr_")
+        }  # images: see open_archive
+        metadata = json.loads(str(arrays.pop("ditlab", "{}")))
     mean, covariance = _mean_and_covariance(path, arrays, "mu", "sigma")
     spatial_mean = spatial_covariance = None
     if {"mu_s", "sigma_s"} & arrays.keys():
         spatial_mean, spatial_covariance = _mean_and_covariance(path, arrays, "mu_s", "sigma_s")
-    if said.get("size"):
-        said["size"] = tuple(said["size"])
-    known = {name: said[name] for name in SAID if name in said}
+    if metadata.get("size"):
+        metadata["size"] = tuple(metadata["size"])
+    known = {name: metadata[name] for name in METADATA if name in metadata}
     return Reference(mean, covariance, spatial_mean, spatial_covariance, **known)
 
 
@@ -209,9 +211,9 @@ def _mean_and_covariance(
 ) -> tuple[np.ndarray, np.ndarray]:
     for name in (mu, sigma):
         if name not in arrays:
-            there = ", ".join(arrays) or "none"
+            found = ", ".join(arrays) or "none"
             raise UserError(
-                f"{path} holds no statistics: no {name} among its keys ({there}); expected mu (D,) and sigma (D, D)"
+                f"{path} contains no statistics: no {name} among its keys ({found}); expected mu (D,) and sigma (D, D)"
             )
     mean, covariance = arrays[mu], arrays[sigma]
     if mean.ndim != 1 or covariance.shape != mean.shape * 2:
@@ -219,5 +221,5 @@ def _mean_and_covariance(
             f"{path} has {mu} of shape {mean.shape} and {sigma} of shape {covariance.shape}; expected (D,) and (D, D)"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path} has values in {mu} or {sigma} that are not finite; make the statistics again")
+        raise UserError(f"{path} has values in {mu} or {sigma} that are not finite; compute the statistics again")
     return mean.astype(np.float64), covariance.astype(np.float64)

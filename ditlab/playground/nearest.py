@@ -9,14 +9,11 @@ import numpy as np
 
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.errors import UserError
-from ditlab.evaluate import feature_network
-from ditlab.evaluate.evaluator import small_pixels
-from ditlab.evaluate.neighbours import squared_distances
-from ditlab.evaluate.real import BATCH, extract, real_features
+from ditlab.evaluate import extract, feature_network, nearest_neighbours, real_features, small_pixels
+from ditlab.evaluate.real import BATCH
 
 SPACES = ("pixels", "features")
 MOST = 200_000  # training images that are looked through; of more, so many are drawn
-ROWS = 8192  # of distances at a time
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class TrainingImages:
         self._network = None
         if space == "features":
             self._network = feature_network("efficientnet-lite0", dataset.shape[1:])
-            real = real_features(dataset, self._network, tell=lambda done: tell(done / len(dataset)))
+            real = real_features(dataset, self._network, progress=lambda done: tell(done / len(dataset)))
             assert real is not None
             self.rows, self.indices = real.pooled, real.indices
         else:
@@ -81,21 +78,10 @@ class TrainingImages:
                 f"the model makes images of {made.shape[1:]}, its training images are {(height, width, channels)}"
             )
         queries = small_pixels(made) if self._network is None else extract(self._network, made).pooled
-        count = min(count, len(self.rows))
-        index, distances = self._search(queries, count)
-        _, beside = self._search(self.rows[index[:, 0]], min(2, len(self.rows)))  # the first is that image itself
+        index, distances = nearest_neighbours(queries, self.rows, count)
+        _, beside = nearest_neighbours(self.rows[index[:, 0]], self.rows, 2)  # the first is that image itself
         images = [_read(self.dataset, self.indices[row]) for row in index]
         return Found(np.stack(images), distances, beside[:, -1])
-
-    def _search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        best, least = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
-        for start in range(0, len(self.rows), ROWS):
-            squared = squared_distances(queries, self.rows[start : start + ROWS])
-            least = np.concatenate([least, squared], axis=1)
-            best = np.concatenate([best, np.broadcast_to(start + np.arange(squared.shape[1]), squared.shape)], axis=1)
-            order = np.argsort(least, axis=1, kind="stable")[:, :count]
-            best, least = (np.take_along_axis(part, order, axis=1) for part in (best, least))
-        return best, np.sqrt(least)
 
 
 def _read(dataset: Dataset, indices: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""``ditlab evaluate``: images of a model, a folder or an archive against the real ones they should be like."""
+"""``ditlab evaluate``: images of a model, a folder or an archive against real ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import ditlab
-from ditlab.data import open_data
+from ditlab.data import Dataset, open_data
 from ditlab.data.config import SPLITS
 from ditlab.errors import UserError, nearest
 from ditlab.evaluate import (
@@ -18,11 +18,10 @@ from ditlab.evaluate import (
     FeatureNetwork,
     Number,
     append_result,
-    enough,
+    check_count,
     extract_features,
     feature_network,
     read_results,
-    read_statistics,
     write_neighbours,
 )
 from ditlab.recipes.find import find_recipe
@@ -37,10 +36,10 @@ class EvaluationConfig:
     """How samples are measured.
 
     Attributes:
-        network: feature network.
-        weights: file of its weights, where they are not the usual ones.
-        reference: train or test, the part of the data to measure against, or an .npz of statistics.
-        recipe: whose data that is, where the samples do not say.
+        network: name of the feature network.
+        weights: file of its weights; empty for the usual ones.
+        reference: split of the data to measure against, train or test, or an .npz of statistics, images or both.
+        recipe: recipe or run whose data that is, for samples that do not name it.
     """
 
     network: str = "efficientnet-lite0"
@@ -50,112 +49,127 @@ class EvaluationConfig:
 
 
 def build_evaluator(
-    samples: Samples, how: EvaluationConfig, device: torch.device, processes: Processes, log: Log
+    samples: Samples, config: EvaluationConfig, device: torch.device, processes: Processes, log: Log
 ) -> tuple[FeatureNetwork, Evaluator | None]:
-    """The feature network, and in the first process the real images it has seen.
+    """The feature network, and in the main process the evaluator.
 
     Raises:
-        UserError: no real images are known, they are of another size, or the weights are not to be had.
+        UserError: no real images are known, they are of another size, or weights are missing.
     """
 
-    def ready() -> None:
-        feature_network(how.network, samples.size, how.weights)
+    def load_weights() -> None:
+        feature_network(config.network, samples.size, config.weights)
 
     if processes.size > 1:
-        processes.broadcast_from_main(ready)  # the first one downloads weights, and says for all what is amiss
-    network = feature_network(how.network, samples.size, how.weights, device)
-    if how.reference.endswith(".npz"):
-        path = Path(how.reference)
-        whole = read_statistics(path)
-        whole.check(path, network.distance, network.width, samples.size)
-        return network, Evaluator(network, whole) if processes.is_main else None
-    if how.reference not in SPLITS:
-        raise UserError(
-            f"unknown --reference {how.reference!r}; {nearest(how.reference, SPLITS)}, or an .npz of statistics"
-        )
-    data = find_recipe(how.recipe)[0].data if how.recipe else samples.data
-    if data is None:
-        raise UserError(
-            "these samples do not say what they should be like: give --recipe NAME or RUN, whose data that is, or "
-            "--reference with an .npz of statistics"
-        )
-    dataset = open_data(replace(data, split=how.reference))
-    if dataset.shape[1:] != samples.size:
-        theirs, ours = ("x".join(map(str, size)) for size in (dataset.shape[1:], samples.size))
-        raise UserError(f"the real images are {theirs}, the samples {ours}; measure images of one size")
-    log(f"real images: {dataset.describe()}, {how.reference}; features: {network.distance}")
+        processes.broadcast_from_main(load_weights)  # the main process downloads them, and reports errors for all
+    network = feature_network(config.network, samples.size, config.weights, device)
+    dataset = None if config.reference.endswith(".npz") else _real_images(samples, config)
+    source = config.reference if dataset is None else f"{dataset.describe()}, {config.reference}"
+    log(f"real images: {source}; features: {network.describe()}")
     with progress_bar(shown=processes.is_main) as bar:
-        task = bar.add_task("real images", total=len(dataset), rate="")
+        task = bar.add_task("real images", total=None if dataset is None else len(dataset), rate="")
 
-        def told(done: int) -> None:
+        def progress(done: int) -> None:
             bar.update(task, completed=done)
 
-        return network, Evaluator.of(dataset, network, processes, told)
+        if dataset is None:
+            path = Path(config.reference)
+            return network, Evaluator.from_file(path, network, samples.size, processes, progress)
+        return network, Evaluator.of(dataset, network, processes, progress)
+
+
+def _real_images(samples: Samples, config: EvaluationConfig) -> Dataset:
+    """The data set to measure against.
+
+    Raises:
+        UserError: it is unknown or of another image size.
+    """
+    if config.reference not in SPLITS:
+        raise UserError(
+            f"unknown --reference {config.reference!r}; {nearest(config.reference, SPLITS)}, or an .npz of statistics or images"
+        )
+    data = find_recipe(config.recipe)[0].data if config.recipe else samples.data
+    if data is None:
+        raise UserError(
+            "the data set of these samples is unknown: give --recipe with a recipe or a run, or --reference with an .npz of "
+            "statistics or images"
+        )
+    dataset = open_data(replace(data, split=config.reference))
+    if dataset.shape[1:] != samples.size:
+        real, generated = ("x".join(map(str, size)) for size in (dataset.shape[1:], samples.size))
+        raise UserError(f"the real images are {real}, but the samples {generated}; measure images of one size")
+    return dataset
 
 
 def evaluate_samples(
-    samples: Samples, how: EvaluationConfig, out: Path, device: torch.device, processes: Processes, log: Log
+    samples: Samples, config: EvaluationConfig, out: Path, device: torch.device, processes: Processes, log: Log
 ) -> Evaluation | None:
     """Measure samples, add the numbers to ``out``, and draw the training images nearest to them.
 
     Args:
-        samples: what is measured.
-        how: and against what.
-        out: folder of ``results.jsonl``, ``report.md`` and the pictures; nothing in it is replaced.
-        device: where the feature network runs.
+        samples: to be measured.
+        config: how they are measured.
+        out: folder of ``results.jsonl``, ``report.md`` and pictures; earlier results in it are preserved.
+        device: of the feature network.
         processes: that share the work.
         log: writes one line to the console.
 
     Returns:
-        The numbers, in the first process.
+        The evaluation in the main process, None in the others.
 
     Raises:
-        UserError: too few samples, or what was asked for cannot be had.
+        UserError: too few samples, or a setting that cannot be met.
     """
-    processes.broadcast_from_main(lambda: read_results(out))  # what is amiss there is said before hours of sampling
-    network, evaluator = build_evaluator(samples, how, device, processes, log)
+    processes.broadcast_from_main(lambda: read_results(out))  # fails before hours of sampling, as the next check does
+    network, evaluator = build_evaluator(samples, config, device, processes, log)
 
-    def of_real() -> dict[str, Number]:
+    def real_floor() -> dict[str, Number]:
         assert evaluator is not None
-        if evaluator.can_measure:
-            enough(samples.count, network.width)
+        if evaluator.can_measure_frechet:
+            check_count(samples.count, network.width)
         return evaluator.floor()
 
-    floor = processes.broadcast_from_main(of_real)  # so is whether there are images enough
+    floor = processes.broadcast_from_main(real_floor)
     with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("samples", total=samples.count, rate="")
 
-        def told(done: int) -> None:
+        def progress(done: int) -> None:
             bar.update(task, completed=min(done, samples.count))
 
-        seen = extract_features(network, samples.batches(), processes, told)
-    if evaluator is None or seen is None:
+        generated = extract_features(network, samples.batches(), processes, progress)
+    if evaluator is None or generated is None:
         return None
-    numbers, words = evaluator.measure(seen), samples.how | _words(evaluator, how)
-    neighbours = evaluator.neighbours(seen)
+    numbers, settings = evaluator.measure(generated), samples.settings | _settings(evaluator, config)
+    neighbours = evaluator.neighbours(generated)
     if neighbours is not None:
         numbers, floor = numbers | neighbours.numbers, floor | neighbours.expected
-        words["nearest"] = f"nearest-{len(read_results(out)) + 1}.png"
-        write_neighbours(neighbours, out / words["nearest"])
-    evaluation = Evaluation(numbers, floor, words)
+        settings["nearest"] = f"nearest-{len(read_results(out)) + 1}.png"
+        write_neighbours(neighbours, out / settings["nearest"])
+    evaluation = Evaluation(numbers, floor, settings)
     append_result(out, evaluation)
     return evaluation
 
 
-def _words(evaluator: Evaluator, how: EvaluationConfig) -> dict[str, str]:
-    """What the numbers depend on beside the samples."""
-    network, whole, real = evaluator.network, evaluator.whole, evaluator.real
-    words = {"feature network": f"{network.distance}: {network.name} at {network.side} pixels"}
-    if real is None:
-        words["real images"] = ": ".join(part for part in (how.reference, whole.images) if part)
-    else:
-        words["real images"] = real.describe()
-        words["real against real"] = " against ".join(f"{half.count:,} images" for half in real.halves)
-    if not evaluator.can_measure:
-        least = f"{network.width:,} features; at least {network.width + 1:,}"
-        words[network.distance] = f"not measured: {whole.count:,} real images are too few for a covariance of {least}"
-    if real is not None and how.reference == "train":
-        apart = evaluator.held_out
-        words["held out"] = "none: memorisation is not measured" if apart is None else apart.describe()
-    words["ditlab, torch, date"] = f"{ditlab.__version__}, {torch.__version__}, {datetime.date.today()}"
-    return words
+def _settings(evaluator: Evaluator, config: EvaluationConfig) -> dict[str, str]:
+    """Everything the numbers depend on, besides the samples."""
+    network, reference, real = evaluator.network, evaluator.reference, evaluator.real
+    settings = {"feature network": network.describe()}
+    if config.reference.endswith(".npz"):
+        parts = [config.reference, reference.images]
+        if real is not None:
+            parts.append(f"{real.statistics.count:,} images for precision and recall")
+        settings["real images"] = ": ".join(part for part in parts if part)
+    elif real is not None:
+        settings["real images"] = real.describe()
+    if real is not None:
+        settings["real against real"] = " against ".join(f"{half.count:,} images" for half in real.halves)
+    if not evaluator.can_measure_frechet:
+        needed = f"{network.width:,} features; at least {network.width + 1:,} needed"
+        settings[network.distance] = (
+            f"not measured: {reference.count:,} real images are too few for a covariance of {needed}"
+        )
+    if evaluator.train:
+        held_out = evaluator.held_out
+        settings["held out"] = "none: memorisation is not measured" if held_out is None else held_out.describe()
+    settings["ditlab, torch, date"] = f"{ditlab.__version__}, {torch.__version__}, {datetime.date.today()}"
+    return settings

@@ -14,7 +14,7 @@ import torch
 
 from ditlab.data import open_data
 from ditlab.errors import UserError
-from ditlab.evaluate import enough
+from ditlab.evaluate import check_count
 from ditlab.models import NetworkInput, cost
 from ditlab.recipes.prepare import Log
 from ditlab.runtime import files
@@ -76,8 +76,8 @@ def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] 
         log(f"{title}: {measured} of {len(runs)} runs measured, {len(waiting)} trainings to do in {out}")
         if waiting:
             network, evaluator = build_evaluator(plan, default_device())  # fills the cache that all workers read
-            if evaluator.can_measure:
-                enough(plan.preset.count, network.width)
+            if evaluator.can_measure_frechet:
+                check_count(plan.preset.count, network.width)
             plan.save(out)
             _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, log, worker)
         complete = [result for result in load_results(runs, out) if result is not None]

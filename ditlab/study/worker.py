@@ -14,8 +14,7 @@ import torch
 
 from ditlab.data import open_data
 from ditlab.errors import UserError
-from ditlab.evaluate import Evaluator, FeatureNetwork, extract_features, feature_network
-from ditlab.evaluate.measure import names
+from ditlab.evaluate import Evaluator, FeatureNetwork, extract_features, feature_network, metric_names
 from ditlab.models import cost
 from ditlab.pipelines import Pipeline, generate, grid, write_png
 from ditlab.recipes import RunContext, train_recipe
@@ -100,7 +99,7 @@ def _measure(
     features = extract_features(network, batches)
     assert features is not None
     numbers = evaluator.measure(features)
-    metrics = names(network.distance)
+    metrics = metric_names(network.distance)
     costs = cost(pipeline.network.config, pipeline.network.input)
     rows = [row for row in read_metrics(run_folder) if row.get("loss") is not None]
     images, speed = rows[-1]["images"], statistics.median(row["images_per_second"] for row in rows)

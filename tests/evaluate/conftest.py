@@ -1,4 +1,4 @@
-"""A small network that is as real as the large ones, and real images for it."""
+"""A small feature network, and real images for it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ditlab.evaluate.features import FeatureNetwork
 
 
 class Projection(FeatureNetwork):
-    """Random projections of the pixels: all kinds of features, and a count of the images it was shown."""
+    """Random projections of the pixels: all kinds of features, and a count of its input images."""
 
-    name, distance, width, side = "projection", "FD-Projection@8", 12, 8
+    name, distance, width, side, resize = "projection", "FD-Projection@8", 12, 8, "averaged"
 
     def __init__(self, everything: bool = False) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Projection(FeatureNetwork):
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder with nothing in it."""
+    """An empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "ditlab" / "features"
 
@@ -53,7 +53,7 @@ def projection() -> Projection:
 
 @pytest.fixture
 def complete() -> Projection:
-    """It has spatial features and probabilities too, as Inception does."""
+    """With spatial features and probabilities, as Inception has."""
     return Projection(everything=True)
 
 
@@ -65,7 +65,7 @@ def digits() -> np.ndarray:
 
 @pytest.fixture
 def real(cache: Path) -> Dataset:
-    """The first 600 digits or so."""
+    """601 digits."""
     return open_data(DataConfig(limit=601))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from ditlab.evaluate.efficientnet import EfficientNetLite0
-from ditlab.evaluate.features import feature_network
+from ditlab.evaluate.networks import feature_network
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ditlab.evaluate.features import NETWORKS, FeatureNetwork, Features, concatenate, feature_network
+from ditlab.evaluate.features import FeatureNetwork, Features, concatenate
+from ditlab.evaluate.networks import NETWORKS, feature_network
 
 
 class Small(FeatureNetwork):

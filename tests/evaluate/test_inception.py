@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditlab.evaluate import inception_weights
-from ditlab.evaluate.features import feature_network
 from ditlab.evaluate.inception import Inception, InceptionV3, resize
 from ditlab.evaluate.inception_weights import FILE, read_weights, reference_weights
+from ditlab.evaluate.networks import feature_network
 from ditlab.runtime import files
 
 REFERENCE = files.cache_home() / FILE  # asked before any test sets another folder

@@ -15,8 +15,8 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 from ditlab.evaluate import metrics
 from ditlab.evaluate.metrics import (
     RESAMPLES,
+    check_count,
     discrepancy,
-    enough,
     frechet_distance,
     frechet_spread,
     inception_score,
@@ -253,7 +253,7 @@ def test_the_inception_score_keeps_its_bounds(count: int, classes: int, seed: in
 
 
 def test_too_few_samples_are_refused(refuses: Callable[..., str]):
-    enough(1281, 1280)
-    refuses(lambda: enough(1280, 1280), "1,280 samples", "1,280 features", "1,281")
-    refuses(lambda: kernel_distance(np.zeros((3, 2)), np.zeros((9, 2))), "3 real", "9 made", "at least 4")
+    check_count(1281, 1280)
+    refuses(lambda: check_count(1280, 1280), "1,280 samples", "1,280 features", "1,281")
+    refuses(lambda: kernel_distance(np.zeros((3, 2)), np.zeros((9, 2))), "3 real", "9 generated", "at least 4")
     kernel_distance(rows(4, 2, 0), rows(4, 2, 1))

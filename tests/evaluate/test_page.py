@@ -1,4 +1,4 @@
-"""What is written of a measurement: a line of JSON, a page, a picture."""
+"""Files of an evaluation: a line of JSON, a page, a picture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST = Evaluation(
 SECOND = Evaluation({"FID": Number(3.25), "Inception score": Number(100, 2)}, {}, {"samples": "5 images of y.npz"})
 
 
-def test_measurements_come_back_as_they_were(tmp_path: Path):
+def test_evaluations_are_read_as_written(tmp_path: Path):
     assert read_results(tmp_path / "nowhere") == []
     for evaluation in (FIRST, SECOND):
         append_result(tmp_path / "out", evaluation)
@@ -40,7 +40,7 @@ def test_measurements_come_back_as_they_were(tmp_path: Path):
     assert json.loads(lines[0])["numbers"]["FD-EffNetLite0@64"] == {"value": 12.345, "spread": 0.25}
 
 
-def test_a_second_measurement_is_added_and_both_are_on_the_page(tmp_path: Path):
+def test_a_second_evaluation_is_appended_and_both_are_on_the_page(tmp_path: Path):
     append_result(tmp_path, FIRST)
     before = (tmp_path / "results.jsonl").read_text()
     append_result(tmp_path, SECOND)
@@ -64,7 +64,7 @@ def test_a_second_measurement_is_added_and_both_are_on_the_page(tmp_path: Path):
     assert "(nearest-1.png)" in page
 
 
-def test_scores_of_other_networks_rise_too():
+def test_scores_of_other_networks_are_better_when_higher():
     evaluation = Evaluation({"score-Inception(6a7c0deb)": Number(7.0)}, {}, {})
     assert evaluation.rows() == [("score-Inception(6a7c0deb) ↑", "7", "")]
 
@@ -78,7 +78,7 @@ def test_the_terminal_shows_the_same_numbers():
         assert any(all(cell in line for cell in cells) for line in shown.splitlines()), cells
 
 
-def test_a_file_whose_last_line_has_no_end_is_added_to_as_well(tmp_path: Path):
+def test_a_file_without_a_final_newline_is_appended_to(tmp_path: Path):
     append_result(tmp_path, FIRST)
     path = tmp_path / "results.jsonl"
     path.write_text(path.read_text().rstrip())
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_one_line_and_stays_as_it_is(tmp_path: Path, refuses: 
     assert read_results(tmp_path) == [SECOND]
 
 
-def test_bytes_that_are_no_text_are_one_line(tmp_path: Path, refuses: Callable):
+def test_bytes_that_are_not_text_are_one_line(tmp_path: Path, refuses: Callable):
     (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe\x00")
     refuses(lambda: read_results(tmp_path), "results.jsonl is damaged")
     (tmp_path / "results.jsonl").unlink()
@@ -122,10 +122,10 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path: Path, refuses: Callable):
     refuses(lambda: read_results(tmp_path), "results.jsonl is damaged")
 
 
-def test_the_report_of_a_training_is_not_replaced(tmp_path: Path, refuses: Callable, tree: Callable):
+def test_the_report_of_a_training_run_is_not_replaced(tmp_path: Path, refuses: Callable, tree: Callable):
     (tmp_path / "report.md").write_text("# digits\n")
     before = tree(tmp_path)
-    refuses(lambda: append_result(tmp_path, FIRST), "report.md of something else", "--out")
+    refuses(lambda: append_result(tmp_path, FIRST), "report.md that is not of an evaluation", "--out")
     assert tree(tmp_path) == before
 
 
@@ -136,8 +136,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, refuses: Cal
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_below_each_made_image_are_the_two_nearest(tmp_path: Path, count: int):
-    """Every image has a colour of its own, which is looked for in the picture."""
+def test_below_each_generated_image_are_the_two_nearest(tmp_path: Path, count: int):
+    """Every image has its own colour, which is searched in the picture."""
     reds = np.arange(3 * count, dtype=np.uint8).reshape(3, count)
     images = np.zeros((3, count, 8, 8, 3), np.uint8) + np.array([0, 0, 200], np.uint8)
     images[..., 0] = reds[..., None, None]
@@ -145,8 +145,8 @@ def test_below_each_made_image_are_the_two_nearest(tmp_path: Path, count: int):
     picture = np.asarray(Image.open(tmp_path / "out" / "nearest.png"))
     places = [[np.argwhere((picture == (red, 0, 200)).all(axis=2)) for red in row] for row in reds]
     assert all(len(place) == 64 * 64 for row in places for place in row)  # enlarged eight times
-    for made, in_features, in_pixels in zip(*places, strict=True):
-        assert made[:, 1].tolist() == in_features[:, 1].tolist() == in_pixels[:, 1].tolist()
-        assert made[:, 0].max() < in_features[:, 0].min() <= in_features[:, 0].max() < in_pixels[:, 0].min()
-    assert len({tuple(made[0]) for made in places[0]}) == count
-    assert len({made[0][0] for made in places[0]}) == -(-count // 8)  # rows
+    for generated, in_features, in_pixels in zip(*places, strict=True):
+        assert generated[:, 1].tolist() == in_features[:, 1].tolist() == in_pixels[:, 1].tolist()
+        assert generated[:, 0].max() < in_features[:, 0].min() <= in_features[:, 0].max() < in_pixels[:, 0].min()
+    assert len({tuple(generated[0]) for generated in places[0]}) == count
+    assert len({generated[0][0] for generated in places[0]}) == -(-count // 8)  # rows

@@ -1,4 +1,4 @@
-"""Features of real images: what is kept of them, where, and that many processes make the same."""
+"""Features of real images: their content, their cache, and equal results of several processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.evaluate import real as module
 from ditlab.evaluate.features import FeatureNetwork
-from ditlab.evaluate.real import Real, evenly, extract, real_features
+from ditlab.evaluate.real import RealImages, evenly_spaced, extract, real_features
 
-FILES = ["even.npz", "kept.npz", "odd.npz", "whole.npz"]
+FILES = ["even.npz", "features.npz", "odd.npz", "whole.npz"]
 
 
-def made(dataset: Dataset, network: FeatureNetwork) -> Real:
+def compute(dataset: Dataset, network: FeatureNetwork) -> RealImages:
     real = real_features(dataset, network)
     assert real is not None
     return real
@@ -31,8 +31,8 @@ def features(dataset: Dataset, network: FeatureNetwork) -> np.ndarray:
     return network.extract(dataset.load().pixels.transpose(0, 2, 3, 1)).pooled.astype(np.float64)
 
 
-def same(one: Real, other: Real) -> None:
-    for ours, theirs in ((one.whole, other.whole), *zip(one.halves, other.halves, strict=True)):
+def same(one: RealImages, other: RealImages) -> None:
+    for ours, theirs in ((one.statistics, other.statistics), *zip(one.halves, other.halves, strict=True)):
         np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(ours.covariance, theirs.covariance, rtol=1e-11, atol=1e-12)
         assert (ours.count, ours.distance, ours.size) == (theirs.count, theirs.distance, theirs.size)
@@ -40,9 +40,11 @@ def same(one: Real, other: Real) -> None:
     np.testing.assert_array_equal(one.pooled, other.pooled)
 
 
-def test_a_data_set_becomes_statistics_of_it_and_of_its_halves(real: Dataset, projection: FeatureNetwork):
-    found, expected = made(real, projection), features(real, projection)
-    for reference, rows in zip((found.whole, *found.halves), (expected, expected[::2], expected[1::2]), strict=True):
+def test_a_data_set_has_statistics_of_it_and_of_its_halves(real: Dataset, projection: FeatureNetwork):
+    found, expected = compute(real, projection), features(real, projection)
+    for reference, rows in zip(
+        (found.statistics, *found.halves), (expected, expected[::2], expected[1::2]), strict=True
+    ):
         np.testing.assert_allclose(reference.mean, rows.mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(reference.covariance, np.cov(rows, rowvar=False), rtol=1e-4, atol=1e-5)
         assert (reference.count, reference.distance, reference.size) == (len(rows), "FD-Projection@8", (8, 8))
@@ -53,28 +55,28 @@ def test_a_data_set_becomes_statistics_of_it_and_of_its_halves(real: Dataset, pr
 
 
 def test_spatial_features_have_statistics_too(real: Dataset, complete: FeatureNetwork):
-    found = made(real, complete)
+    found = compute(real, complete)
     spatial = complete.extract(real.load().pixels.transpose(0, 2, 3, 1)).spatial
     assert spatial is not None
-    for reference, rows in zip((found.whole, *found.halves), (spatial, spatial[::2], spatial[1::2]), strict=True):
+    for reference, rows in zip((found.statistics, *found.halves), (spatial, spatial[::2], spatial[1::2]), strict=True):
         assert reference.spatial_mean is not None
         assert reference.spatial_covariance is not None
         np.testing.assert_allclose(reference.spatial_mean, rows.astype(np.float64).mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(reference.spatial_covariance, np.cov(rows, rowvar=False), rtol=1e-4, atol=1e-5)
 
 
-def test_the_second_time_the_network_sees_nothing(real: Dataset, projection, complete, cache: Path):
+def test_the_second_time_nothing_is_computed(real: Dataset, projection, complete, cache: Path):
     for network in (projection, complete):
         network.distance = f"{network.distance}, {network.everything}"
-        told: list[int] = []
-        first = made(real, network)
+        progress: list[int] = []
+        first = compute(real, network)
         assert network.shown == 601
-        second = real_features(real, network, tell=told.append)
+        second = real_features(real, network, progress=progress.append)
         assert second is not None
         assert network.shown == 601
-        assert told == [601]
+        assert progress == [601]
         same(first, second)
-        assert (first.whole.spatial_mean is None) == (second.whole.spatial_mean is None)
+        assert (first.statistics.spatial_mean is None) == (second.statistics.spatial_mean is None)
         assert second.describe() == first.describe()
     assert [sorted(file.name for file in place.iterdir()) for place in cache.iterdir()] == [FILES] * 2
 
@@ -82,35 +84,35 @@ def test_the_second_time_the_network_sees_nothing(real: Dataset, projection, com
 def test_other_images_other_networks_and_other_formats_are_not_confused(
     real: Dataset, projection, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = made(real, projection)
-    fewer = made(open_data(replace(real.config, limit=300)), projection)
-    assert (projection.shown, fewer.whole.count) == (901, 300)
+    first = compute(real, projection)
+    fewer = compute(open_data(replace(real.config, limit=300)), projection)
+    assert (projection.shown, fewer.statistics.count) == (901, 300)
     projection.distance = "FD-Projection@9"
-    assert made(real, projection).whole.distance == "FD-Projection@9"
+    assert compute(real, projection).statistics.distance == "FD-Projection@9"
     assert projection.shown == 1502
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", module.FORMAT + 1)
-        made(real, projection)
+        compute(real, projection)
     assert projection.shown == 2103
     assert len(list(cache.iterdir())) == 4
     projection.distance = "FD-Projection@8"
-    same(made(real, projection), first)
+    same(compute(real, projection), first)
     assert projection.shown == 2103
 
 
-def test_the_same_images_elsewhere_are_called_by_their_own_name(
+def test_the_same_images_in_another_folder_have_their_own_name(
     digits: np.ndarray, draw: Callable, projection, tmp_path: Path, cache: Path
 ):
     for name in ("here", "there"):
         config = DataConfig(source="folder", path=str(draw(digits[:40], tmp_path / name)))
-        assert made(open_data(config), projection).describe().startswith(f"{tmp_path / name}: 40 images")
+        assert compute(open_data(config), projection).describe().startswith(f"{tmp_path / name}: 40 images")
     assert projection.shown == 40
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed", "other"])
 def test_a_damaged_cache_is_made_anew(real: Dataset, projection, cache: Path, name: str, damage: str):
-    first = made(real, projection)
+    first = compute(real, projection)
     path = next(cache.iterdir()) / name
     content = bytearray(path.read_bytes())
     if damage == "missing":
@@ -120,9 +122,9 @@ def test_a_damaged_cache_is_made_anew(real: Dataset, projection, cache: Path, na
     else:
         content[len(content) // 2] ^= 255
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    same(made(real, projection), first)
+    same(compute(real, projection), first)
     assert projection.shown == 2 * 601
-    same(made(real, projection), first)
+    same(compute(real, projection), first)
     assert projection.shown == 2 * 601
 
 
@@ -155,7 +157,7 @@ def test_a_kill_halfway_leaves_nothing_half_written(real: Dataset, projection, c
     assert ended.returncode == -signal.SIGKILL
     left = [file.name for file in next(cache.iterdir()).iterdir() if not file.name.startswith(".")]
     assert sorted(left) == ["even.npz", "whole.npz"]
-    found, expected = made(real, projection), features(real, projection)
+    found, expected = compute(real, projection), features(real, projection)
     assert projection.shown == 2 * 601
     np.testing.assert_allclose(found.pooled, expected, rtol=1e-5, atol=1e-5)
 
@@ -171,7 +173,7 @@ from ditlab.evaluate import evaluator, real
 from ditlab.evaluate import Evaluator, extract_features
 from ditlab.runtime.distributed import join, leave
 
-real.BATCH, evaluator.LOOKED_AT = 50, 100
+real.BATCH, evaluator.SEARCHED = 50, 100
 processes = join()
 network, dataset = Projection(True), open_data(DataConfig(limit=601))
 judge = Evaluator.of(dataset, network, processes)
@@ -179,17 +181,17 @@ once, shown = judge is not None, network.shown
 again = Evaluator.of(dataset, network, processes)  # from the cache
 images = np.load(sys.argv[2])
 batches = [images[start : start + 32] for start in range(32 * processes.rank, len(images), 32 * processes.size)]
-seen = extract_features(network, batches, processes)
+extracted = extract_features(network, batches, processes)
 shares = processes.gather((once, shown, network.shown))
-assert (judge is not None) == (seen is not None) == processes.is_main
-if judge is not None and seen is not None:
+assert (judge is not None) == (extracted is not None) == processes.is_main
+if judge is not None and extracted is not None:
     assert network.shown - shown == sum(map(len, batches))
-    numbers = {**judge.measure(seen), **{f"floor {name}": number for name, number in judge.floor().items()}}
+    numbers = {**judge.measure(extracted), **{f"floor {name}": number for name, number in judge.floor().items()}}
     np.savez(
-        Path(sys.argv[3]), shares=shares, images=seen.images, pooled=seen.features.pooled,
-        spatial=seen.features.spatial, names=list(numbers), values=[number.value for number in numbers.values()],
+        Path(sys.argv[3]), shares=shares, images=extracted.images, pooled=extracted.features.pooled,
+        spatial=extracted.features.spatial, names=list(numbers), values=[number.value for number in numbers.values()],
         spreads=[np.nan if number.spread is None else number.spread for number in numbers.values()],
-        mean=judge.whole.mean, covariance=judge.whole.covariance, indices=judge.real.indices, kept=judge.real.pooled,
+        mean=judge.reference.mean, covariance=judge.reference.covariance, indices=judge.real.indices, kept=judge.real.pooled,
     )
 leave()
 """
@@ -199,13 +201,13 @@ def test_one_process_and_three_give_the_same_numbers(
     digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "driver.py").write_text(TOGETHER)
-    np.save(tmp_path / "made.npy", digits[700:1170])  # 15 batches, the last one short
+    np.save(tmp_path / "generated.npy", digits[700:1170])  # 15 batches, the last one short
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     results = []
     for size in (1, 3):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache {size}"))
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-        words = [tmp_path / "driver.py", Path(__file__).parent, tmp_path / "made.npy", tmp_path / f"{size}.npz"]
+        words = [tmp_path / "driver.py", Path(__file__).parent, tmp_path / "generated.npy", tmp_path / f"{size}.npz"]
         ended = subprocess.run(
             [sys.executable, *launch, *map(str, words)], check=False, capture_output=True, text=True, timeout=200
         )
@@ -213,7 +215,7 @@ def test_one_process_and_three_give_the_same_numbers(
         results.append(np.load(tmp_path / f"{size}.npz"))
     one, many = results
     assert one["shares"].tolist() == [[1, 601, 601 + 470]]
-    # Of thirteen batches of real images and fifteen of made ones.
+    # Of thirteen batches of real images and fifteen of generated ones.
     assert many["shares"].tolist() == [[1, 201 + 0, 201 + 160], [0, 200, 200 + 160], [0, 200, 200 + 150]]
     np.testing.assert_array_equal(one["images"], digits[700:800])
     for name in ("images", "pooled", "spatial", "names", "indices", "kept"):
@@ -224,13 +226,13 @@ def test_one_process_and_three_give_the_same_numbers(
 
 
 @pytest.mark.parametrize("count", [100, 101, 199, 200, 201, 397, 601])
-def test_kept_images_lie_evenly_over_the_data_set_and_in_both_halves_alike(
+def test_stored_images_are_evenly_spaced_in_the_data_set_and_in_both_halves(
     count: int, projection: FeatureNetwork, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Every second image of 199, one half alone, is what an even choice of 100 would be."""
-    monkeypatch.setattr(module, "KEPT", 100)
+    monkeypatch.setattr(module, "STORED", 100)
     dataset = open_data(DataConfig(limit=count))
-    found = made(dataset, projection)
+    found = compute(dataset, projection)
     assert len(found.indices) in (99, 100)
     assert np.diff(found.indices).min() >= 1
     assert np.diff(found.indices).max() <= 2 * count / 100 + 1
@@ -243,19 +245,19 @@ def test_kept_images_lie_evenly_over_the_data_set_and_in_both_halves_alike(
         rows = [int(np.flatnonzero((found.pooled == feature).all(axis=1))[0]) for feature in chosen]
         assert set(found.indices[rows] % 2) == {half}
         assert np.diff(rows).min() >= 8
-    assert found.whole.count == count
+    assert found.statistics.count == count
 
 
-def test_a_sample_lies_evenly():
+def test_a_sample_is_evenly_spaced():
     for count, most in ((1, 1), (5, 9), (10, 3), (10_000, 7), (0, 4)):
-        chosen = evenly(count, most)
+        chosen = evenly_spaced(count, most)
         assert len(chosen) == min(count, most)
         steps = np.diff([*chosen, count])
         assert not len(steps) or steps.max() - steps[:-1].min(initial=steps.max()) <= 1
         assert not len(chosen) or chosen[0] == 0
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told(
+def test_unreadable_images_are_skipped_and_counted(
     digits: np.ndarray, draw: Callable, projection, tmp_path: Path, cache: Path
 ):
     folder = draw(digits[:300], tmp_path / "digits")
@@ -263,25 +265,25 @@ def test_images_that_cannot_be_read_are_left_out_and_told(
         (folder / name).write_bytes(b"nothing")
     config = DataConfig(source="folder", path=str(folder))
     dataset = open_data(config)
-    found = made(dataset, projection)
+    found = compute(dataset, projection)
     left = np.setdiff1d(np.arange(300), [0, 7, 280])
     np.testing.assert_array_equal(found.indices, left)
     expected = projection.extract(digits[left]).pooled
-    np.testing.assert_allclose(found.whole.mean, expected.astype(np.float64).mean(axis=0), rtol=1e-5)
-    assert found.describe().endswith("300 images of 1x8x8, no classes, train, 3 left out, unreadable")
-    assert made(open_data(config), projection).describe() == found.describe()  # the cache does not forget
+    np.testing.assert_allclose(found.statistics.mean, expected.astype(np.float64).mean(axis=0), rtol=1e-5)
+    assert found.describe().endswith("300 images of 1x8x8, no classes, train, 3 unreadable, skipped")
+    assert compute(open_data(config), projection).describe() == found.describe()  # the cache does not forget
     np.testing.assert_array_equal(found.images(np.array([0, 5, 6])), digits[[1, 6, 8]])
 
 
-def test_a_real_image_that_was_readable_and_no_longer_is_is_one_line(
+def test_a_real_image_that_can_no_longer_be_read_is_one_line(
     digits: np.ndarray, draw: Callable, projection, tmp_path: Path, cache: Path, refuses: Callable
 ):
     folder = draw(digits[:20], tmp_path / "digits")
     config = DataConfig(source="folder", path=str(folder))
-    made(open_data(config), projection)
+    compute(open_data(config), projection)
     path = folder / "0003.png"
     path.write_bytes(bytes(len(path.read_bytes())))
-    refuses(lambda: made(open_data(config), projection).images(np.array([2, 3])), "0003.png", "no longer")
+    refuses(lambda: compute(open_data(config), projection).images(np.array([2, 3])), "0003.png", "no longer")
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -212,7 +212,7 @@ def test_a_file_without_statistics_is_refused(
     refuses(lambda: read_statistics(tmp_path / "a.npz"), "a.npz", *words)
 
 
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, refuses: Callable[..., str]):
+def test_a_file_that_is_not_an_npz_is_refused(tmp_path: Path, refuses: Callable[..., str]):
     write_statistics(tmp_path / "whole.npz", FULL)
     whole = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
@@ -222,7 +222,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, refuses: Callable[...,
     (tmp_path / "empty.npz").write_bytes(b"")
     np.save(tmp_path / "array.npy", np.zeros(3))
     for name in ("cut.npz", "text.npz", "empty.npz", "array.npy"):
-        refuses(lambda name=name: read_statistics(tmp_path / name), name, "no .npz file")
+        refuses(lambda name=name: read_statistics(tmp_path / name), name, "not a complete .npz file")
     refuses(lambda: read_statistics(tmp_path / "damaged.npz"), "damaged.npz", "CRC")
     refuses(lambda: read_statistics(tmp_path / "nowhere.npz"), "nowhere.npz", "No such file")
     refuses(lambda: read_statistics(tmp_path), str(tmp_path), "cannot be read")

@@ -1,4 +1,4 @@
-"""``ditlab evaluate`` without its command line: samples of every kind, what is said of them, and what is refused."""
+"""``ditlab evaluate`` without its command line: samples of every kind, their settings, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ditlab.data import DataConfig, open_data
 from ditlab.diffusion import GuidanceConfig
+from ditlab.errors import UserError
 from ditlab.evaluate import Evaluation, Number, Reference, read_results, read_statistics, write_statistics
-from ditlab.evaluate.inception_weights import cache_folder
-from ditlab.pipelines import Pipeline, SampleConfig, write
+from ditlab.pipelines import Pipeline, SampleConfig, generate, random_labels
+from ditlab.pipelines.pictures import image_files
 from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
 from ditlab.recipes.samples import Samples, open_samples
+from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE
 
 NAME = "FD-EffNetLite0@64"
@@ -37,20 +40,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def opened(source: object, count: int = 0, **settings: object) -> Samples:
-    def choose(model: Pipeline) -> SampleConfig:
+def opened(source: object, count: int = 0, label_order: str = "turn", **settings: object) -> Samples:
+    def sampling(model: Pipeline) -> SampleConfig:
         return replace(model.defaults, **{"sampler": "euler", "steps": 2, **settings})  # type: ignore[arg-type]
 
-    return open_samples(str(source), count, 3, 100, choose, ALONE)
+    return open_samples(str(source), count, 3, label_order, 100, sampling, ALONE)
 
 
-def evaluated(samples: Samples, out: Path | None = None, **how: str) -> Evaluation:
-    said: list[str] = []
+def evaluated(samples: Samples, out: Path | None = None, **config: str) -> Evaluation:
+    lines: list[str] = []
     found = evaluate_samples(
-        samples, EvaluationConfig(**how), out or samples.folder, torch.device("cpu"), ALONE, said.append
+        samples, EvaluationConfig(**config), out or samples.folder, torch.device("cpu"), ALONE, lines.append
     )
     assert found is not None
     return found
+
+
+def save_pngs(images: np.ndarray, folder: Path) -> None:
+    folder.mkdir()
+    for name, content in image_files(images, np.full(len(images), -1), (), {}):
+        (folder / name).write_bytes(content)
 
 
 def values(numbers: dict[str, Number]) -> dict[str, float]:
@@ -71,7 +80,7 @@ def whole(run: Path) -> Evaluation:
 
 @pytest.fixture
 def few(run: Path, tmp_path: Path) -> Path:
-    """The same model, as if trained on 300 digits: too few for a covariance, which makes everything quick."""
+    """The same model, as if trained on 300 digits: too few for a covariance, which saves time."""
     folder = tmp_path / "few"
     folder.mkdir()
     for name in ("model.json", "model.safetensors", "recipe.json"):
@@ -99,7 +108,7 @@ def test_a_run_is_measured_against_the_images_it_was_trained_on(run: Path, whole
     assert (run / "report.md").read_text().startswith("# digits")  # the training's
 
 
-def test_everything_that_the_numbers_depend_on_is_said(run: Path, whole: Evaluation):
+def test_everything_that_the_numbers_depend_on_is_recorded(run: Path, whole: Evaluation):
     how = dict(whole.how)
     assert how.pop("ditlab, torch, date").split(", ")[1] == torch.__version__
     facts = "".join(f", {name} {value}" for name, value in Pipeline.load(run).facts.items())
@@ -110,8 +119,8 @@ def test_everything_that_the_numbers_depend_on_is_said(run: Path, whole: Evaluat
         "guidance": "off",
         "labels": "every class in turn",
         "sampler": "euler, 2 steps, fp32",
-        "seed": "3: image k of a seed is always the same",
-        "feature network": f"{NAME}: efficientnet-lite0 at 64 pixels",
+        "seed": "3: image k of a seed is the same whatever the count",
+        "feature network": f"{NAME}: efficientnet-lite0 at 64 pixels, antialiased bilinear resize",
         "real images": "digits: 1,797 images of 1x8x8, 10 classes, train",
         "real against real": "899 images against 898 images",
         "held out": "none: memorisation is not measured",
@@ -120,16 +129,42 @@ def test_everything_that_the_numbers_depend_on_is_said(run: Path, whole: Evaluat
     assert ", recipe digits" in facts
 
 
-def test_guidance_is_said_with_its_channels_and_interval(few: Path):
+def test_labels_are_in_turn_or_drawn_with_the_seed(few: Path):
+    turn, random = opened(few, 60), opened(few, 60, "random")
+    assert random.settings["labels"] == "drawn at random with the seed"
+    model = Pipeline.load(few)
+    labels = random_labels(model, None, 60, 3)
+    config = replace(model.defaults, sampler="euler", steps=2)
+    expected = np.concatenate(list(generate(model, labels, 3, 60, config, 100)))
+    np.testing.assert_array_equal(np.concatenate(list(random.batches())), expected)
+    assert (np.concatenate(list(turn.batches())) != expected).any()
+
+
+def test_a_reference_file_with_images_gives_precision_and_recall(few: Path, made: np.ndarray, tmp_path: Path):
+    digits = open_data(DataConfig()).load().pixels.transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "reference.npz", digits[:300])
+    reference = str(tmp_path / "reference.npz")
+    found = evaluated(opened(few, 120), reference=reference)
+    assert list(found.numbers) == ["KD-EffNetLite0@64", "precision", "recall"]
+    assert list(found.floor) == list(found.numbers)
+    assert found.how["real images"].startswith(f"{reference}: reference.npz: 300 images of 1x8x8")
+    assert found.how["real images"].endswith("300 images for precision and recall")
+    assert not {"held out", "nearest"} & found.how.keys()
+    np.savez(tmp_path / "large.npz", np.zeros((300, 8, 12, 1), np.uint8))
+    with pytest.raises(UserError, match="images of 8x12, but the samples are 8x8"):
+        evaluated(never(opened(few, 120)), reference=str(tmp_path / "large.npz"))
+
+
+def test_guidance_is_recorded_with_its_channels_and_interval(few: Path):
     samples = opened(few, 5, guidance=GuidanceConfig(1.5, 0.2, 0.7, 3), precision="bf16")
-    assert samples.how["guidance"] == "1.5, the first 3 channels, t from 0.2 to 0.7"
-    assert samples.how["sampler"] == "euler, 2 steps, bf16"
-    assert opened(few, 5, guidance=GuidanceConfig(1.5)).how["guidance"] == "1.5, all channels"
+    assert samples.settings["guidance"] == "1.5, the first 3 channels, t from 0.2 to 0.7"
+    assert samples.settings["sampler"] == "euler, 2 steps, bf16"
+    assert opened(few, 5, guidance=GuidanceConfig(1.5)).settings["guidance"] == "1.5, all channels"
 
 
-def test_samples_of_a_model_a_folder_and_an_archive_are_the_same_to_it(few: Path, made: np.ndarray, tmp_path: Path):
-    write(made, np.zeros(120, np.int64), (), tmp_path / "made.npz", {})
-    write(made, np.zeros(120, np.int64), (), tmp_path / "made", {})
+def test_samples_of_a_model_a_folder_and_an_archive_give_the_same_numbers(few: Path, made: np.ndarray, tmp_path: Path):
+    np.savez(tmp_path / "made.npz", made)
+    save_pngs(made, tmp_path / "made")
     model = evaluated(opened(few, 120))
     archive = evaluated(opened(tmp_path / "made.npz"), recipe=str(few))
     folder = evaluated(opened(tmp_path / "made"), recipe=str(few))
@@ -142,14 +177,14 @@ def test_samples_of_a_model_a_folder_and_an_archive_are_the_same_to_it(few: Path
     assert archive.how["samples"] == "120 images of made.npz"
     assert folder.how["samples"] == "120 images of made/"
     assert model.how[NAME] == (
-        "not measured: 300 real images are too few for a covariance of 1,280 features; at least 1,281"
+        "not measured: 300 real images are too few for a covariance of 1,280 features; at least 1,281 needed"
     )
     for found in (archive, folder):
-        assert found.how["model"] == "not known: these images were made before"
+        assert found.how["model"] == "unknown: the images were read from files"
         assert found.how["real images"] == "digits: 300 images of 1x8x8, 10 classes, train"
 
 
-def test_a_second_measurement_is_added_and_no_picture_is_replaced(few: Path):
+def test_a_second_evaluation_is_appended_and_no_picture_is_replaced(few: Path):
     first = evaluated(opened(few, 60))
     picture = (few / "evaluation" / "nearest-1.png").read_bytes()
     second = evaluated(opened(few, 50))
@@ -162,12 +197,12 @@ def test_a_second_measurement_is_added_and_no_picture_is_replaced(few: Path):
     assert second.how["nearest"] == "nearest-2.png"
 
 
-def test_of_images_in_files_some_are_drawn_from_all_over(tmp_path: Path):
-    """Files lie class by class; here every class is a grey."""
+def test_images_of_files_are_drawn_from_all_classes(tmp_path: Path):
+    """Files are sorted by class; here every class is a grey level."""
     greys = np.repeat(np.arange(10, dtype=np.uint8), 40)
     images = np.zeros((400, 8, 8, 1), np.uint8) + greys[:, None, None, None]
-    write(images, greys.astype(np.int64), tuple("abcdefghij"), tmp_path / "all.npz", {})
-    write(images, greys.astype(np.int64), tuple("abcdefghij"), tmp_path / "all", {})
+    np.savez(tmp_path / "all.npz", images)
+    save_pngs(images, tmp_path / "all")
     for name in ("all.npz", "all"):
         samples = opened(tmp_path / name, 100)
         drawn = np.concatenate(list(samples.batches()))
@@ -181,11 +216,13 @@ def test_of_images_in_files_some_are_drawn_from_all_over(tmp_path: Path):
         assert opened(tmp_path / name, 500).count == 400
 
 
-def test_statistics_of_a_file_take_the_place_of_real_images(whole: Evaluation, run: Path, tmp_path: Path):
+def test_statistics_of_a_file_replace_real_images(whole: Evaluation, run: Path, tmp_path: Path):
     """The same distance as against the images themselves, and nothing that needs them."""
-    write(np.concatenate(list(opened(run, COUNT).batches())), np.zeros(COUNT, np.int64), (), tmp_path / "made.npz", {})
-    kept = [path for path in (cache_folder() / "features").rglob("whole.npz") if read_statistics(path).count == 1797]
-    reference = str(shutil.copy(kept[0], tmp_path / "reference.npz"))
+    np.savez(tmp_path / "made.npz", np.concatenate(list(opened(run, COUNT).batches())))
+    stored = [
+        path for path in (files.cache_home() / "features").rglob("whole.npz") if read_statistics(path).count == 1797
+    ]
+    reference = str(shutil.copy(stored[0], tmp_path / "reference.npz"))
     found = evaluated(opened(tmp_path / "made.npz"), reference=reference)
     assert list(found.numbers) == [NAME]
     assert found.floor == {}
@@ -220,19 +257,19 @@ def test_memorisation_is_measured_where_a_test_split_is_held_out(few: Path, tmp_
     assert test.numbers["precision"].value < found.numbers["precision"].value
 
 
-def test_a_model_that_ships_is_no_run_of_its_name(elsewhere: Path):
-    """A run called fashion may lie here; its evaluation is another's."""
+def test_a_shipped_model_is_not_the_run_of_its_name(elsewhere: Path):
+    """A run named fashion has an evaluation of its own."""
     (elsewhere / "runs" / "fashion").mkdir(parents=True)
     (elsewhere / "runs" / "fashion" / "recipe.json").write_text("no recipe")
     samples = opened("fashion", 10)
     assert samples.folder == Path("runs/fashion-shipped/evaluation")
     assert samples.data is not None
     assert samples.data.source == "fashion"
-    assert samples.how["decoder"] == "kl, factor 4"
+    assert samples.settings["decoder"] == "kl, factor 4"
     assert opened("fashion").count == 10_000
 
 
-def test_a_model_of_no_known_recipe_has_to_be_told_of_one(few: Path, tmp_path: Path, refuses: Callable):
+def test_a_model_of_an_unknown_recipe_needs_one(few: Path, tmp_path: Path, refuses: Callable):
     recipe = shutil.copy(few / "recipe.json", tmp_path / "elsewhere.json")
     (few / "recipe.json").unlink()
     record = json.loads((few / "model.json").read_text())
@@ -252,15 +289,15 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ditlab.runtime.distributed import join, leave
-from ditlab.recipes.evaluate import How, evaluate_samples
+from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
 from ditlab.recipes.samples import open_samples
 
 processes, (recipe, out, *sources) = join(), sys.argv[1:]
 for number, source in enumerate(sources):
-    choose = lambda model: replace(model.defaults, sampler="euler", steps=2)
-    samples = open_samples(source, 290, 3, 100, choose, processes)
-    device, said = torch.device("cpu"), []
-    found = evaluate_samples(samples, How(recipe=recipe), Path(out) / str(number), device, processes, said.append)
+    sampling = lambda model: replace(model.defaults, sampler="euler", steps=2)
+    samples = open_samples(source, 290, 3, "turn", 100, sampling, processes)
+    config, place, lines = EvaluationConfig(recipe=recipe), Path(out) / str(number), []
+    found = evaluate_samples(samples, config, place, torch.device("cpu"), processes, lines.append)
     assert (found is not None) == processes.is_main
 leave()
 """
@@ -268,8 +305,8 @@ leave()
 
 def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path):
     samples = np.concatenate(list(opened(few, 290).batches()))
-    write(samples, np.zeros(290, np.int64), (), tmp_path / "made.npz", {})
-    write(samples, np.zeros(290, np.int64), (), tmp_path / "made", {})
+    np.savez(tmp_path / "made.npz", samples)
+    save_pngs(samples, tmp_path / "made")
     (tmp_path / "driver.py").write_text(DRIVER)
     sources = [few, tmp_path / "made.npz", tmp_path / "made"]
     environment = {
@@ -295,15 +332,15 @@ def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path):
 
 
 def never(samples: Samples) -> Samples:
-    """Samples that fail where one is asked for."""
+    """Samples that fail when they are read."""
 
-    def made() -> Iterator[np.ndarray]:
-        raise AssertionError("sampled before all was known to be well")
+    def batches() -> Iterator[np.ndarray]:
+        raise AssertionError("samples were read before everything was checked")
 
-    return replace(samples, batches=made)
+    return replace(samples, batches=batches)
 
 
-def test_too_few_samples_are_refused_before_any_is_made(
+def test_too_few_samples_are_refused_before_any_is_generated(
     run: Path, whole: Evaluation, refuses: Callable, tree: Callable
 ):
     before = tree(run)
@@ -331,7 +368,7 @@ def reference(folder: Path, **others: object) -> str:
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_measured_against_is_refused_before_any_sample_is_made(
+def test_an_invalid_reference_is_refused_before_any_sample_is_generated(
     few: Path, elsewhere: Path, refuses: Callable, tree: Callable, how: dict[str, str], words: tuple[str, ...]
 ):
     before, samples = tree(few), never(opened(few, 50))
@@ -349,7 +386,7 @@ def test_what_cannot_be_measured_against_is_refused_before_any_sample_is_made(
     ],
     ids=["network", "side", "width", "size"],
 )
-def test_statistics_of_others_are_refused(
+def test_statistics_of_another_kind_are_refused(
     few: Path, tmp_path: Path, refuses: Callable, tree: Callable, others: dict, words: tuple[str, ...]
 ):
     path, before, samples = reference(tmp_path, **others), tree(few), never(opened(few, 50))
@@ -364,7 +401,7 @@ def test_statistics_without_their_keys_are_refused(few: Path, tmp_path: Path, re
 
 
 def test_samples_of_another_size_than_the_real_images_are_refused(few: Path, tmp_path: Path, refuses: Callable):
-    write(np.zeros((50, 16, 12, 1), np.uint8), np.zeros(50, np.int64), (), tmp_path / "large.npz", {})
+    np.savez(tmp_path / "large.npz", np.zeros((50, 16, 12, 1), np.uint8))
     samples = never(opened(tmp_path / "large.npz"))
     refuses(lambda: evaluated(samples, recipe=str(few)), "8x8", "16x12")
     assert not (tmp_path / "large-evaluation").exists()
@@ -391,7 +428,7 @@ def test_a_folder_with_images_that_cannot_be_read_is_refused(few: Path, tmp_path
     assert not (tmp_path / "broken-evaluation").exists()
 
 
-def test_where_no_samples_are_it_is_said(elsewhere: Path, few: Path, refuses: Callable):
+def test_a_source_without_samples_is_one_line(elsewhere: Path, few: Path, refuses: Callable):
     np.savez(elsewhere / "empty.npz", images=np.zeros((3, 8, 8, 1), np.uint8))
     (elsewhere / "unfinished").mkdir()
     shutil.copy(few / "recipe.json", elsewhere / "unfinished")
@@ -419,24 +456,24 @@ def test_where_no_samples_are_it_is_said(elsewhere: Path, few: Path, refuses: Ca
     ],
     ids=["sampler", "steps", "guidance"],
 )
-def test_ways_of_sampling_that_do_not_exist_are_refused_at_once(
+def test_invalid_sampling_settings_are_refused_at_once(
     few: Path, refuses: Callable, settings: dict, words: tuple[str, ...]
 ):
     refuses(lambda: opened(few, 50, **settings), *words)
 
 
 @pytest.mark.parametrize(("count", "seed", "batch"), [(-1, 0, 1), (1, -1, 1), (1, 0, 0)])
-def test_numbers_that_make_no_sense_are_refused(few: Path, refuses: Callable, count: int, seed: int, batch: int):
-    line = refuses(lambda: open_samples(str(few), count, seed, batch, lambda model: model.defaults, ALONE))
+def test_invalid_counts_are_refused(few: Path, refuses: Callable, count: int, seed: int, batch: int):
+    line = refuses(lambda: open_samples(str(few), count, seed, "turn", batch, lambda model: model.defaults, ALONE))
     assert f"count {count} and seed {seed} must be 0 or more, batch {batch} 1 or more" in line
 
 
-def test_a_place_that_holds_something_else_is_refused_before_any_sample_is_made(
+def test_a_folder_with_another_report_is_refused_before_any_sample_is_generated(
     run: Path, few: Path, refuses: Callable, tree: Callable
 ):
     samples = never(opened(few, 50))
     before = tree(run)
-    refuses(lambda: evaluated(samples, run), "report.md of something else", "--out")
+    refuses(lambda: evaluated(samples, run), "report.md that is not of an evaluation", "--out")
     assert tree(run) == before
     (few / "evaluation").mkdir()
     (few / "evaluation" / "results.jsonl").write_text('{"numbers"')
