@@ -1,4 +1,4 @@
-"""A .tar (plain or compressed) or .zip of image files, read in place: nothing is ever unpacked to disk."""
+"""A .tar (plain or compressed) or .zip of image files, read in place: nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from ditlab.data.decode import Unreadable
-from ditlab.data.layout import arrange, image_name
-from ditlab.data.source import MEMORY_LIMIT, EncodedSource, printable
+from ditlab.data.decode import DecodeError
+from ditlab.data.layout import Layout, arrange, image_name
+from ditlab.data.source import MEMORY_LIMIT, EncodedSource, Once, call, printable, stamp
 from ditlab.errors import UserError
 
 ARCHIVE_SUFFIXES = (
@@ -27,48 +29,57 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _CHUNK = 4 * 2**20
 
 
-def open_archive(path: Path, split: str) -> EncodedSource:
+def open_archive(path: Path, split: str, once: Once = call) -> EncodedSource:
     """The images of an archive, classes and splits as in a folder; its first bytes, not its name, tell the format.
 
     Raises:
-        UserError: not an archive, truncated or corrupt, too large to be held in memory, or see ``layout.arrange``.
+        UserError: not an archive, truncated or corrupt, too large for memory, or see ``layout.arrange``.
     """
-    try:
+    with _checked(path):
         with path.open("rb") as file:
             magic = file.read(6)
         if magic.startswith(b"PK"):
             return ZipSource(path, split)
-        return TarSource(path, split, None if _is_plain(magic) else _decompressed(path, magic))
+        return TarSource(path, split, None if _is_plain(magic) else _decompressed(path, magic), once)
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Turn the errors of a damaged archive into a UserError."""
+    try:
+        yield
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({reason}); give a whole .tar, .tar.gz, .tar.zst or .zip file"
+            f"{path} cannot be read ({reason}); give a complete .tar, .tar.gz, .tar.zst or .zip file"
         ) from error
 
 
 class TarSource(EncodedSource):
-    """A tar archive, its members found once and read by position, from any number of threads.
+    """A tar archive whose members are listed once and read by position, from any number of threads.
 
     Args:
         path: the archive.
         split: ``train`` or ``test``.
-        content: the whole archive when it was compressed; None reads members from the file.
+        content: the decompressed archive; None reads members from the file.
+        once: of several processes, lists the members in one.
     """
 
-    def __init__(self, path: Path, split: str, content: BytesIO | None) -> None:
+    def __init__(self, path: Path, split: str, content: BytesIO | None, once: Once = call) -> None:
+        layout, self._members = once(lambda: _list(path, split, content))
         self._content = content
         self._file = path.open("rb") if content is None else content
-        places = _tar_members(self._file)
-        layout = arrange(places, split, str(path))
-        self._places = [places[layout.prefix + file] for file in layout.files]
-        super().__init__(str(path), layout.files, [size for _, size in self._places], layout.labels, layout.names)
+        sizes = [size for _, size in self._members]
+        super().__init__(
+            str(path), layout.files, sizes, layout.labels, layout.names, {str(path.resolve()): stamp(path)}
+        )
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes."""
-        start, size = self._places[index]
+        start, size = self._members[index]
         if self._content is not None:
             return bytes(self._content.getbuffer()[start : start + size])
-        # pread leaves the file's position alone, so threads and forked processes may share the file.
+        # pread does not move the file's position, so threads and forked processes can share the file.
         return os.pread(self._file.fileno(), size, start)
 
     def __del__(self) -> None:
@@ -77,7 +88,7 @@ class TarSource(EncodedSource):
 
 
 class ZipSource(EncodedSource):
-    """A zip archive, its members read one at a time under a lock and decoded outside it.
+    """A zip archive whose members are read one at a time under a lock and decoded outside it.
 
     Args:
         path: the archive.
@@ -95,15 +106,17 @@ class ZipSource(EncodedSource):
         layout = arrange(members, split, str(path))
         self._members = [members[layout.prefix + file] for file in layout.files]
         sizes = [info.file_size for info in self._members]
-        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names)
+        super().__init__(
+            str(path), layout.files, sizes, layout.labels, layout.names, {str(path.resolve()): stamp(path)}
+        )
 
     def encoded(self, index: int) -> bytes:
-        """The member's bytes, checked against its checksum."""
+        """The member's bytes, verified by its checksum."""
         try:
             with self._lock:
                 return self._zip.read(self._members[index])
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
-            raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+            raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
 
     def __del__(self) -> None:
         if hasattr(self, "_zip"):
@@ -114,9 +127,17 @@ def _is_plain(magic: bytes) -> bool:
     return not magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", _ZSTD_MAGIC))
 
 
+def _list(path: Path, split: str, content: BytesIO | None) -> tuple[Layout, list[tuple[int, int]]]:
+    """The images of a split, and start and bytes of each member."""
+    with _checked(path), nullcontext(content) if content else path.open("rb") as file:
+        members = _tar_members(file)
+    layout = arrange(members, split, str(path))
+    return layout, [members[layout.prefix + file] for file in layout.files]
+
+
 def _tar_members(file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Start and bytes of each image member by cleaned name; links inside are followed, the last of a name counts."""
-    places: dict[str, tuple[int, int]] = {}
+    """Start and bytes of each image member by cleaned name; links are followed, the last member of a name counts."""
+    members: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -124,17 +145,17 @@ def _tar_members(file: IO[bytes]) -> dict[str, tuple[int, int]]:
             if name is None:
                 continue
             if member.isreg() and not member.issparse():
-                places[name] = (member.offset_data, member.size)
+                members[name] = (member.offset_data, member.size)
             elif member.islnk():
                 links[name] = posixpath.normpath(member.linkname).lstrip("/")
             elif member.issym():
                 links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
         end = tar.offset
-    # tarfile stops in silence at a damaged header; only a block of zeros is the true end.
+    # tarfile stops silently at a damaged header; only a block of zeros is the true end.
     file.seek(end)
     if file.read(512) != bytes(512):
-        raise tarfile.ReadError(f"damaged or cut off at byte {end:,}")
-    return places | {name: places[target] for name, target in links.items() if target in places}
+        raise tarfile.ReadError(f"damaged or truncated at byte {end:,}")
+    return members | {name: members[target] for name, target in links.items() if target in members}
 
 
 def _decompressed(path: Path, magic: bytes) -> BytesIO:
@@ -146,11 +167,13 @@ def _decompressed(path: Path, magic: bytes) -> BytesIO:
                 content.write(chunk)
                 if content.tell() > MEMORY_LIMIT:
                     limit = MEMORY_LIMIT / 2**30
-                    raise UserError(f"{path} is more than {limit:g} GiB when unpacked; unpack it and give the folder")
+                    raise UserError(
+                        f"{path} is larger than {limit:g} GiB when decompressed; unpack it and give the folder"
+                    )
         except (UserError, OSError, EOFError, lzma.LZMAError, zlib.error):
             raise
         except Exception as error:
-            # zstandard's own error type cannot be named without importing it for every other format.
+            # Naming zstandard's error type would need its import for every other format.
             raise tarfile.ReadError(str(error)) from error
     content.seek(0)
     return content

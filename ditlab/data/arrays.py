@@ -1,4 +1,4 @@
-"""Sources whose pixels are an array in memory: scikit-learn's digits and IDX files."""
+"""Sources whose pixels are one array in memory: scikit-learn's digits and IDX files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ditlab.data.decode import array_to_channels
-from ditlab.data.source import Source
+from ditlab.data.source import Source, Stamps
 from ditlab.errors import UserError
 
 
@@ -15,19 +15,23 @@ class ArraySource(Source):
     """Images of one array.
 
     Args:
-        title: what people call it.
+        title: name for messages.
         pixels: uint8 (N, H, W, C).
         labels: int64 (N,).
-        names: label names in label order.
+        names: class names in label order.
+        stamps: see Source.
     """
 
     threaded = False
 
-    def __init__(self, title: str, pixels: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, title: str, pixels: np.ndarray, labels: np.ndarray, names: tuple[str, ...], stamps: Stamps | None = None
+    ) -> None:
         self.title, self.pixels, self.labels, self.names = title, pixels, labels, names
+        self.stamps = stamps or {}
 
     def name(self, index: int) -> str:
-        """The image's place in the array."""
+        """The image's index in the array."""
         return f"{self.title} image {index}"
 
     def decode(self, index: int, channels: int) -> np.ndarray:
@@ -42,10 +46,10 @@ class ArraySource(Source):
 
 
 def open_digits(split: str) -> ArraySource:
-    """scikit-learn's 1,797 handwritten digits of 8 by 8 pixels; its 17 grey levels are spread over 0 to 255.
+    """scikit-learn's 1,797 handwritten digits of 8 by 8 pixels; their 17 grey levels are scaled to 0 to 255.
 
     Raises:
-        UserError: scikit-learn is missing, or a split other than train is asked for.
+        UserError: scikit-learn is not installed, or ``split`` is not train.
     """
     if split != "train":
         raise UserError(f"digits has no {split} split; it has one split of 1,797 images, train")

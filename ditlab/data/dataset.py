@@ -1,4 +1,4 @@
-"""Prepared images: read some, or load all into memory."""
+"""Images of one shape: read some of them, or load all into memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ditlab.data.config import DataConfig, target_size
-from ditlab.data.decode import Unreadable
+from ditlab.data.decode import DecodeError
 from ditlab.data.source import Source
 from ditlab.data.transforms import centre_crop, centre_pad
 from ditlab.errors import UserError
@@ -23,15 +24,40 @@ _LOAD_CHUNK = 1024
 
 
 @dataclass(frozen=True)
+class DataInfo:
+    """Description of a data set.
+
+    Attributes:
+        title: its name for messages.
+        count: number of images, unreadable ones included.
+        shape: (C, H, W) of every image.
+        names: class names in label order, ``()`` without classes.
+        fingerprint: hex; equal for equal images and preprocessing. Mirroring, which is drawn later, is not part of it.
+    """
+
+    title: str
+    count: int
+    shape: tuple[int, int, int]
+    names: tuple[str, ...]
+    fingerprint: str
+
+    def describe(self) -> str:
+        """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
+        shape = "x".join(str(side) for side in self.shape)
+        classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "no classes"
+        return f"{self.title}: {self.count:,} image{'s' * (self.count != 1)} of {shape}, {classes}"
+
+
+@dataclass(frozen=True)
 class Images:
     """Decoded images in memory.
 
     Attributes:
         pixels: uint8 (N, C, H, W).
         labels: int64 (N,).
-        names: label names in label order, ``()`` without classes.
+        names: class names in label order, ``()`` without classes.
         fingerprint: of the data set they come from.
-        left_out: ``name: reason`` of each image that could not be decoded.
+        skipped: ``name: reason`` of each image that could not be decoded.
     """
 
     pixels: np.ndarray
@@ -45,9 +71,8 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        channels, height, width = self.pixels.shape[1:]
-        return channels, height, width
+        """(C, H, W)."""
+        return self.pixels.shape[1:]  # type: ignore[return-value]
 
     def read(self, indices: np.ndarray, flips: np.ndarray | None = None) -> np.ndarray:
         """A copy of some images.
@@ -66,52 +91,79 @@ class Images:
 
 
 class Dataset:
-    """Images of a source brought to one shape.
+    """Images of a source, brought to one shape.
+
+    Args:
+        source: the source, or a function that opens it.
+        config: the preprocessing.
+        info: description of the data set if it is known; the source is then opened only when images or labels are used.
 
     Attributes:
-        labels: int64 (N,).
-        names: label names in label order, ``()`` when the images have no classes (labels are then 0).
-        shape: channels, height, width of every prepared image.
-        fingerprint: hex; equal for equal images and preprocessing. Mirroring, drawn later, has no part in it.
-        left_out: index -> ``name: reason`` of the images met so far that could not be decoded.
+        info: its description; ``names``, ``shape`` and ``fingerprint`` are the description's.
+        skipped: index -> ``name: reason`` of the images read so far that could not be decoded.
 
     Raises:
         UserError: no image can be decoded, or the first one does not fit.
     """
 
-    def __init__(self, source: Source, config: DataConfig) -> None:
-        self.source, self.config = source, config
+    def __init__(self, source: Source | Callable[[], Source], config: DataConfig, info: DataInfo | None = None) -> None:
+        self.config, self._open = config, source
         self.skipped: dict[int, str] = {}
-        limited = 0 < config.limit < len(source)
-        self._chosen = _draw(len(source), config.limit) if limited else np.arange(len(source))
-        self.labels: np.ndarray = source.labels[self._chosen]
-        self.names = source.names
         self._target = target_size(config)
-        self.fingerprint = _fingerprint(source, config, self._target, config.limit if limited else 0)
-        self._shape: tuple[int, int, int] | None = None
-        self.shape: tuple[int, int, int] = self._first_shape()
-        self._shape = self.shape
+        self._shape: tuple[int, int, int] | None = info and info.shape
+        if info is None:
+            fingerprint = self._fingerprint(self.source)
+            self._shape = self._first_shape()
+            info = DataInfo(self.source.title, len(self._chosen), self._shape, self.source.names, fingerprint)
+        self.info = info
+        self.names, self.shape, self.fingerprint = info.names, info.shape, info.fingerprint
+
+    @cached_property
+    def source(self) -> Source:
+        """The source of the images, opened at first use.
+
+        Raises:
+            UserError: it differs from the description that this data set was opened with.
+        """
+        source = self._open() if callable(self._open) else self._open
+        if self._shape is not None and self._fingerprint(source) != self.fingerprint:
+            raise UserError(f"the images of {source.title} have changed; `ditlab encode` lists them again")
+        return source
+
+    @property
+    def listed(self) -> bool:
+        """Whether the source has been opened."""
+        return "source" in vars(self)
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        """Indices in the source of the images used, int64 (N,)."""
+        count, limit = len(self.source), self.config.limit
+        return _subset(count, limit) if 0 < limit < count else np.arange(count)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (N,); all 0 without classes."""
+        return self.source.labels[self._chosen]
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return self.info.count
 
     def describe(self) -> str:
-        """One line for people: ``digits: 1,797 images of 1x8x8, 10 classes``."""
-        shape = "x".join(str(side) for side in self.shape)
-        classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "no classes"
-        return f"{self.source.title}: {len(self):,} image{'s' * (len(self) != 1)} of {shape}, {classes}"
+        """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
+        return self.info.describe()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode and prepare some images; those that cannot be decoded are recorded in ``left_out`` and skipped.
+        """Decode some images; those that cannot be decoded are recorded in ``skipped``.
 
         Args:
             indices: integers (K,), each in [0, N).
 
         Returns:
-            uint8 (M, C, H, W), and int64 (M,) the indices of these M images; M is K less the unreadable ones.
+            uint8 (M, C, H, W), and int64 (M,) the indices of these M images; M is K minus the unreadable ones.
 
         Raises:
-            UserError: an image is of another shape and no size was given, or too large to be padded.
+            UserError: an image has another shape and no size was given, or is too large to be padded.
             IndexError: an index outside [0, N).
         """
         wanted = np.asarray(indices, np.int64).reshape(-1)
@@ -122,13 +174,13 @@ class Dataset:
         return (pixels, wanted) if readable.all() else (pixels[readable], wanted[readable])
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> Images:
-        """Decode everything into one array.
+        """Decode all images into one array.
 
         Args:
-            progress: called with images done and images in all as decoding goes on.
+            progress: called with the number of images done and of all images.
 
         Raises:
-            UserError: nothing can be decoded, the images do not fit in memory, or see ``read``.
+            UserError: no image can be decoded, the images do not fit in memory, or see ``read``.
         """
         self._check_memory()
         pixels = np.empty((len(self), *self.shape), np.uint8)
@@ -151,11 +203,11 @@ class Dataset:
         readable = np.zeros(len(indices), np.bool_)
 
         def prepare(start: int) -> None:
-            for place in range(start, min(start + _PER_TASK, len(indices))):
-                image = self._prepare(int(indices[place]))
+            for row in range(start, min(start + _PER_TASK, len(indices))):
+                image = self._prepare(int(indices[row]))
                 if image is not None:
-                    pixels[place] = image.transpose(2, 0, 1)
-                    readable[place] = True
+                    pixels[row] = image.transpose(2, 0, 1)
+                    readable[row] = True
 
         starts = range(0, len(indices), _PER_TASK)
         if self.source.threaded and len(starts) > 1 and _THREADS > 1:
@@ -176,31 +228,31 @@ class Dataset:
         """One image as uint8 (H, W, C), None if it cannot be decoded."""
         if index in self.skipped:
             return None
-        place = int(self._chosen[index])
+        row = int(self._chosen[index])
         try:
-            image = self.source.decode(place, self.config.channels if self._shape is None else self._shape[0])
-        except Unreadable as error:
-            self.skipped[index] = f"{self.source.name(place)}: {error}"
+            image = self.source.decode(row, self.config.channels if self._shape is None else self._shape[0])
+        except DecodeError as error:
+            self.skipped[index] = f"{self.source.name(row)}: {error}"
             return None
-        height, width = image.shape[:2]
+        size = image.shape[:2]
         if self._target is not None:
             if self.config.fit == "crop":
-                return centre_crop(image, *self._target)
-            if height > self._target[0] or width > self._target[1]:
+                return centre_crop(image, self._target)
+            if size[0] > self._target[0] or size[1] > self._target[1]:
                 raise UserError(
-                    f"{self.source.name(place)} has height {height}, width {width}, which does not fit height "
-                    f"{self._target[0]}, width {self._target[1]}; give a larger --data.size or --data.fit crop"
+                    f"{self.source.name(row)} has size {_by(size)} (HxW), larger than {_by(self._target)}; "
+                    "give a larger --data.size, or --data.fit crop"
                 )
-            return centre_pad(image, *self._target)
-        if self._shape is not None and (height, width) != self._shape[1:]:
+            return centre_pad(image, self._target)
+        if self._shape is not None and size != self._shape[1:]:
             raise UserError(
-                f"{self.source.name(place)} has height {height}, width {width} where the first image has height "
-                f"{self._shape[1]}, width {self._shape[2]}; give --data.size to bring all to one size"
+                f"{self.source.name(row)} has size {_by(size)} (HxW), the first image has {_by(self._shape[1:])}; "
+                "give --data.size to bring all images to one size"
             )
         return image
 
     def _first_shape(self) -> tuple[int, int, int]:
-        for index in range(len(self)):
+        for index in range(len(self._chosen)):
             image = self._prepare(index)
             if image is not None:
                 return image.shape[2], image.shape[0], image.shape[1]
@@ -208,7 +260,7 @@ class Dataset:
 
     def _nothing_readable(self) -> UserError:
         return UserError(
-            f"none of the {len(self):,} images of {self.source.title} can be decoded (first: {self.skipped[0]}); "
+            f"none of the {len(self._chosen):,} images of {self.source.title} can be decoded (first: {self.skipped[0]}); "
             "give images in PNG, JPEG, WebP, BMP, GIF or TIFF"
         )
 
@@ -217,19 +269,24 @@ class Dataset:
         present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > present:
             raise UserError(
-                f"{len(self):,} images need {needed / 2**30:.1f} GiB and this machine has {present / 2**30:.1f}; "
+                f"{len(self):,} images need {needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; "
                 "give a smaller --data.size or --data.limit"
             )
 
+    def _fingerprint(self, source: Source) -> str:
+        config = self.config
+        limit = config.limit if config.limit < len(source) else 0
+        settings = [config.split, self._target, config.fit, config.channels, limit, source.names]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for part in source.identity():
+            digest.update(part)
+        return digest.hexdigest()
 
-def _draw(count: int, limit: int) -> np.ndarray:
-    """The same ``limit`` of ``count`` images every time; a smaller limit gives the first of a larger one."""
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _subset(count: int, limit: int) -> np.ndarray:
+    """The same ``limit`` of ``count`` images every time; a smaller limit gives the first images of a larger one."""
     return np.argsort(np.random.Philox(key=0).random_raw(count), kind="stable")[:limit]
-
-
-def _fingerprint(source: Source, config: DataConfig, target: tuple[int, int] | None, limit: int) -> str:
-    settings = [config.split, target, config.fit, config.channels, limit, source.names]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for part in source.identity():
-        digest.update(part)
-    return digest.hexdigest()

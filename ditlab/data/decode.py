@@ -1,4 +1,4 @@
-"""Bytes of an image file -> uint8 (H, W, C), upright, in the channels asked for."""
+"""Decode the bytes of an image file to uint8 (H, W, C), upright, with the channels asked for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ditlab.errors import UserError
 
 
-class Unreadable(Exception):  # noqa: N818 - it is a state of one image, met by leaving that image out
-    """One image cannot be decoded; the message is the reason, in one line."""
+class DecodeError(Exception):
+    """One image cannot be decoded, and is skipped; the message is the reason, in one line."""
 
 
 def decode_image(encoded: bytes, channels: int) -> np.ndarray:
@@ -19,35 +19,35 @@ def decode_image(encoded: bytes, channels: int) -> np.ndarray:
 
     Args:
         encoded: the file's bytes.
-        channels: 1 grayscale, 3 RGB, 4 RGBA, 0 what the file has (a palette counts as RGB, transparency as RGBA).
+        channels: 1 grayscale, 3 RGB, 4 RGBA, 0 those of the file (a palette counts as RGB, transparency as RGBA).
 
     Returns:
         uint8 (H, W, C), turned upright by its EXIF orientation.
 
     Raises:
-        Unreadable: the file is empty, truncated, no image, too large to be honest, or of pixels without a known range.
+        DecodeError: the file is empty, truncated, not an image, a decompression bomb, or its pixels have no known range.
     """
     if not encoded:
-        raise Unreadable("the file is empty")
+        raise DecodeError("the file is empty")
     try:
         with Image.open(BytesIO(encoded)) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image_to_array(image, channels)
-    except Unreadable:
+    except DecodeError:
         raise
     except UnidentifiedImageError as error:
-        raise Unreadable("not an image that Pillow can read") from error
+        raise DecodeError("not an image that Pillow can read") from error
     except Exception as error:
-        # Pillow's format plugins raise nearly anything on broken input.
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+        # Pillow's format plugins raise almost any exception on broken input.
+        raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def image_to_array(image: Image.Image, channels: int) -> np.ndarray:
-    """A Pillow image of any mode as uint8 (H, W, C); transparency is laid on white where ``channels`` has no alpha.
+    """A Pillow image of any mode as uint8 (H, W, C); transparency is composited on white if ``channels`` has no alpha.
 
     Raises:
-        Unreadable: pixels are 32-bit numbers beyond 16 bits, or floats, whose black and white nobody states.
+        DecodeError: pixels are 32-bit numbers beyond 16 bits, or floats, whose range is not known.
     """
     image = _eight_bit(image)
     transparent = image.has_transparency_data
@@ -59,30 +59,30 @@ def image_to_array(image: Image.Image, channels: int) -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(image.height, image.width, channels)
+    return pixels.reshape(*image.size[::-1], channels)
 
 
 def array_to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 (H, W, C) in ``channels`` channels, by the same conversions as files; 0 leaves it as it is.
+    """uint8 (H, W, C) in ``channels`` channels, by the same conversions as files; 0 keeps them.
 
     Raises:
-        UserError: the image has a number of channels with no such conversion.
+        UserError: the image's number of channels cannot be converted.
     """
     present = pixels.shape[2]
     if channels in (0, present):
         return pixels
     if present not in (1, 3, 4):
-        raise UserError(f"images of {present} channels cannot become {channels}; leave --data.channels at 0")
+        raise UserError(f"images of {present} channels cannot be converted to {channels}; leave --data.channels at 0")
     return image_to_array(Image.fromarray(pixels[:, :, 0] if present == 1 else pixels), channels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grayscale scaled to 8 bits (Pillow would clip it); other modes unchanged."""
     if image.mode == "F":
-        raise Unreadable("pixels are floats without a known range; save it with 8 or 16 bits")
+        raise DecodeError("pixels are floats without a known range; save the image with 8 or 16 bits")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise Unreadable("pixels are 32-bit numbers beyond 16 bits; save it with 8 or 16 bits")
+        raise DecodeError("pixels are 32-bit numbers beyond 16 bits; save the image with 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

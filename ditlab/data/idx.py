@@ -1,4 +1,4 @@
-"""MNIST's IDX files, and where fashion and mnist are found: a folder, the system, the user's cache, the hub."""
+"""MNIST's IDX files, and the search for fashion and mnist: a folder, the system, the user's cache, the hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ditlab.data.arrays import ArraySource
 from ditlab.data.parquet import ParquetSource
-from ditlab.data.source import Source
+from ditlab.data.source import Source, stamp
 from ditlab.errors import UserError
 from ditlab.runtime.files import cache_home
 
@@ -25,9 +25,9 @@ class KnownSet:
     """A published data set.
 
     Attributes:
-        names: label names in label order.
-        system: where Debian's package puts the IDX files, empty if there is none.
-        repository: on the Hugging Face hub; its ``folder`` has one parquet file a split.
+        names: class names in label order.
+        system: folder of the IDX files in Debian's package, empty without a package.
+        repository: on the Hugging Face hub; its ``folder`` contains one parquet file per split.
         advice: how to get the files without the hub.
     """
 
@@ -58,7 +58,7 @@ KNOWN = {
 
 
 def open_known(name: str, path: str, split: str) -> Source:
-    """Fashion-MNIST or MNIST from ``path`` alone where given, else from the first place that has it.
+    """Fashion-MNIST or MNIST from ``path`` only, if given, otherwise from the first place that has it.
 
     Args:
         name: ``fashion`` or ``mnist``.
@@ -66,14 +66,14 @@ def open_known(name: str, path: str, split: str) -> Source:
         split: ``train`` or ``test``.
 
     Raises:
-        UserError: the files are nowhere and cannot be fetched, or are damaged.
+        UserError: the files are not found and cannot be downloaded, or are damaged.
     """
     known = KNOWN[name]
     if path:
         images, labels = _pair(Path(path), split) or (None, None)
         if images is None or labels is None:
             wanted = ", ".join(_file_names(split))
-            raise UserError(f"{path} does not hold the {split} files of {name}; expected {wanted}, plain or .gz")
+            raise UserError(f"{path} does not contain the {split} files of {name}; expected {wanted}, plain or .gz")
         return _open_pair(name, known, images, labels)
     cache = cache_home() / name
     for folder in [Path(known.system)] * bool(known.system) + [cache]:
@@ -87,26 +87,26 @@ def read_idx(path: Path) -> np.ndarray:
     """The array of an IDX file, plain or gzip, as uint8 of any rank.
 
     Raises:
-        UserError: not an IDX file, not of unsigned bytes, truncated, or with bytes to spare.
+        UserError: not an IDX file, not of unsigned bytes, truncated, or with extra bytes.
     """
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); get the file again") from error
+        raise UserError(f"{path} cannot be read ({error}); download the file again") from error
     if len(content) < 4 or content[:2] != b"\0\0" or len(content) < 4 + 4 * content[3]:
         raise UserError(
-            f"{path} is not an IDX file (it begins with {content[:4].hex() or 'nothing'}); expected 000008 and a rank"
+            f"{path} is not an IDX file (it starts with {content[:4].hex() or 'nothing'}); expected 000008 and a rank"
         )
     if content[2] != _UNSIGNED_BYTE:
-        raise UserError(f"{path} holds IDX values of type 0x{content[2]:02x}; expected unsigned bytes, 0x08")
+        raise UserError(f"{path} contains IDX values of type 0x{content[2]:02x}; expected unsigned bytes, 0x08")
     rank = content[3]
     shape = tuple(int(side) for side in np.frombuffer(content, ">u4", rank, 4))
     expected, present = math.prod(shape), len(content) - 4 - 4 * rank
     if present != expected:
         shown = " x ".join(str(side) for side in shape)
-        raise UserError(f"{path} holds {present:,} values where {shown} need {expected:,}; get the file again")
+        raise UserError(f"{path} contains {present:,} values, {shown} need {expected:,}; download the file again")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
@@ -116,7 +116,7 @@ def _file_names(split: str) -> tuple[str, str]:
 
 
 def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The image file and the label file of a split in a folder, None unless both are there."""
+    """The image file and the label file of a split in a folder, None unless both exist."""
     found = [
         next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
         for name in _file_names(split)
@@ -127,31 +127,32 @@ def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
 def _open_pair(name: str, known: KnownSet, images: Path, labels: Path) -> ArraySource:
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim not in (3, 4) or 0 in pixels.shape:
-        raise UserError(f"{images} has shape {pixels.shape}; expected images, height, width and perhaps channels")
+        raise UserError(f"{images} has shape {pixels.shape}; expected (N, H, W) or (N, H, W, C)")
     if classes.shape != pixels.shape[:1]:
-        raise UserError(f"{labels} has labels of shape {classes.shape}; {images.name} has {len(pixels)} images")
+        raise UserError(f"{labels} has labels of shape {classes.shape}, {images.name} has {len(pixels)} images")
     if classes.max() >= len(known.names):
-        raise UserError(f"{labels} holds label {classes.max()}; {name} has labels 0 to {len(known.names) - 1}")
+        raise UserError(f"{labels} contains label {classes.max()}; {name} has labels 0 to {len(known.names) - 1}")
     if pixels.ndim == 3:
         pixels = pixels[..., None]
-    return ArraySource(name, pixels, classes.astype(np.int64), known.names)
+    stamps = {str(path.resolve()): stamp(path) for path in (images, labels)}
+    return ArraySource(name, pixels, classes.astype(np.int64), known.names, stamps)
 
 
 def _fetch(name: str, known: KnownSet, split: str) -> Path:
-    """The split's parquet file from the Hugging Face hub, kept in the hub's own cache."""
+    """The split's parquet file from the Hugging Face hub, kept in the hub's cache."""
     file = f"{known.folder}/{split}-00000-of-00001.parquet"
     try:
         import huggingface_hub
 
-        huggingface_hub.logging.set_verbosity(CRITICAL)  # what goes wrong is said once, by the error below
+        huggingface_hub.logging.set_verbosity(CRITICAL)  # the error below reports a failure
         return Path(huggingface_hub.hf_hub_download(known.repository, file, repo_type="dataset"))
     except ImportError as error:
         raise UserError(
             f"{name} is not on this machine; {known.advice}, or pip install 'ditlab[hub,formats]'"
         ) from error
     except Exception as error:
-        # The hub's client raises the errors of whichever HTTP library it uses; the way out is the same for all.
+        # The hub's client raises the errors of the HTTP library it uses; the advice is the same for all.
         reason = type(error).__name__
         raise UserError(
-            f"{name} is not on this machine and {known.repository} did not answer ({reason}); {known.advice}"
+            f"{name} is not on this machine and downloading {known.repository} failed ({reason}); {known.advice}"
         ) from error

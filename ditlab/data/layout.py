@@ -1,4 +1,4 @@
-"""Which files of a folder or archive are images, which split they belong to and which class."""
+"""Which files of a folder or archive are images, and the split and class of each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ditlab.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
-EXPECTED = "expected one sub-folder of images a class, or images directly inside"
+EXPECTED = "expected one subfolder of images per class, or images directly inside"
 
 
 def image_name(name: str) -> str | None:
-    """The cleaned relative name of an image file; None for other files, hidden ones and names that lead outside."""
+    """The cleaned relative name of an image file; None for other files, hidden files and names that lead outside."""
     clean = posixpath.normpath(name).lstrip("/")
     hidden = any(part.startswith(".") for part in clean.split("/"))
     return None if hidden or not clean.lower().endswith(EXTENSIONS) else clean
@@ -25,7 +25,7 @@ def image_name(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """The images of one split: whole names are ``prefix + files[i]``; labels int64 (N,); class names in label order."""
+    """The images of one split: full names are ``prefix + files[i]``; labels int64 (N,); class names in label order."""
 
     prefix: str
     files: tuple[str, ...]
@@ -34,23 +34,23 @@ class Layout:
 
 
 def arrange(found: Iterable[str], split: str, where: str) -> Layout:
-    """Sort image files into a split's classes.
+    """Find the images of a split and their classes.
 
-    A folder that only wraps other folders is entered. Where every folder is called train, test, val or validation,
-    the one for ``split`` is entered. Below that each folder is a class with all images under it, or images lie directly
-    there and have no class.
+    A single folder that contains only folders is entered. If every folder is named train, test, val or validation,
+    the one of ``split`` is entered. Then each folder is a class with all images below it, or the images are directly
+    inside and have no class.
 
     Args:
         found: relative names, ``/`` between parts, as image_name returns them.
-        split: ``train`` or ``test``; ``test`` is also met by folders val and validation.
+        split: ``train`` or ``test``; folders val and validation count as ``test``.
         where: the folder's or archive's name, for messages.
 
     Raises:
-        UserError: no images, no such split, or images beside class folders.
+        UserError: no images, no such split, or images next to class folders.
     """
     files = sorted(found)
     if not files:
-        raise UserError(f"{where} holds no images; {EXPECTED} ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{where} contains no images; {EXPECTED} ({', '.join(EXTENSIONS)})")
     files, prefix, entered = _enter_split(files, split, where)
     if split != "train" and not entered:
         wanted = " or ".join(SPLIT_FOLDERS[split])
@@ -58,8 +58,8 @@ def arrange(found: Iterable[str], split: str, where: str) -> Layout:
     loose = [file for file in files if "/" not in file]
     if loose and len(loose) < len(files):
         raise UserError(
-            f"{where} holds {len(loose)} images beside its class folders (first: {printable(loose[0])}); "
-            "move them into a class folder or take them out"
+            f"{where} contains {len(loose)} images next to its class folders (first: {printable(loose[0])}); "
+            "move them into a class folder or remove them"
         )
     if loose:
         return Layout(prefix, tuple(files), np.zeros(len(files), np.int64), ())
@@ -71,7 +71,7 @@ def arrange(found: Iterable[str], split: str, where: str) -> Layout:
 
 
 def _enter_split(files: list[str], split: str, where: str) -> tuple[list[str], str, bool]:
-    """Files relative to the folder of the split, that folder, and whether there were splits at all."""
+    """Files relative to the folder of the split, that folder, and whether there are splits at all."""
     known = {folder for folders in SPLIT_FOLDERS.values() for folder in folders}
     prefix = ""
     while all("/" in file for file in files):

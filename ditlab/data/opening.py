@@ -1,58 +1,86 @@
-"""DataConfig -> Dataset: pick the source by name, or by what the path is."""
+"""Open the data set of a DataConfig."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ditlab.data.archive import ARCHIVE_SUFFIXES, open_archive
 from ditlab.data.arrays import open_digits
 from ditlab.data.config import DataConfig, check_config
-from ditlab.data.dataset import Dataset
+from ditlab.data.dataset import DataInfo, Dataset
 from ditlab.data.folder import FolderSource
 from ditlab.data.idx import open_known
 from ditlab.data.layout import EXPECTED, EXTENSIONS
 from ditlab.data.parquet import ParquetSource, parquet_files
-from ditlab.data.source import Source
-from ditlab.errors import UserError
+from ditlab.data.source import Once, Source, call
+from ditlab.errors import UserError, nearest
 
 
-def open_data(config: DataConfig) -> Dataset:
-    """List the images that ``config`` names and decode one to learn the shape; the others wait until they are read.
+def open_data(config: DataConfig, once: Once = call, info: DataInfo | None = None) -> Dataset:
+    """List the images of ``config`` and decode one for its shape; the others are decoded when they are read.
+
+    Args:
+        config: which images.
+        once: ``Processes.broadcast_from_main``: of several processes that all call this, one lists the images.
+        info: the data set's description if it is known (``read_index``): nothing is listed until it is needed, and
+            each process lists for itself.
 
     Raises:
         UserError: a field is wrong, the data is missing or damaged, or no image can be decoded.
     """
     check_config(config)
-    return Dataset(_open_source(config), config)
+    if config.source not in SOURCES:
+        raise UserError(f"data source {config.source!r} is not known; {nearest(config.source, SOURCES)}")
+    build = SOURCES[config.source]
+    return Dataset(partial(build, config, once if info is None else call), config, info)
 
 
-def _open_source(config: DataConfig) -> Source:
-    if config.source == "digits":
-        if config.path:
-            raise UserError(f"digits takes no path ({config.path!r}); for your own images give --data.source folder")
-        return open_digits(config.split)
-    if config.source in ("fashion", "mnist"):
-        return open_known(config.source, config.path, config.split)
-    return _open_path(config)
+def _open_digits(config: DataConfig, once: Once) -> Source:
+    del once  # nothing is listed
+    if config.path:
+        raise UserError(f"digits takes no path ({config.path!r}); for your own images give --data.source folder")
+    return open_digits(config.split)
 
 
-def _open_path(config: DataConfig) -> Source:
-    """Folder, archive and parquet by what the path is: whichever of the three names was given."""
+def _open_known(config: DataConfig, once: Once) -> Source:
+    del once  # nothing is listed
+    return open_known(config.source, config.path, config.split)
+
+
+def _open_path(config: DataConfig, once: Once) -> Source:
+    """A folder, an archive or parquet files: what the path is decides, whichever of the three names was given."""
     if not config.path:
         raise UserError(f"data source {config.source!r} needs a path; give --data.path with a folder or a file")
     path = Path(config.path).expanduser()
     name = path.name.lower()
     if path.is_dir():
-        images_first = config.source != "parquet" and any(f.suffix.lower() in EXTENSIONS for f in path.rglob("*"))
-        if not images_first and any(path.rglob("*.parquet")):
+        if once(lambda: _holds_parquet(path, config.source)):
             return ParquetSource(str(path), parquet_files(path, config.split))
-        return FolderSource(path, config.split)
+        return FolderSource(path, config.split, once)
     if not path.exists():
         raise UserError(f"{path} does not exist; {EXPECTED}, or give an archive or a .parquet file")
     if name.endswith(EXTENSIONS):
-        raise UserError(f"{path} is one image; give the folder it lies in")
+        raise UserError(f"{path} is one image; give the folder that contains it")
     if name.endswith(".parquet") or config.source == "parquet":
         return ParquetSource(str(path), parquet_files(path, config.split))
     if name.endswith(ARCHIVE_SUFFIXES) or config.source == "archive":
-        return open_archive(path, config.split)
+        return open_archive(path, config.split, once)
     raise UserError(f"{path} is neither a folder nor a known file; expected {', '.join(ARCHIVE_SUFFIXES)} or .parquet")
+
+
+def _holds_parquet(folder: Path, source: str) -> bool:
+    """Whether parquet files are what to read in a folder: there are some, and no images unless parquet was asked for."""
+    images = source != "parquet" and any(file.suffix.lower() in EXTENSIONS for file in folder.rglob("*"))
+    return not images and any(folder.rglob("*.parquet"))
+
+
+SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {
+    "digits": _open_digits,
+    "fashion": _open_known,
+    "mnist": _open_known,
+    "folder": _open_path,
+    "archive": _open_path,
+    "parquet": _open_path,
+}

@@ -1,4 +1,4 @@
-"""The order in which training sees images: a pure function of the seed and of how many images came before."""
+"""The order in which training reads images: a pure function of the seed and of the number of images read before."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _KEPT_EPOCHS = 2
 
 
 class DataOrder:
-    """Every image once an epoch, a new order each epoch, flips drawn beside it.
+    """Every image once per epoch, in a new random order each epoch, with random flips.
 
-    ``batch(p, a + b)`` equals ``batch(p, a)`` followed by ``batch(p + a, b)``, so neither the batch size, the number of
-    processes, nor stopping and resuming changes what is seen.
+    ``batch(p, a + b)`` equals ``batch(p, a)`` followed by ``batch(p + a, b)``, so batch size, number of processes,
+    stopping and resuming do not change the order.
 
     Args:
         count: number of images.
-        seed: any whole number.
-        flip: whether half of the images, chosen anew each epoch, are mirrored.
+        seed: any integer.
+        flip: whether to mirror half of the images, drawn again each epoch.
 
     Raises:
         UserError: there are no images.
@@ -27,15 +27,15 @@ class DataOrder:
 
     def __init__(self, count: int, seed: int, flip: bool = False) -> None:
         if count < 1:
-            raise UserError(f"{count} images cannot be put in an order; training needs at least one")
+            raise UserError(f"{count} images cannot be ordered; training needs at least one image")
         self.count, self.seed, self.flip = count, seed, flip
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def batch(self, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``size`` images from ``position`` on; a batch may span epochs.
+        """The ``size`` images that start at ``position``; a batch may span epochs.
 
         Args:
-            position: images seen since the start of training, 0 or more.
+            position: images read since the start of training, 0 or more.
             size: images in the batch, 0 or more.
 
         Returns:
@@ -58,7 +58,7 @@ class DataOrder:
         return indices, flips
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Permutation and flips of one epoch; the latest few stay in memory."""
+        """Permutation and flips of one epoch; the latest few are kept."""
         known = self._epochs.get(epoch)
         if known is None:
             permutation = np.argsort(self._raw(epoch, _PERMUTATION), kind="stable")
@@ -69,6 +69,6 @@ class DataOrder:
         return known
 
     def _raw(self, epoch: int, stream: int) -> np.ndarray:
-        """``count`` 64-bit draws: NumPy keeps a bit generator's raw stream for good, Generator.permutation's not."""
+        """``count`` 64-bit draws: NumPy guarantees the raw stream of a bit generator, but not Generator.permutation."""
         key = np.array([self.seed % 2**64, epoch], np.uint64)
         return np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw(self.count)

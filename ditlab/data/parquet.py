@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ditlab.data.decode import Unreadable
+from ditlab.data.decode import DecodeError
 from ditlab.data.layout import SPLIT_FOLDERS
-from ditlab.data.source import MEMORY_LIMIT, EncodedSource
+from ditlab.data.source import MEMORY_LIMIT, EncodedSource, stamp
 from ditlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 class ParquetSource(EncodedSource):
-    """The encoded images of some parquet files, held in memory.
+    """The encoded images of parquet files, in memory.
 
     Args:
-        title: what people call it.
-        paths: the files, in order; all of one schema.
-        names: label names that replace the ones stored in the files; None takes those.
+        title: name for messages.
+        paths: the files, in order, all with one schema.
+        names: class names that replace those stored in the files; None uses the stored ones.
 
     Raises:
-        UserError: pyarrow is missing, a file is damaged or has no image column, labels are not usable, or the images
-            take more than the memory limit.
+        UserError: pyarrow is not installed, a file is damaged or has no image column, labels are not usable, or the
+            images exceed the memory limit.
     """
 
     def __init__(self, title: str, paths: Sequence[Path], names: tuple[str, ...] | None = None) -> None:
@@ -66,20 +66,23 @@ class ParquetSource(EncodedSource):
             found, stored_names = _labels(
                 table.column(label).to_pylist(), names or _stored_names(schema, label), title, label
             )
-        super().__init__(title, files, sizes, found, stored_names)
+        stamps = {str(path.resolve()): stamp(path) for path in paths} | {
+            str(path.parent.resolve()): stamp(path.parent) for path in paths
+        }
+        super().__init__(title, files, sizes, found, stored_names, stamps)
 
     def encoded(self, index: int) -> bytes:
         """The row's image bytes."""
         content = self._encoded[index].as_py()
         if content is None:
-            raise Unreadable("the row holds no image bytes")
+            raise DecodeError("the row contains no image bytes")
         return content
 
 
 def parquet_files(path: Path, split: str) -> list[Path]:
-    """The parquet files of a split: a file itself, or those under a folder whose names begin with the split's.
+    """The parquet files of a split: a file itself, or those in a folder whose names start with the split's name.
 
-    Files none of whose names begin with a split (``train-``, ``test-``, ``validation-``) are all taken as train.
+    If no file name starts with a split (``train-``, ``test-``, ``validation-``), all files are train.
 
     Raises:
         UserError: there are no such files.
@@ -91,7 +94,7 @@ def parquet_files(path: Path, split: str) -> list[Path]:
     if not chosen:
         listed = ", ".join(file.name for file in files[:3])
         raise UserError(f"{path} has no {split} split ({listed}); expected files named {split}-*.parquet")
-    # One kind of file only: test-*.parquet ahead of validation-*.parquet.
+    # Only one kind of file: test-*.parquet before validation-*.parquet.
     return [file for file in chosen if _split_prefix(file) == _split_prefix(chosen[0])]
 
 
@@ -102,7 +105,7 @@ def _split_prefix(file: Path) -> str:
 
 
 def _field(column: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray:
-    """One field of a struct column; where the whole struct is null, so is the field."""
+    """One field of a struct column; null where the struct is null."""
     import pyarrow.compute
 
     return pyarrow.compute.struct_field(column, name)  # pyright: ignore[reportAttributeAccessIssue] - made at import
@@ -122,7 +125,7 @@ def _image_column(schema: pyarrow.Schema, title: str) -> str:
     if not usable:
         columns = ", ".join(schema.names)
         raise UserError(
-            f"{title} has no column of encoded images (columns: {columns}); expected image with bytes in it"
+            f"{title} has no column of encoded images (columns: {columns}); expected a column image that contains bytes"
         )
     return "image" if "image" in usable else usable[0]
 
@@ -136,7 +139,7 @@ def _label_column(schema: pyarrow.Schema) -> str | None:
 
 
 def _stored_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...] | None:
-    """Class names of the hub's ClassLabel feature, which lie as JSON in the schema's metadata."""
+    """Class names of the hub's ClassLabel feature, stored as JSON in the schema's metadata."""
     try:
         features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[column]["names"])
@@ -147,9 +150,9 @@ def _stored_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...] | None
 def _labels(
     values: list[Any], names: tuple[str, ...] | None, title: str, column: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels int64 (N,) and names; without names the sorted values of the column are the classes."""
+    """Labels int64 (N,) and names; without names, the classes are the sorted values of the column."""
     if any(value is None or isinstance(value, list | dict) for value in values):
-        raise UserError(f"column {column} of {title} is not one label for each image; give each row one")
+        raise UserError(f"column {column} of {title} does not have one label per image; give one for each row")
     if names is None or not all(isinstance(value, int) for value in values):
         classes = sorted(set(values))
         label_of = {value: label for label, value in enumerate(classes)}
@@ -158,7 +161,7 @@ def _labels(
     if labels.min() < 0 or labels.max() >= len(names):
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise UserError(
-            f"column {column} of {title} holds label {wrong}; its {len(names)} class names allow 0 to {len(names) - 1}"
+            f"column {column} of {title} contains label {wrong}; its {len(names)} class names allow 0 to {len(names) - 1}"
         )
     return labels, names
 
@@ -172,5 +175,5 @@ def _check_size(title: str, files: list[pyarrow.parquet.FileMetaData], column: s
     if total > MEMORY_LIMIT:
         limit = MEMORY_LIMIT / 2**30
         raise UserError(
-            f"{title} holds {total / 2**30:.1f} GiB of images, more than {limit:g}; unpack it into a folder"
+            f"{title} contains {total / 2**30:.1f} GiB of images, more than {limit:g}; unpack it into a folder"
         )

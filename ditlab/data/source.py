@@ -1,19 +1,45 @@
-"""What every source of images offers, and the part that sources of encoded files share."""
+"""The interface of a source of images, and the base class of sources whose images are encoded files."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from ditlab.data.decode import decode_image
 
+T = TypeVar("T")
+Stamps = dict[str, list[int]]
+
 _WORTH_THREADS = 4096
 
 MEMORY_LIMIT = 4 * 2**30
-"""Most bytes a source that must hold its files in memory may take."""
+"""Bytes that a source that loads its encoded files into memory may take at most."""
+
+
+class Once(Protocol):
+    """Calls a function in one of several processes and returns its result in all of them."""
+
+    def __call__(self, make: Callable[[], T]) -> T: ...  # noqa: D102
+
+
+def call(make: Callable[[], T]) -> T:
+    """``Once`` for a single process."""
+    return make()
+
+
+def stamp(path: str | os.PathLike[str], status: os.stat_result | None = None) -> list[int]:
+    """Modification time in nanoseconds and size in bytes of a file or folder.
+
+    Raises:
+        OSError: there is no such file or folder.
+    """
+    status = status or Path(path).stat()
+    return [status.st_mtime_ns, status.st_size]
 
 
 def printable(name: str) -> str:
@@ -25,61 +51,71 @@ class Source(ABC):
     """Images with labels, decoded one at a time at their native size.
 
     Attributes:
-        title: what people call it, for example ``digits`` or the path.
-        names: label names in label order, ``()`` when the images have no classes.
-        labels: int64 (N,), all 0 when the images have no classes.
-        threaded: whether decoding is slow enough to be worth a thread pool.
+        title: name for messages, for example ``digits`` or the path.
+        names: class names in label order, ``()`` if the images have no classes.
+        labels: int64 (N,), all 0 if the images have no classes.
+        threaded: whether decoding is slow enough for a thread pool to pay off.
+        stamps: ``stamp`` of the folders and files, by absolute path, that change when images are added or removed.
     """
 
     title: str
     names: tuple[str, ...]
     labels: np.ndarray
     threaded: bool
+    stamps: Stamps
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What to call image ``index`` in a message."""
+        """Name of image ``index`` for messages."""
 
     @abstractmethod
     def decode(self, index: int, channels: int) -> np.ndarray:
         """Image ``index`` as uint8 (H, W, C) with ``channels`` channels, 0 for its own; safe from several threads.
 
         Raises:
-            Unreadable: the image is broken; its message is the reason.
+            DecodeError: the image is broken; the message is the reason.
         """
 
     @abstractmethod
     def identity(self) -> Iterator[bytes]:
-        """What makes these images these and no others, to be hashed."""
+        """Bytes to hash that differ for different images or labels."""
 
 
 class EncodedSource(Source):
-    """A source of files in image formats: a subclass gives the bytes of each.
+    """A source of files in image formats; a subclass provides the bytes of each.
 
     Args:
-        title: what people call it.
-        files: a name of each image, the same wherever the data is kept.
+        title: name for messages.
+        files: name of each image, independent of where the data is stored.
         sizes: bytes of each encoded image.
         labels: int64 (N,).
-        names: label names in label order.
+        names: class names in label order.
+        stamps: see Source.
     """
 
     def __init__(
-        self, title: str, files: Sequence[str], sizes: Sequence[int], labels: np.ndarray, names: tuple[str, ...]
+        self,
+        title: str,
+        files: Sequence[str],
+        sizes: Sequence[int],
+        labels: np.ndarray,
+        names: tuple[str, ...],
+        stamps: Stamps,
     ) -> None:
         self.title, self.files, self.sizes, self.labels, self.names = title, files, sizes, labels, names
-        # Around a tiny image Pillow's Python code, which holds the interpreter lock, takes longer than the decoding.
+        self.stamps = stamps
+        # For a tiny image, Pillow's Python code, which holds the interpreter lock, takes longer than the decoding.
         self.threaded = len(sizes) > 0 and sum(sizes) / len(sizes) > _WORTH_THREADS
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
-        """The bytes of the file of image ``index``.
+        """The encoded bytes of image ``index``.
 
         Raises:
-            Unreadable: they cannot be read.
+            DecodeError: they cannot be read.
         """
 
     def name(self, index: int) -> str:
@@ -91,6 +127,6 @@ class EncodedSource(Source):
         return decode_image(self.encoded(index), channels)
 
     def identity(self) -> Iterator[bytes]:
-        """Names, byte sizes and labels: as good as the content for files not edited in place, and far cheaper."""
+        """Names, byte sizes and labels: differs unless a file was edited in place, and is much cheaper than content."""
         for file, size, label in zip(self.files, self.sizes, self.labels, strict=True):
             yield os.fsencode(file) + f"\0{size}\0{label}\n".encode()

@@ -64,6 +64,15 @@ def read_manifest(folder: Path) -> dict[str, object] | None:
     return parse_manifest(content, folder)
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a folder contains a finished cache.
+
+    Raises:
+        UserError: its manifest is damaged, or cannot be read.
+    """
+    return bool((read_manifest(folder) or {}).get("complete"))
+
+
 def manifest_text(manifest: dict[str, object]) -> str:
     """What a manifest's file holds."""
     return json.dumps(manifest, indent=2) + "\n"

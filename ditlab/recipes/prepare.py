@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from rich.progress import TaskID
 
-from ditlab.data import Dataset, Images, open_data
+from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_index
+from ditlab.data.source import Once
 from ditlab.encoders import (
     Autoencoder,
     ChannelStatistics,
@@ -19,6 +20,7 @@ from ditlab.encoders import (
     encode,
     encode_behind,
     identity,
+    is_complete,
     is_url,
     load_pretrained,
     new_kl,
@@ -34,6 +36,7 @@ from ditlab.train import AutoencoderTask, train, write_report
 from ditlab.train.checkpoint import existing
 
 Log = Callable[[str], None]
+INDEX = "index.json"  # in a cache's folder: what a start needs to know of the images
 AUTOENCODER_PARTS = ("seed", "data.", "autoencoder.", "train.")  # of a recipe, what makes its autoencoder
 
 
@@ -73,11 +76,22 @@ def locked(folder: Path, what: str, processes: Processes) -> Iterator[None]:
         yield
 
 
-def open_images(recipe: Recipe, place: RunContext) -> Dataset:
-    """The recipe's images, described to the person."""
-    dataset = open_data(recipe.data)
+def open_images(recipe: Recipe, place: RunContext, relist: bool = False) -> Dataset:
+    """The recipe's images; logs their description.
+
+    With a finished latent cache the description is read from the cache's index and no image file is listed or opened,
+    unless ``relist``. Otherwise the main process lists the files for all.
+    """
+    once = place.processes.broadcast_from_main
+    info = None if relist else once(lambda: _indexed(recipe, place))
+    dataset = open_data(recipe.data, once, info)
     place.log(dataset.describe())
     return dataset
+
+
+def _indexed(recipe: Recipe, place: RunContext) -> DataInfo | None:
+    folder = cache_folder(recipe, place)
+    return read_index(folder / INDEX, recipe.data) if is_complete(folder) else None
 
 
 def load_images(dataset: Dataset, place: RunContext) -> Images:
@@ -124,7 +138,7 @@ def train_autoencoder(recipe: Recipe, place: RunContext) -> Path:
 
 
 def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
-    dataset = open_images(recipe, place)
+    dataset = open_images(recipe, place, relist=True)
     autoencoder = new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
     latent = autoencoder.latent_shape(dataset.shape[1:])
     from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
@@ -132,7 +146,7 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.log(f"autoencoder: {from_to}, {parameters:,} parameters")
-    held_out, what = _held_out(recipe, images)
+    held_out, what = _held_out(recipe, images, place.processes.broadcast_from_main)
     objective = AutoencoderTask(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
     train(
         objective,
@@ -159,10 +173,10 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     place.log(f"autoencoder: {folder}, report: {report}")
 
 
-def _held_out(recipe: Recipe, images: Images) -> tuple[Images, str]:
+def _held_out(recipe: Recipe, images: Images, once: Once) -> tuple[Images, str]:
     """Images to measure reconstruction on: of the test split where the data has one."""
     try:
-        held_out = open_data(replace(recipe.data, split="test", limit=1000)).load()
+        held_out = open_data(replace(recipe.data, split="test", limit=1000), once).load()
     except UserError as error:
         first = slice(0, 1000)
         few = replace(images, pixels=images.pixels[first], labels=images.labels[first])
@@ -239,8 +253,14 @@ def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoenco
                 dataset, autoencoder, folder, flip=flip, device=place.device, progress=partial(show, "encoding"),
                 processes=place.processes,
             )  # fmt: skip
+        place.processes.broadcast_from_main(lambda: _update_index(folder / INDEX, dataset))
     _log_skipped(skipped, place.log)
     cache = LatentCache(folder, identity(dataset, autoencoder, flip))
     at = f", a copy of {recipe.latents}" if is_url(recipe.latents) else ""
     place.log(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
     return cache
+
+
+def _update_index(path: Path, dataset: Dataset) -> None:
+    if dataset.listed and read_index(path, dataset.config) != dataset.info:
+        write_index(path, dataset)

@@ -51,7 +51,7 @@ def encode_latents(recipe: Recipe, place: RunContext) -> Path:
     if recipe.autoencoder.kind == "pixels":
         raise UserError(f"recipe {recipe.name!r} works on pixels: there is nothing to encode")
     recipe.check()
-    dataset = open_images(recipe, place)
+    dataset = open_images(recipe, place, relist=True)
     autoencoder = prepare_autoencoder(recipe, place)
     _check_channels(autoencoder, dataset)
     _check_size(recipe, autoencoder.factor, *dataset.shape[1:])

@@ -1,4 +1,4 @@
-"""Tiny real images and the one check that every message to a person must pass."""
+"""Tiny real images, as arrays and as files."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_damaged_header_is_not_taken_for_the_end(tmp_path, photos, refuses) -> N
     content[content.index(b"dog/c.png")] ^= 255
     path = tmp_path / "photos.tar"
     path.write_bytes(content)
-    refuses(lambda: archived(path), "damaged or cut off at byte")
+    refuses(lambda: archived(path), "damaged or truncated at byte")
 
 
 def test_memory_limit(tmp_path, photos, refuses, monkeypatch) -> None:
@@ -168,7 +168,7 @@ def test_memory_limit(tmp_path, photos, refuses, monkeypatch) -> None:
 
 def test_other_messages(tmp_path, photos, refuses, monkeypatch) -> None:
     (tmp_path / "empty.zip").write_bytes(zip_bytes({"notes.txt": b"hello"}))
-    refuses(lambda: archived(tmp_path / "empty.zip"), "empty.zip holds no images")
+    refuses(lambda: archived(tmp_path / "empty.zip"), "empty.zip contains no images")
     content = bytearray(zip_bytes({"a.png": photos["cat/a.png"]}))
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(content)

@@ -107,10 +107,10 @@ def test_images_read_is_a_mirrored_copy() -> None:
         (DataConfig(limit=-1), ["limit -1"]),
         (DataConfig(size=(0,)), ["size (0,)", "positive"]),
         (DataConfig(size=(8, -8)), ["size (8, -8)", "positive"]),
-        (DataConfig(size=(8, 8, 8)), ["size (8, 8, 8)", "height width"]),
+        (DataConfig(size=(8, 8, 8)), ["size (8, 8, 8)", "two (H W)"]),
         (DataConfig(size=8), ["size 8", "one positive number"]),  # pyright: ignore[reportArgumentType]
         (DataConfig(path="photos"), ["'photos'", "--data.source folder"]),
-        (DataConfig(size=(4,), fit="pad"), ["digits image 0", "height 8", "height 4", "crop"]),
+        (DataConfig(size=(4,), fit="pad"), ["digits image 0", "8x8", "4x4", "crop"]),
     ],
 )
 def test_wrong_fields(config: DataConfig, words: list[str], refuses) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditlab.data.decode import Unreadable, array_to_channels, decode_image
+from ditlab.data.decode import DecodeError, array_to_channels, decode_image
 
 
 def save(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -66,7 +66,7 @@ def test_sixteen_bits_are_scaled(kind: str) -> None:
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 70_000, np.int32), np.full((2, 2), 0.5, np.float32)])
 def test_pixels_without_a_known_range_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(Unreadable, match="8 or 16 bits"):
+    with pytest.raises(DecodeError, match="8 or 16 bits"):
         decode_image(save(Image.fromarray(values), "TIFF"), 0)
 
 
@@ -89,7 +89,7 @@ def test_animation_gives_its_first_frame() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
 def test_truncated_files_are_unreadable(pixels, kind: str) -> None:
     whole = save(Image.fromarray(pixels(0, 40, 40)), kind)
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(DecodeError) as caught:
         decode_image(whole[: len(whole) // 2], 3)
     assert str(caught.value)
     assert "\n" not in str(caught.value)
@@ -97,13 +97,13 @@ def test_truncated_files_are_unreadable(pixels, kind: str) -> None:
 
 
 def test_what_is_no_image(monkeypatch) -> None:
-    with pytest.raises(Unreadable, match="empty"):
+    with pytest.raises(DecodeError, match="empty"):
         decode_image(b"", 3)
-    with pytest.raises(Unreadable, match="not an image"):
+    with pytest.raises(DecodeError, match="not an image"):
         decode_image(b"<html>not found</html>", 3)
     encoded = save(Image.new("L", (40, 40)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(Unreadable, match="1600 pixels"):
+    with pytest.raises(DecodeError, match="1600 pixels"):
         decode_image(encoded, 1)
 
 

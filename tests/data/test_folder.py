@@ -72,11 +72,11 @@ def test_name_that_is_not_utf8(tmp_path, encode, pixels) -> None:
 def test_sizes(tmp_path, write, photos, encode, pixels, refuses) -> None:
     write(tmp_path, {**photos, "dog/wide.png": encode(pixels(9, 6, 9))})
     data = folder(tmp_path)
-    refuses(data.load, "dog/wide.png", "width 9", "width 6", "--data.size")
+    refuses(data.load, "dog/wide.png", "6x9", "6x6", "--data.size")
     assert folder(tmp_path, size=(4,)).load().shape == (3, 4, 4)
     assert folder(tmp_path, size=(4, 10)).load().shape == (3, 4, 10)
     assert folder(tmp_path, size=(8, 9), fit="pad").load().shape == (3, 8, 9)
-    refuses(folder(tmp_path, size=(8, 8), fit="pad").load, "dog/wide.png", "width 9", "width 8", "crop")
+    refuses(folder(tmp_path, size=(8, 8), fit="pad").load, "dog/wide.png", "6x9", "8x8", "crop")
     assert folder(tmp_path, size=(4,), channels=1).shape == (1, 4, 4)
     assert folder(tmp_path, size=(4,), channels=4).load().shape == (4, 4, 4)
 
@@ -100,12 +100,12 @@ def test_larger_images_are_decoded_in_threads(tmp_path, encode, pixels) -> None:
     seeds = [seed for seed in range(40) if seed != 7]
     assert np.array_equal(images.pixels, np.stack([pixels(seed, 40, 40).transpose(2, 0, 1) for seed in seeds]))
     (tmp_path / "39.png").write_bytes(encode(pixels(0, 41, 40)))
-    with pytest.raises(Exception, match=r"39\.png has height 41"):
+    with pytest.raises(Exception, match=r"39\.png has size 41x40"):
         folder(tmp_path).load()
 
 
 def test_messages(tmp_path, write, photos, refuses) -> None:
-    refuses(lambda: folder(tmp_path), str(tmp_path), "holds no images")
+    refuses(lambda: folder(tmp_path), str(tmp_path), "contains no images")
     refuses(lambda: folder(tmp_path / "none"), "none does not exist")
     refuses(lambda: folder(""), "'folder' needs a path", "--data.path")
     write(tmp_path, photos)

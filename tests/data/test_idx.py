@@ -98,7 +98,7 @@ def test_fetched_from_the_hub(tmp_path, monkeypatch, encode, source: str, reposi
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(Exception, match=rf"{repository} did not answer \(ConnectionError\); .*four IDX files"):
+    with pytest.raises(Exception, match=rf"downloading {repository} failed \(ConnectionError\); .*four IDX files"):
         open_data(DataConfig(source))
 
 

@@ -60,7 +60,7 @@ def test_a_class_called_train_among_others_is_a_class() -> None:
 
 
 def test_messages(refuses) -> None:
-    refuses(lambda: arrange([], "train", "here"), "here holds no images", "one sub-folder", ".png")
+    refuses(lambda: arrange([], "train", "here"), "here contains no images", "one subfolder", ".png")
     refuses(lambda: arrange(["cat/1.png"], "test", "here"), "no test split", "folder train")
     refuses(lambda: arrange(["train/cat/1.png"], "test", "here"), "no test split", "it has train")
-    refuses(lambda: arrange(["a.png", "cat/1.png"], "train", "here"), "1 images beside", "a.png")
+    refuses(lambda: arrange(["a.png", "cat/1.png"], "train", "here"), "1 images next to", "a.png")

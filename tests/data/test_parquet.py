@@ -81,7 +81,7 @@ def test_broken_rows_are_left_out(tmp_path, images) -> None:
     data = opened(write_table(tmp_path / "x.parquet", rows, [0] * 7))
     loaded = data.load()
     assert len(loaded) == 5
-    assert loaded.skipped[0] == "x.parquet row 5: the row holds no image bytes"
+    assert loaded.skipped[0] == "x.parquet row 5: the row contains no image bytes"
     assert loaded.skipped[1].startswith("x.parquet row 6 (6.png): ")
 
 

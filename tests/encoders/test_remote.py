@@ -102,8 +102,8 @@ def put(url: str, content: dict[str, bytes]) -> None:
 
 
 def here(folder: Path) -> dict[str, bytes]:
-    """Every file of a local copy, but for the note of its URL."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "url"}
+    """Every file of a local copy, except the note of its URL and the index of the images."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("url", "index.json")}
 
 
 class Counting(Autoencoder):

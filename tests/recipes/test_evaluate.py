@@ -438,7 +438,7 @@ def test_a_source_without_samples_is_one_line(elsewhere: Path, few: Path, refuse
         "empty.npz": ("no arr_0", "images"),
         "nowhere.npz": ("nowhere.npz",),
         "unfinished": ("without a finished model", "ditlab train unfinished"),
-        "nothing": ("nothing holds no images",),
+        "nothing": ("nothing contains no images",),
         "runs/typo": ("no samples at runs/typo", "a folder of images", "fashion"),
         "one.png": ("no samples at one.png",),
         "runs/model.safetensors": ("no model in runs/model.safetensors",),
