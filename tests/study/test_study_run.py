@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ditlab.errors import UserError
 from ditlab.evaluate import FeatureNetwork
 from ditlab.study import Plan, worker
+from ditlab.study.run import WORKER
 from ditlab.study.study_run import load_results
 
 
@@ -120,3 +121,12 @@ def test_a_worker_compares_by_frechet_distance_if_the_images_are_enough(
     assert set(result.numbers) >= {"precision", "recall", "KD-Patches"}
     assert result.floor["FD-Patches"]["value"] is not None
     assert (out / "results" / f"{run.name}.png").exists()
+
+
+def test_the_worker_command_refuses_a_folder_without_a_plan(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    command = [*WORKER, str(tmp_path), "M-seed0"]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.wait(200) == 2
+        assert process.stdout is not None
+        assert "is not the plan of a study" in process.stdout.read()
