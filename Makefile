@@ -23,7 +23,7 @@ tests:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 drills: $(VENV)/.test
-	$(BIN)/python benchmarks/drills.py
+	$(BIN)/python benchmarks/drills.py --page docs/reliability.md
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
