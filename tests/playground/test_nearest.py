@@ -10,7 +10,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from ditlab.data import DataConfig, open_data
-from ditlab.playground import nearest
+from ditlab.evaluate import neighbours
 from ditlab.playground.nearest import TrainingImages
 
 DIGITS = DataConfig(source="digits", limit=300)
@@ -18,7 +18,7 @@ DIGITS = DataConfig(source="digits", limit=300)
 
 @pytest.mark.parametrize("rows", [50, 100_000])
 def test_the_closest_in_pixels(rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(nearest, "ROWS", rows)
+    monkeypatch.setattr(neighbours, "TILE", rows)
     told = list[float]()
     known = TrainingImages(DIGITS, "pixels", told.append)
     images, _ = open_data(DIGITS).read(np.arange(300))
