@@ -11,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from ditlab.data import DataConfig, open_data
 from ditlab.evaluate import neighbours
+from ditlab.playground import nearest
 from ditlab.playground.nearest import TrainingImages
 
 DIGITS = DataConfig(source="digits", limit=300)
