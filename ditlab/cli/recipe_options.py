@@ -12,8 +12,8 @@ import tyro
 from ditlab.cli.flags import parse
 from ditlab.errors import UserError
 from ditlab.models import named
-from ditlab.recipes.find import NAMES, find_recipe
-from ditlab.recipes.recipe import Recipe
+from ditlab.recipes.find import NAMES, find_any_recipe, find_recipe
+from ditlab.recipes.recipe import AutoencoderRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,28 @@ class RecipeOptions:
     """Run folder."""
     profile: bool = False
     """Profile training steps into OUT/profile."""
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions:
+    """Flags of `autoencoder` for the folder of an autoencoder."""
+
+    recipe: Annotated[AutoencoderRecipe, tyro.conf.arg(name="")]
+    """Its fields are flags."""
+    out: str = ""
+    """Folder of the autoencoder."""
+    profile: bool = False
+    """Profile training steps into OUT/profile."""
+
+
+def autoencoder_options(words: Sequence[str]) -> AutoencoderOptions | None:
+    """Parse the arguments after ``ditlab autoencoder FOLDER``; None unless FOLDER is that of an autoencoder."""
+    if not words or not Path(words[0]).exists():
+        return None
+    found, out = find_any_recipe(words[0])
+    if isinstance(found, Recipe):
+        return None
+    return parse(AutoencoderOptions, words[1:], f"autoencoder {words[0]}", AutoencoderOptions(found, out=str(out)))
 
 
 def recipe_options(words: Sequence[str], command: str) -> tuple[RecipeOptions, Recipe]:

@@ -1,20 +1,23 @@
-"""Recipes, and what is done with them."""
+"""Recipes, and running them."""
 
 from ditlab.recipes.autoconfigure import autoconfigure
-from ditlab.recipes.find import NAMES, find_recipe
+from ditlab.recipes.find import NAMES, find_any_recipe, find_recipe
 from ditlab.recipes.inspect import inspect_model
-from ditlab.recipes.prepare import RunContext, train_autoencoder
-from ditlab.recipes.recipe import Recipe
+from ditlab.recipes.prepare import RunContext, train_autoencoder, train_own_autoencoder
+from ditlab.recipes.recipe import AutoencoderRecipe, Recipe
 from ditlab.recipes.run import encode_latents, train_recipe
 
 __all__ = [
     "NAMES",
+    "AutoencoderRecipe",
     "Recipe",
     "RunContext",
     "autoconfigure",
     "encode_latents",
+    "find_any_recipe",
     "find_recipe",
     "inspect_model",
     "train_autoencoder",
+    "train_own_autoencoder",
     "train_recipe",
 ]

@@ -1,38 +1,40 @@
-"""What a recipe leaves open, chosen for the machine and said."""
+"""Settings that a recipe leaves open, chosen for the machine and logged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
-from ditlab.recipes.recipe import Recipe
+from ditlab.recipes.recipe import AutoencoderRecipe, Recipe
+
+R = TypeVar("R", Recipe, AutoencoderRecipe)
 
 
-def autoconfigure(recipe: Recipe, device: torch.device, log: Callable[[str], None], open_size: bool) -> Recipe:
-    """Choose image size, batch and precision where a recipe for any folder leaves them open.
+def autoconfigure(recipe: R, device: torch.device, log: Callable[[str], None], open_size: bool) -> R:
+    """Choose the image size and batch sizes that are open: an empty size if ``open_size``, a batch of 0.
 
     Args:
-        recipe: to settle; a batch of 0 is open.
+        recipe: of a model or an autoencoder.
         device: to choose for.
         log: writes one line to the console.
-        open_size: whether an empty size is open too, as in recipe ``folder``, and does not mean the images' own.
+        open_size: an empty size is open, as in recipe ``folder``; otherwise it means the size of the images.
     """
-    gpu = device.type == "cuda"
-    chosen = []
+    gpu, chosen = device.type == "cuda", []
     if open_size and not recipe.data.size:
         size = 64 if gpu else 32
         recipe = replace(recipe, data=replace(recipe.data, size=(size,)))
         chosen.append(f"size {size} (--data.size)")
-    if recipe.train.batch == 0:
-        batch = 256 if gpu else 64
-        recipe = replace(recipe, train=replace(recipe.train, batch=batch))
-        chosen.append(f"batch {batch} (--train.batch)")
-    if recipe.autoencoder.kind == "kl" and recipe.autoencoder_train.batch == 0:
-        batch = 256 if gpu else 64
-        recipe = replace(recipe, autoencoder_train=replace(recipe.autoencoder_train, batch=batch))
-        chosen.append(f"batch {batch} (--autoencoder-train.batch)")
+    trained = ["train"]
+    if isinstance(recipe, Recipe) and recipe.autoencoder.kind == "kl":
+        trained.append("autoencoder_train")
+    for field in trained:
+        if getattr(recipe, field).batch == 0:
+            batch = 256 if gpu else 64
+            recipe = replace(recipe, **{field: replace(getattr(recipe, field), batch=batch)})
+            chosen.append(f"batch {batch} (--{field.replace('_', '-')}.batch)")
     if chosen:
         chosen.append(f"precision {recipe.train.precision_on(device)} (--train.precision)")
         log(f"chosen for this machine ({device}): {', '.join(chosen)}")

@@ -1,4 +1,4 @@
-"""Recipes by name, by Python file, or from a run."""
+"""Recipes by name, from a Python file, or from a run folder."""
 
 from __future__ import annotations
 
@@ -8,33 +8,46 @@ import traceback
 from pathlib import Path
 
 from ditlab.errors import UserError, nearest
-from ditlab.recipes.recipe import Recipe, read_recipe
+from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, of_model, read_recipe
 
 NAMES = ("digits", "fashion", "fashion-plane", "cifar10", "folder", "imagenet256", "imagenet512")
 
 
 def find_recipe(name: str) -> tuple[Recipe, Path]:
-    """A recipe and the run folder it goes to unless told otherwise.
+    """The recipe of a model and its default run folder.
 
     Args:
         name: one of ``NAMES``; a .py file that defines ``recipe``; a recipe.json; a run folder.
 
     Raises:
-        UserError: unknown, or a file that holds no recipe.
+        UserError: unknown, or a file without a recipe of a model.
+    """
+    recipe, folder = find_any_recipe(name)
+    return of_model(recipe, name), folder
+
+
+def find_any_recipe(name: str) -> tuple[Recipe | AutoencoderRecipe, Path]:
+    """The same, or the recipe of an autoencoder from its folder.
+
+    Raises:
+        UserError: unknown, or a file without a recipe.
     """
     path = Path(name)
     if name in NAMES:
-        recipe: Recipe = importlib.import_module(f"ditlab.recipes.configs.{name.replace('-', '_')}").recipe
+        recipe = importlib.import_module(f"ditlab.recipes.configs.{name.replace('-', '_')}").recipe
         return recipe, Path("runs") / recipe.name
     if path.suffix == ".py":
-        recipe = _from_python(path)
-        return recipe, Path("runs") / recipe.name
+        own = _from_python(path)
+        return own, Path("runs") / own.name
     if path.is_dir():
         path = path / "recipe.json"
     if path.suffix == ".json":
         if not path.is_file():
             raise UserError(f"no recipe at {path}")
-        return read_recipe(path), path.parent
+        stored = read_recipe(path)
+        if isinstance(stored, Recipe) and (path.parent / "autoencoder.json").exists():
+            return stored.autoencoder_recipe(), path.parent  # written before version 0.2
+        return stored, path.parent
     raise UserError(f"unknown recipe {name!r}; {nearest(name, NAMES)}, or a .py file, or a run folder")
 
 
@@ -47,7 +60,7 @@ def _from_python(path: Path) -> Recipe:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is a person's own: whatever it raises is theirs to mend
+    except Exception as error:  # the user's own file may raise anything
         place = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", None)

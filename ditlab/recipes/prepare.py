@@ -28,16 +28,15 @@ from ditlab.encoders import (
     uint8_to_float,
 )
 from ditlab.errors import UserError
-from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
+from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, refuse_other, save_recipe
 from ditlab.runtime import files
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import ALONE, Processes
-from ditlab.train import AutoencoderTask, train, write_report
+from ditlab.train import AutoencoderTask, TrainConfig, train, write_report
 from ditlab.train.checkpoint import existing
 
 Log = Callable[[str], None]
 INDEX = "index.json"  # in a cache's folder: what a start needs to know of the images
-AUTOENCODER_PARTS = ("seed", "data.", "autoencoder.", "train.")  # of a recipe, what makes its autoencoder
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,14 @@ def locked(folder: Path, what: str, processes: Processes) -> Iterator[None]:
         yield
 
 
-def open_images(recipe: Recipe, place: RunContext, relist: bool = False) -> Dataset:
+def open_images(recipe: Recipe | AutoencoderRecipe, place: RunContext, relist: bool = False) -> Dataset:
     """The recipe's images; logs their description.
 
     With a finished latent cache the description is read from the cache's index and no image file is listed or opened,
     unless ``relist``. Otherwise the main process lists the files for all.
     """
     once = place.processes.broadcast_from_main
-    info = None if relist else once(lambda: _indexed(recipe, place))
+    info = None if relist or isinstance(recipe, AutoencoderRecipe) else once(lambda: _indexed(recipe, place))
     dataset = open_data(recipe.data, once, info)
     place.log(dataset.describe())
     return dataset
@@ -110,39 +109,38 @@ def _log_skipped(skipped: tuple[str, ...], log: Log) -> None:
 
 
 def autoencoder_folder(recipe: Recipe, place: RunContext) -> Path:
-    """Where the recipe's own autoencoder is, or will be."""
+    """Folder of the recipe's KL autoencoder."""
     return Path(recipe.autoencoder.path) if recipe.autoencoder.path else place.beside("autoencoder")
 
 
-def _autoencoder_recipe(recipe: Recipe) -> Recipe:
-    """What goes into the autoencoder's folder: trained as it was, and found there whatever the path was."""
-    return replace(recipe, train=recipe.autoencoder_train, autoencoder=replace(recipe.autoencoder, path=""))
-
-
-def train_autoencoder(recipe: Recipe, place: RunContext) -> Path:
-    """Train the recipe's KL autoencoder into its folder; a finished one is left as it is.
+def train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
+    """Train a KL autoencoder into ``place.out``; a finished one stays as it is.
 
     Raises:
-        UserError: the recipe has no autoencoder to train, or data or disk are in the way.
+        UserError: the recipe is of another kind of autoencoder, the folder holds another run, or the disk is full.
     """
-    if recipe.autoencoder.kind != "kl":
-        raise UserError(
-            f"recipe {recipe.name!r} has no autoencoder to train: its kind is {recipe.autoencoder.kind!r}, not 'kl'"
-        )
     recipe.check()
-    folder = autoencoder_folder(recipe, place)
-    place.processes.broadcast_from_main(lambda: refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS))
-    with locked(folder, "the autoencoder", place.processes):
-        _train_autoencoder(recipe, place, folder)
-    return folder
+    place.processes.broadcast_from_main(lambda: refuse_other(recipe, place.out))
+    with locked(place.out, "the autoencoder", place.processes):
+        _train_autoencoder(recipe, place)
 
 
-def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
-    dataset = open_images(recipe, place, relist=True)
+def train_own_autoencoder(recipe: Recipe, place: RunContext) -> None:
+    """Train the autoencoder of a model's recipe next to the run, or where ``autoencoder.path`` names.
+
+    Raises:
+        UserError: as ``train_autoencoder``.
+    """
+    recipe.check()
+    train_autoencoder(recipe.autoencoder_recipe(), replace(place, out=autoencoder_folder(recipe, place)))
+
+
+def _train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
+    dataset = open_images(recipe, place)
     autoencoder = new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
     latent = autoencoder.latent_shape(dataset.shape[1:])
     from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
-    place.processes.broadcast_from_main(lambda: save_recipe(_autoencoder_recipe(recipe), folder))
+    place.processes.broadcast_from_main(lambda: save_recipe(recipe, place.out))
     images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.log(f"autoencoder: {from_to}, {parameters:,} parameters")
@@ -150,10 +148,10 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
     objective = AutoencoderTask(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
     train(
         objective,
-        recipe.autoencoder_train,
+        recipe.train,
         seed=recipe.seed,
         flip=recipe.data.flip,
-        folder=folder,
+        folder=place.out,
         device=place.device,
         log=place.log,
         title="autoencoder",
@@ -166,14 +164,14 @@ def _train_autoencoder(recipe: Recipe, place: RunContext, folder: Path) -> None:
         "parameters": f"{parameters:,}",
         "PSNR is of": what,
     }
-    command = f"ditlab autoencoder {folder / 'recipe.json'} --out {place.out}"
+    command = f"ditlab autoencoder {place.out}"
     report = place.processes.broadcast_from_main(
-        lambda: write_report(folder, f"Autoencoder of {recipe.name}", command, facts)
+        lambda: write_report(place.out, f"Autoencoder of {recipe.name}", command, facts)
     )
-    place.log(f"autoencoder: {folder}, report: {report}")
+    place.log(f"autoencoder: {place.out}, report: {report}")
 
 
-def _held_out(recipe: Recipe, images: Images, once: Once) -> tuple[Images, str]:
+def _held_out(recipe: Recipe | AutoencoderRecipe, images: Images, once: Once) -> tuple[Images, str]:
     """Images to measure reconstruction on: of the test split where the data has one."""
     try:
         held_out = open_data(replace(recipe.data, split="test", limit=1000), once).load()
@@ -198,26 +196,25 @@ def prepare_autoencoder(recipe: Recipe, place: RunContext) -> Autoencoder:
     """The recipe's learned autoencoder: pretrained, trained before, or trained now.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be loaded or trained.
     """
     if recipe.autoencoder.kind == "pretrained":
         return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
-    folder = autoencoder_folder(recipe, place)
-    if place.processes.broadcast_from_main(lambda: _to_train(recipe, folder)):
-        train_autoencoder(recipe, place)
+    folder, training = autoencoder_folder(recipe, place), recipe.autoencoder_recipe()
+    own = not recipe.autoencoder.path  # with a path the autoencoder may come from any recipe
+    if place.processes.broadcast_from_main(lambda: _to_train(training, folder, own)):
+        train_own_autoencoder(recipe, place)
     return record.load(folder)
 
 
-def _to_train(recipe: Recipe, folder: Path) -> bool:
-    own = not recipe.autoencoder.path  # one that was asked for by its path may have been made in any way
+def _to_train(recipe: AutoencoderRecipe, folder: Path, own: bool) -> bool:
     if own and (folder / "recipe.json").exists():
-        refuse_other(_autoencoder_recipe(recipe), folder, AUTOENCODER_PARTS)
-    return not (folder / record.RECORD).exists() or (own and not _finished(recipe, folder))
+        refuse_other(recipe, folder)
+    return not (folder / record.RECORD).exists() or (own and not _finished(recipe.train, folder))
 
 
-def _finished(recipe: Recipe, folder: Path) -> bool:
-    """Whether an autoencoder's last checkpoint is the recipe's end and its report, written after that, is there."""
-    config = recipe.autoencoder_train
+def _finished(config: TrainConfig, folder: Path) -> bool:
+    """Whether an autoencoder's last checkpoint is the end of its training, and its report, written after it, exists."""
     last = [int(done.name) for done in existing(folder / "checkpoints")][-1:]
     return last == [config.steps * config.batch] and (folder / "report.md").exists()
 

@@ -1,4 +1,4 @@
-"""A recipe: everything a run is made from, as one value that goes to JSON and back."""
+"""Recipes: the configurations of a run as one value, to JSON and back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ AUTOENCODER_TRAIN = TrainConfig(
     samples=64_000,
 )
 
-# Of training, what may change between the starts of one run: how long, how often looked at, and how it is computed.
+AUTOENCODER_KIND = "autoencoder"  # of a recipe.json
+
+# Fields of training that may change when a run is resumed: its length, its output, and how it is computed.
 FREE = (
     "images",
     "log",
@@ -57,19 +59,52 @@ RENAMED = {
 
 
 @dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The configurations of an autoencoder's training; stored in its folder as recipe.json."""
+
+    name: str = "custom"
+    """Name of the data or of the recipe it belongs to."""
+    seed: int = 0
+    """Seed of weights, data order and noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(kind="kl"))
+    """The autoencoder, of kind kl."""
+    train: TrainConfig = field(default_factory=lambda: AUTOENCODER_TRAIN)
+    """Training of the autoencoder."""
+
+    def check(self, flags: str = "train") -> None:
+        """Raise UserError for a value that is wrong for any images; ``flags`` is what the flags of training start with."""
+        _check_seed(self.seed)
+        if self.autoencoder.kind != "kl":
+            raise UserError(
+                f"recipe {self.name!r} has no autoencoder to train: its kind is {self.autoencoder.kind!r}, not 'kl'"
+            )
+        self.train.check(flags)
+        if self.train.activation_checkpointing or self.train.parallel == "fsdp":
+            raise UserError(
+                f"--{flags}.activation-checkpointing and --{flags}.parallel fsdp are for diffusion networks only; omit them"
+            )
+
+    def to_json(self) -> str:
+        """As JSON; ``kind`` tells it from the recipe of a diffusion model."""
+        return json.dumps({"kind": AUTOENCODER_KIND, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The configurations of a run."""
 
     name: str = "custom"
-    """Names the run folder, runs/NAME."""
+    """Name of the run folder, runs/NAME."""
     seed: int = 0
-    """Decides weights, order, draws and sample pictures."""
+    """Seed of weights, data order, noise and sample pictures."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The latents."""
     autoencoder_train: TrainConfig = field(default_factory=lambda: AUTOENCODER_TRAIN)
-    """How the autoencoder is trained (kl)."""
+    """Training of the autoencoder (kl)."""
     latents: str = ""
     """Folder of the encoded cache, or its URL (s3://...) with RUN-latents as the local copy; empty: RUN-latents."""
     model: NetworkConfig = field(default_factory=DiTConfig)
@@ -77,29 +112,29 @@ class Recipe:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The diffusion process."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How the network is trained."""
+    """Training of the network."""
     sample: SampleConfig = field(default_factory=SampleConfig)
-    """How samples are made, while training and by default after."""
+    """Sampling defaults, also used for the sample pictures."""
     sample_images: int = 100
-    """Images on a sample picture."""
+    """Images of a sample picture."""
+
+    def autoencoder_recipe(self) -> AutoencoderRecipe:
+        """The training of this recipe's autoencoder, the same wherever the autoencoder is stored."""
+        return AutoencoderRecipe(
+            self.name, self.seed, self.data, dataclasses.replace(self.autoencoder, path=""), self.autoencoder_train
+        )
 
     def check(self) -> None:
-        """Raise UserError where a value makes no sense, whatever the images are."""
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed} is out of range; seeds are 0 or more")
+        """Raise UserError for a value that is wrong for any images."""
+        _check_seed(self.seed)
         if self.sample_images < 1:
             raise UserError(f"--sample-images {self.sample_images} must be 1 or more")
         self.train.check()
         self.diffusion.check()
         if is_url(self.latents):
-            Remote(self.latents)  # raises where nothing could ever be read there
+            Remote(self.latents)  # raises for a URL that cannot be opened
         if self.autoencoder.kind == "kl":
-            self.autoencoder_train.check("autoencoder-train")
-            if self.autoencoder_train.activation_checkpointing or self.autoencoder_train.parallel == "fsdp":
-                flags = "--autoencoder-train.activation-checkpointing and --autoencoder-train.parallel fsdp"
-                raise UserError(
-                    f"{flags} are for diffusion networks only, as --train.activation-checkpointing; leave them out"
-                )
+            self.autoencoder_recipe().check("autoencoder-train")
 
     def to_json(self) -> str:
         """As JSON."""
@@ -110,13 +145,36 @@ class Recipe:
         """Back from JSON; ``source`` names it in errors.
 
         Raises:
-            UserError: no JSON, fields a recipe does not have, or values of another type.
+            UserError: no JSON, unknown fields, values of the wrong type, or the recipe of an autoencoder.
         """
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source} is not JSON ({error})") from error
-        return _build(cls, value, source)
+        return of_model(parse_recipe(text, source), source)
+
+
+def of_model(recipe: Recipe | AutoencoderRecipe, source: str) -> Recipe:
+    """The recipe itself; raises UserError for that of an autoencoder. ``source`` names it in errors."""
+    if isinstance(recipe, AutoencoderRecipe):
+        raise UserError(f"{source} is the recipe of an autoencoder; only `ditlab autoencoder` accepts it")
+    return recipe
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed} is out of range; seeds are 0 or more")
+
+
+def parse_recipe(text: str, source: str = "recipe") -> Recipe | AutoencoderRecipe:
+    """A recipe of either kind from JSON; ``source`` names it in errors.
+
+    Raises:
+        UserError: no JSON, unknown fields, or values of the wrong type.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not JSON ({error})") from error
+    if isinstance(value, dict) and value.get("kind") == AUTOENCODER_KIND:
+        return _build(AutoencoderRecipe, {name: item for name, item in value.items() if name != "kind"}, source)
+    return _build(Recipe, value, source)
 
 
 def _build(kind: type, value: object, where: str) -> typing.Any:
@@ -161,7 +219,7 @@ def _value(hint: typing.Any, item: typing.Any, where: str) -> typing.Any:
 
 
 def flatten(recipe: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every field of a recipe by its flag: ``("model.depth", 12)``."""
+    """Every field of a recipe by its path: ``("model.depth", 12)``."""
     for item in dataclasses.fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, item.name)
         if dataclasses.is_dataclass(value):
@@ -170,8 +228,8 @@ def flatten(recipe: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + item.name, value
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe of a recipe.json.
+def read_recipe(path: Path) -> Recipe | AutoencoderRecipe:
+    """The recipe of a recipe.json, of either kind.
 
     Raises:
         UserError: it cannot be read, or holds no recipe.
@@ -180,25 +238,25 @@ def read_recipe(path: Path) -> Recipe:
         text = path.read_text()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); it should be a recipe.json") from error
-    return Recipe.from_json(text, str(path))
+    return parse_recipe(text, str(path))
 
 
-def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -> None:
-    """Look whether a run folder is free, or holds a run of this recipe to go on with.
+def refuse_other(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
+    """Check that a run folder is empty, or holds a run of this recipe to resume.
 
-    How long a run lasts and how often it is looked at may change; everything else decides what it is.
+    The length of a run, its output and how it is computed may change; every other field must be the same.
 
     Args:
-        recipe: of the run to be.
+        recipe: of the run to start or resume.
         folder: its folder.
-        parts: beginnings of the fields that count for this folder; all by default.
 
     Raises:
-        UserError: the folder holds a run of other settings (the first differences are named), one that went further, or
-            a model that no recipe made.
+        UserError: the folder holds a run with other settings (the first differences are named), one that went further, or
+            a model that was not trained there.
     """
     path = folder / "recipe.json"
-    if not path.exists() and any((folder / name).exists() for name in ("model.json", "autoencoder.json")):
+    foreign = ("model.json",) if isinstance(recipe, AutoencoderRecipe) else ("autoencoder.json",)
+    if any((folder / name).exists() for name in (foreign if path.exists() else ("model.json", "autoencoder.json"))):
         raise UserError(f"{folder} holds a model that was not trained there; choose another --out")
     trained = max((int(done.name) for done in existing(folder / "checkpoints")), default=0)
     if trained > recipe.train.images:
@@ -206,16 +264,11 @@ def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -
             f"{folder} was trained on {trained:,} images, more than {recipe.train.images:,}; choose another --out"
         )
     if path.exists():
-        other = read_recipe(path)
-        stood = {"model": kind(other.model), **dict(flatten(other))}
-        free = ("name", "sample_images", "latents", *(f"train.{field}" for field in FREE))
+        there, here = _fields(read_recipe(path), recipe), _fields(recipe, recipe)
         differences = [
-            f"{name} {stood[name]} there, {value} here"
-            for name, value in (("model", kind(recipe.model)), *flatten(recipe))
-            if stood.get(name, value) != value  # what only the other kind of network has is told by its kind
-            and name.startswith(parts)
-            and name not in free
-            and not name.startswith("sample.")
+            f"{name} {there[name]} there, {value} here"
+            for name, value in here.items()
+            if there.get(name, value) != value  # a field that one kind of network lacks is covered by "model"
         ]
         if differences:
             raise UserError(
@@ -223,7 +276,17 @@ def refuse_other(recipe: Recipe, folder: Path, parts: tuple[str, ...] = ("",)) -
             )
 
 
-def save_recipe(recipe: Recipe, folder: Path) -> None:
+def _fields(recipe: Recipe | AutoencoderRecipe, like: Recipe | AutoencoderRecipe) -> dict[str, object]:
+    """The fields that identify a run. Before version 0.2 the folder of an autoencoder held the whole recipe."""
+    if isinstance(like, AutoencoderRecipe) and isinstance(recipe, Recipe):
+        recipe = recipe.autoencoder_recipe()
+    network = {"model": kind(recipe.model)} if isinstance(recipe, Recipe) else {}
+    free = ("name", "sample_images", "latents", *(f"train.{name}" for name in FREE))
+    fields = {name: value for name, value in flatten(recipe) if name not in free and not name.startswith("sample.")}
+    return {**network, **fields}
+
+
+def save_recipe(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
     """Write ``recipe.json`` into a run folder.
 
     Raises:

@@ -138,7 +138,22 @@ def test_fashion_trains_its_autoencoder_encodes_and_trains_by_one_command(
     line = refused(["train", *command, "--autoencoder.latent-channels", "2"], "other settings")
     assert "autoencoder.latent_channels 4 there, 2 here" in line
     assert tree(tmp_path) == before
-    # With the run gone its finished autoencoder still stands, and is not taken for one of other settings.
+    # The autoencoder's folder is a recipe of its own: finished, it stays as it is.
+    folder = tmp_path / "run-autoencoder"
+    stored = json.loads((folder / "recipe.json").read_text())
+    assert list(stored) == ["kind", "name", "seed", "data", "autoencoder", "train"]
+    assert (stored["kind"], stored["train"]["images"], stored["autoencoder"]["path"]) == ("autoencoder", 128, "")
+    assert f"ditlab autoencoder {folder}" in (folder / "report.md").read_text()
+    weights = (folder / "autoencoder.safetensors").read_bytes()
+    assert ditlab("autoencoder", folder).code == 0
+    assert ditlab("autoencoder", *command).code == 0
+    assert (folder / "autoencoder.safetensors").read_bytes() == weights
+    refused(
+        ["autoencoder", folder, "--autoencoder.latent-channels", "2"], "autoencoder.latent_channels 4 there, 2 here"
+    )
+    refused(["autoencoder", folder, "--model.depth", "2"], "unknown flag --model.depth")
+    refused(["train", folder], "only `ditlab autoencoder` accepts it")
+    # Without the run its finished autoencoder is kept, and not used for other settings.
     shutil.rmtree(tmp_path / "run")
     before = tree(tmp_path)
     refused(["train", *command, "--autoencoder.latent-channels", "2"], "run-autoencoder holds a run of other settings")
