@@ -1,9 +1,9 @@
-"""What the metrics see and what they do not: real images, altered, measured against other real images.
+"""What the metrics detect and what they do not: altered real images, measured against other real images.
 
     python benchmarks/blind.py --json benchmarks/results/blind.json --picture docs/pictures/blind.png
 
-No model is involved. Of 10,000 training images of FashionMNIST one half is the real images, the other half is altered and
-measured against it. The picture shows eight images of each row.
+No model is involved. 10,000 training images of FashionMNIST are split in halves: one is the reference, the other is altered
+and measured against it. The picture shows eight images of each row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HALF, BATCH, SHOWN = 5_000, 256, 8
 
 
 def blurred(images: np.ndarray, radius: float) -> np.ndarray:
-    """Images uint8 (N, H, W, 1) under a Gaussian."""
+    """Images uint8 (N, H, W, 1) with a Gaussian blur."""
     drawn = [Image.fromarray(image[..., 0]).filter(ImageFilter.GaussianBlur(radius)) for image in images]
     return np.stack([np.asarray(image) for image in drawn])[..., None]
 
@@ -41,7 +41,7 @@ def noised(images: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def alterations(real: np.ndarray, other: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
-    """By name, what makes the measured images uint8 (N, H, W, 1) of the ``other`` half, whose labels are (N,)."""
+    """By name, functions that return the measured images uint8 (N, H, W, 1); ``labels`` (N,) are of the ``other`` half."""
     few = np.random.default_rng(0).permutation(len(other))[: len(other) // 10]
     return {
         "other real images": lambda: other,
@@ -73,9 +73,11 @@ def main() -> None:
     rows, drawn = [], []
     for name, make in alterations(real, other, data.labels[HALF:]).items():
         images = make()
-        seen = extract_features(network, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
-        assert seen is not None
-        rows.append({"name": name, "numbers": {key: asdict(number) for key, number in evaluator.measure(seen).items()}})
+        features = extract_features(network, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
+        assert features is not None
+        rows.append(
+            {"name": name, "numbers": {key: asdict(number) for key, number in evaluator.measure(features).items()}}
+        )
         drawn.append(images[:SHOWN])
     table = Table(title=f"{HALF:,} images of FashionMNIST against {HALF:,} others", title_justify="left")
     for column in ("", *rows[0]["numbers"]):

@@ -1,11 +1,11 @@
-"""What evaluation costs beside its feature network: images/s of features and statistics, and of the network alone, in turn.
+"""Overhead of evaluation over its feature network: images/s of features and statistics, and of the network alone, in turn.
 
     python benchmarks/evaluating.py [--json benchmarks/results/evaluating-cpu.json]
 
-Ours is all that a data set goes through the first time: reading, the network, float64 statistics of it and of its halves, and
-the files in the cache folder. The peer is the network's forward pass alone, on batches that lie on its device. A ratio of 0.9
-is an overhead of 10%; files and decompositions are the same for few images as for many, so few have more. Inception, which
-needs a GPU for this, has random weights.
+ditlab's side is everything that happens to a data set the first time: reading, the network, float64 statistics of all images
+and of halves, and the files in the cache folder. The peer is the network's forward pass alone, on batches that are on its
+device. A ratio of 0.9 is an overhead of 10%. Files and decompositions take the same time for any number of images, so the
+overhead is larger for few. Inception, which needs a GPU for this, has random weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ditlab.runtime.device import keep_memory
 
 
 def network_of(name: str, side: int, device: torch.device) -> FeatureNetwork:
-    """The feature network; Inception without the file that it otherwise needs."""
+    """The feature network; Inception with random weights, without its file."""
     if name != "inception":
         return feature_network(name, (side, side), device=device)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +62,9 @@ def row(name: str, channels: int, side: int, count: int, device: torch.device, r
 
 
 def main() -> None:
-    """Run what the flags say."""
+    """Run the benchmark."""
     given = arguments(__doc__ or "").parse_args()
-    keep_memory()  # as the program does; it is the network alone that gains from it
+    keep_memory()  # as the command line does; only the network alone gains from it
     device = torch.device(given.device)
     jobs, rounds = [("efficientnet-lite0", 1, 28, 16_384)], 3
     if device.type == "cuda":

@@ -1,11 +1,11 @@
-"""The shipped FashionMNIST model's failures, looked at closely: which samples look like nothing real, of which classes, and
-what becomes of the same noise under guidance.
+"""Failures of the shipped FashionMNIST model: which samples are outside the manifold of real images, by class, and what the
+same noise becomes with guidance.
 
     python benchmarks/failures.py --json benchmarks/results/failures.json --picture docs/pictures/failures.png
 
-A sample is outside where no real image lies as near to it as that one's own third neighbour, which is what precision counts;
-how far outside is the smallest ratio of the two distances. The picture shows the farthest samples, below each the same noise
-with guidance 2, the nearest training image, and that one through the autoencoder: what the decoder could have drawn.
+A sample is outside if no real image is as near to it as to its own third neighbour, as precision counts; its distance outside
+is the smallest ratio of the two distances. The picture shows the farthest samples, below each the same noise with guidance 2,
+the nearest training image, and that image encoded and decoded: the best that the decoder could do.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ SCALES = (1.0, 1.5, 2.0)
 
 def features(evaluator: Evaluator, images: np.ndarray) -> np.ndarray:
     """Pooled features (N, D) of images uint8 (N, H, W, C)."""
-    seen = extract_features(
+    extracted = extract_features(
         evaluator.network, (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     )
-    assert seen is not None
-    return seen.features.pooled
+    assert extracted is not None
+    return extracted.features.pooled
 
 
-def farness(made: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """How far outside the real images each made one lies, (M,): above 1 is outside, of features (M, D) and (N, D)."""
+def outside_ratio(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """How far outside the real images each generated one is, (M,): above 1 is outside. Features (M, D) and (N, D)."""
     radii = np.concatenate([
         np.partition(squared_distances(real[rows : rows + 500], real), K, axis=1)[:, K] for rows in range(0, len(real), 500)
     ])  # fmt: skip
     ratios = [
-        (squared_distances(made[rows : rows + 500], real) / radii).min(axis=1) for rows in range(0, len(made), 500)
+        (squared_distances(generated[rows : rows + 500], real) / radii).min(axis=1)
+        for rows in range(0, len(generated), 500)
     ]
     return np.concatenate(ratios) ** 0.5
 
@@ -72,13 +73,15 @@ def main() -> None:
     assert evaluator is not None and evaluator.real is not None  # noqa: PT018
     real = evaluator.real.sample(10_000)
     labels = np.arange(given.count) % 10
-    made = {
+    generated = {
         scale: model.sample([int(label) for label in labels], guidance=scale, seed=1, batch=BATCH) for scale in SCALES
     }
-    far = {f"guidance {scale:g}": farness(features(evaluator, images), real) for scale, images in made.items()}
+    far = {
+        f"guidance {scale:g}": outside_ratio(features(evaluator, images), real) for scale, images in generated.items()
+    }
     test = open_data(replace(data.config, split="test"))
     pixels, indices = test.read(np.arange(given.count))
-    far["real test images"] = farness(features(evaluator, pixels.transpose(0, 2, 3, 1)), real)
+    far["real test images"] = outside_ratio(features(evaluator, pixels.transpose(0, 2, 3, 1)), real)
     classes = dict.fromkeys(far, labels) | {"real test images": test.labels[indices]}
 
     table = Table(title=f"share outside the training images, %, of {given.count:,}", title_justify="left")
@@ -94,21 +97,21 @@ def main() -> None:
         table.add_row(title, *(f"{100 * share:.0f}" for share in row.values()))
     Console().print(table)
     unguided, guided = far["guidance 1"] > 1, far["guidance 2"] > 1
-    kept = float(guided[unguided].mean())
+    both = float(guided[unguided].mean())
     print(
-        f"of those outside without guidance, {kept:.0%} are with guidance 2; of those inside, {guided[~unguided].mean():.0%}"
+        f"of those outside without guidance, {both:.0%} are with guidance 2; of those inside, {guided[~unguided].mean():.0%}"
     )
     if given.picture is not None:
         worst = np.argsort(-far["guidance 1"])[:SHOWN]
-        nearest, _ = nearest_neighbours(features(evaluator, made[1.0][worst]), evaluator.real.pooled)
+        nearest, _ = nearest_neighbours(features(evaluator, generated[1.0][worst]), evaluator.real.pooled)
         closest = evaluator.real.images(nearest[:, 0])
-        rows = [made[1.0][worst], made[2.0][worst], closest, through_the_autoencoder(model, closest)]
-        names = ["made", "guidance 2", "nearest", "decoded"]
+        rows = [generated[1.0][worst], generated[2.0][worst], closest, through_the_autoencoder(model, closest)]
+        names = ["generated", "guidance 2", "nearest", "decoded"]
         picture = grid(np.concatenate(rows), SHOWN, names, [data.names[labels[k]] for k in worst])
         write_png(picture, given.picture)
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps({"outside": shares, "outside both": kept}, indent=2) + "\n")
+        given.json.write_text(json.dumps({"outside": shares, "outside both": both}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

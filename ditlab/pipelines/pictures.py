@@ -1,4 +1,4 @@
-"""Images on paper: grids, filmstrips of a denoising, and archives, each written whole or not at all."""
+"""Images as files: grids, filmstrips of a denoising, and zip archives, each written atomically."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ditlab.pipelines.generate import denoising, label_indices, to_images
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
 from ditlab.runtime import files
 
-PAPER, INK = 255, 40
-TILE = 64  # small images are drawn at least this large
+BACKGROUND, TEXT = 255, 40
+TILE = 64  # pixels a side, at least, of an image in a grid
 
 
 def grid(
     images: np.ndarray, columns: int, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
 ) -> Image.Image:
-    """Images uint8 (N, H, W, C) side by side, row by row, with room between; small ones enlarged by a whole number.
+    """A grid of images uint8 (N, H, W, C), row by row with gaps; small ones are enlarged by an integer factor.
 
     Args:
-        images: C is 1, 3 or 4; of any other number the first channel is shown.
-        columns: images a row.
+        images: C is 1, 3 or 4; of another number the first channel is drawn.
+        columns: images per row.
         row_names: written left of the rows.
-        column_names: written above the columns, cut short where they are wider.
+        column_names: written above the columns, truncated to their width.
     """
     count, height, width, channels = images.shape
     if channels not in (1, 3, 4):
@@ -44,33 +44,37 @@ def grid(
     top = size + gap + gap // 2 if column_names else 0
     step_x, step_y = width * scale + gap, height * scale + gap
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    paper = Image.new(
-        mode, (left + gap + columns * step_x, top + gap + rows * step_y), (PAPER,) * channels if channels > 1 else PAPER
+    canvas = Image.new(
+        mode,
+        (left + gap + columns * step_x, top + gap + rows * step_y),
+        (BACKGROUND,) * channels if channels > 1 else BACKGROUND,
     )
-    draw = ImageDraw.Draw(paper)
-    ink = (INK,) * 3 + (255,) * (channels - 3) if channels > 1 else INK
+    draw = ImageDraw.Draw(canvas)
+    colour = (TEXT,) * 3 + (255,) * (channels - 3) if channels > 1 else TEXT
     for row, name in enumerate(row_names[:rows]):
-        draw.text((left - gap, top + gap + row * step_y + height * scale // 2), name, fill=ink, font=font, anchor="rm")
+        draw.text(
+            (left - gap, top + gap + row * step_y + height * scale // 2), name, fill=colour, font=font, anchor="rm"
+        )
     for column, name in enumerate(column_names[:columns]):
         draw.text(
             (left + gap + column * step_x + width * scale // 2, gap + size // 2),
-            _shortened(name, font, width * scale),
-            fill=ink,
+            _truncated(name, font, width * scale),
+            fill=colour,
             font=font,
             anchor="mm",
         )
     for index, image in enumerate(images):
         tile = single(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        paper.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
-    return paper
+        canvas.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
+    return canvas
 
 
-def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
-    """As much of a name as is at most ``room`` pixels wide, dots in place of the rest."""
-    if font.getlength(name) <= room:
+def _truncated(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """A name truncated to at most ``width`` pixels, ending in dots."""
+    if font.getlength(name) <= width:
         return name
-    kept = next((k for k in range(len(name) - 1, 0, -1) if font.getlength(f"{name[:k].rstrip()}...") <= room), 1)
-    return f"{name[:kept].rstrip()}..."
+    length = next((k for k in range(len(name) - 1, 0, -1) if font.getlength(f"{name[:k].rstrip()}...") <= width), 1)
+    return f"{name[:length].rstrip()}..."
 
 
 def filmstrip(
