@@ -1,9 +1,9 @@
-"""The effect of keeping freed memory (`ditlab.runtime.device`): the same work with and without it, in turn.
+"""The effect of keeping freed memory (`ditlab.runtime.device`): the same work with and without it, in alternation.
 
     python benchmarks/memory.py [--json benchmarks/results/memory-cpu.json]
 
-The feature network on batches of images, and training steps, on a CPU. A page fault is a page of 4 KiB that the system had to
-give, filled with zeros.
+The work is the feature network on batches of images, and training steps, on a CPU. At a page fault the system provides a page
+of 4 KiB, filled with zeros.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ WORK: dict[str, Callable[[], tuple[Callable[[], object], int]]] = {
 
 
 def child(name: str, keep: bool, seconds: float) -> None:
-    """Print seconds and page faults a batch."""
+    """Print seconds and page faults per batch."""
     if keep:
         keep_memory()
     work, batch = WORK[name]()
@@ -79,14 +79,14 @@ def child(name: str, keep: bool, seconds: float) -> None:
 
 
 def measured(name: str, keep: bool, seconds: float) -> dict[str, float]:
-    """What a process of its own measures."""
+    """Measurements of a new process."""
     command = [sys.executable, __file__, "--child", name, str(int(keep)), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def row(name: str, seconds: float) -> Row:
-    """One comparison."""
+    """Compare one kind of work with and without kept memory."""
     found = {keep: [] for keep in (True, False)}
     for _ in range(ROUNDS):
         for keep, results in found.items():
@@ -99,7 +99,7 @@ def row(name: str, seconds: float) -> Row:
 
 
 def main() -> None:
-    """Run what the flags say."""
+    """Run all comparisons, or one measurement as a child process."""
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], sys.argv[3] == "1", float(sys.argv[4]))
         return

@@ -35,8 +35,8 @@ CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu")  # metrics that di
 
 # Files of tests that take longest. They start first, so that no worker is left with a long file at the end.
 LONGEST = (
-    "train/test_parallel.py", "encoders/test_encode_processes.py", "cli/test_demo.py", "train/test_ways.py",
-    "models/test_unet.py", "recipes/test_evaluate.py", "playground/test_browser.py", "test_drills.py",
+    "train/test_parallel.py", "playground/test_browser.py", "encoders/test_encode_processes.py", "cli/test_demo.py",
+    "train/test_ways.py", "recipes/test_evaluate.py", "models/test_unet.py", "test_drills.py", "playground/test_hostile.py",
     "recipes/test_inspect_memory.py", "cli/test_evaluate_command.py", "recipes/test_network_choice.py",
 )  # fmt: skip
 
