@@ -81,7 +81,7 @@ def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAuto
     """A convolutional KL autoencoder (Rombach et al. 2022) of diffusers' make, with weights drawn from ``seed``.
 
     Raises:
-        UserError: impossible widths, or diffusers is not installed.
+        UserError: impossible widths.
     """
     if not config.widths or min(config.widths) < 1 or config.latent_channels < 1 or config.layers < 1:
         raise UserError(f"autoencoder widths {config.widths}, channels and layers must be 1 or more")
@@ -169,8 +169,6 @@ def _quiet(diffusers: Any) -> Iterator[None]:
 
 
 def _diffusers() -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        raise UserError("this autoencoder needs diffusers: pip install 'ditlab[vae]'") from error
+    import diffusers  # takes seconds
+
     return diffusers
