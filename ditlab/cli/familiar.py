@@ -48,10 +48,12 @@ _HINTS: dict[tuple[str, ...], str] = {
     # Sampling
     ("--count", "--sample-images", "--images"): "num-images num-samples num-fid-samples num-images-per-prompt n-samples",
     ("--guidance", "--sample.guidance.scale"): "cfg cfg-scale guidance-scale scale guidance.scale",
-    ("--steps", "--sample.steps"): "num-inference-steps num-sampling-steps num-steps sampling-steps ddim-steps steps",
+    ("--steps", "--sample.steps", "--max-steps"): (
+        "num-inference-steps num-sampling-steps num-steps sampling-steps ddim-steps steps"
+    ),
     ("--sampler", "--sample.sampler"): "scheduler solver",
     ("--labels",): "class classes class-labels class-ids label",
-    ("--batch",): "per-proc-batch-size sample-batch-size",
+    ("--batch",): "per-proc-batch-size sample-batch-size together",
     ("--seed",): "global-seed random-seed manual-seed",
     ("--out", "the exported model is the second argument, without a flag"): (
         "output output-dir out-dir outdir results-dir sample-dir save-dir"
@@ -61,6 +63,8 @@ _HINTS: dict[tuple[str, ...], str] = {
     # Serving
     ("--host", ): "server-name address",
     ("--port", ): "server-port",
+    ("--max-images", ): "images",
+    ("--timeout", ): "seconds",
 }  # fmt: skip
 
 FAMILIAR = {f"--{name}": hints for hints, names in _HINTS.items() for name in names.split()}

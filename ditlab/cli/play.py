@@ -12,45 +12,46 @@ from ditlab.cli.flags import parse
 from ditlab.errors import UserError
 from ditlab.runtime.console import log
 
-MOST = 1_000_000  # upper bound of every limit
+MAX_LIMIT = 1_000_000  # of any limit
 
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Serve models as a web page and as an HTTP API that the openai client can call."""
+    """Serve models on a web page, and through an HTTP API that follows OpenAI's images API."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ("fashion",)
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")] = ("fashion",)
     """Run folders, shipped models, diffusers pipelines or hub ids."""
     runs: str = "runs"
-    """Folder of the runs and studies on the page."""
+    """Folder of the training runs and studies that the page shows."""
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines can reach needs a key in DITLAB_API_KEY."""
+    """Address to listen on; another than a loopback address needs an API key in DITLAB_API_KEY."""
     port: int = 7860
-    """Port to listen on; 0 picks a free one."""
-    images: int = 16
-    """Maximum images of a request."""
-    steps: int = 250
-    """Maximum sampling steps of a request."""
-    seconds: float = 120.0
-    """Seconds after which a request is cancelled."""
-    together: int = 64
-    """Maximum images of one model in progress at a time, over all requests."""
+    """Port to listen on; 0 selects a free one."""
+    max_images: int = 16
+    """Images per request, at most."""
+    max_steps: int = 250
+    """Sampling steps per request, at most."""
+    timeout: float = 120.0
+    """Seconds after which a request fails."""
+    batch: int = 64
+    """Images of a model that are denoised together, at most."""
 
 
 def play(arguments: list[str]) -> None:
-    """Serve models as a web page and an HTTP API."""
+    """Serve models on a web page and over HTTP."""
     options = parse(PlayOptions, arguments, "play")
-    for name in ("images", "steps", "seconds", "together"):
-        if not 0 < getattr(options, name) < MOST:
-            raise UserError(f"--{name} {getattr(options, name)} must be above 0 and below {MOST:,}")
-    if options.together < options.images:
-        raise UserError(f"--together {options.together} must hold a request of {options.images} images (--images)")
+    for name in ("max_images", "max_steps", "timeout", "batch"):
+        if not 0 < getattr(options, name) < MAX_LIMIT:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {getattr(options, name)} must be above 0 and below {MAX_LIMIT:,}")
+    if options.batch < options.max_images:
+        raise UserError(f"--batch {options.batch} must be at least --max-images {options.max_images}")
     try:
         from ditlab.playground.server import Limits, serve
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
     from ditlab.runtime.device import default_device
 
-    limits = Limits(options.images, options.steps, options.seconds)
-    place = (options.host, options.port)
-    serve(options.models, Path(options.runs), default_device(), *place, limits, options.together, log)
+    limits = Limits(options.max_images, options.max_steps, options.timeout)
+    address = (options.host, options.port)
+    serve(options.models, Path(options.runs), default_device(), *address, limits, options.batch, log)

@@ -1,1 +1,1 @@
-"""A model in a browser, and behind an HTTP API."""
+"""A web page and an HTTP API for trained models."""

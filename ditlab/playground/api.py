@@ -1,4 +1,4 @@
-"""The HTTP API: images in the shape that the ``openai`` client asks for, and what a server tells of itself."""
+"""The HTTP API: OpenAI's images API for diffusion models, with health and metrics endpoints."""
 
 from __future__ import annotations
 
@@ -24,251 +24,262 @@ from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline, label_indices, png, single
 from ditlab.playground.batcher import Batcher
-from ditlab.playground.guard import Guard
-from ditlab.playground.request import Busy, Cancelled, Late, Request
+from ditlab.playground.middleware import ApiMiddleware
+from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
 
-POLL = 0.05  # seconds between looks at whether a client is still there
-LONGEST, NAME = 1000, 200  # characters of a prompt, and of a label
+DISCONNECT_POLL = 0.05  # seconds between checks that a client is still connected
+MAX_PROMPT, MAX_LABEL = 1000, 200  # characters
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     images: int = 16
-    """Images a request."""
+    """Images per request."""
     steps: int = 250
     """Sampling steps."""
-    seconds: float = 120.0
-    """After which a request is given up."""
+    timeout: float = 120.0
+    """Seconds after which a request fails."""
 
 
-class Generation(BaseModel):
-    """A request for images, as ``openai``'s ``client.images.generate`` sends it; ditlab's own fields go into ``extra_body``."""
+class GenerationRequest(BaseModel):
+    """The body that ``client.images.generate`` of ``openai`` sends; ditlab's own fields come from ``extra_body``."""
 
     model_config = ConfigDict(extra="ignore", strict=False, allow_inf_nan=False)
 
-    prompt: Annotated[str, Field(max_length=LONGEST)] = ""
-    """Names of labels, with commas between, given out in turn; empty: every class in turn."""
-    labels: Annotated[list[int | Annotated[str, Field(max_length=NAME)]], Field(max_length=LONGEST)] | None = None
-    """The same as a list, for names with commas in them, or by number; goes before the prompt."""
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    """Comma-separated class names, repeated in order over the images; empty: all classes in order."""
+    labels: Annotated[list[int | Annotated[str, Field(max_length=MAX_LABEL)]], Field(max_length=MAX_PROMPT)] | None = (
+        None
+    )
+    """Class names or indices as a list, for names that contain commas; replaces the prompt."""
     model: str | None = None
-    """Name of a model of this server; its first by default."""
+    """Name of a served model; the first one by default."""
     n: Annotated[int, Field(ge=1)] | None = 1
-    """How many images."""
+    """Number of images."""
     size: str | None = "auto"
-    """``auto``, or the one size that the model makes, as ``28x28``: width, height."""
+    """``auto``, or the model's image size as width x height, such as ``28x28``."""
     response_format: Literal["b64_json"] | None = "b64_json"
-    """Images come as PNG in base64; there is no other place they could be fetched from."""
+    """Images are returned as base64-encoded PNG; URLs are not supported."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """The same seed again gives the same images; none: one is drawn, and told."""
+    """Equal seeds give equal images; random if absent, and returned in the response."""
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Guidance scale; 1 is off."""
+    """Guidance scale; 1 disables guidance."""
     guidance_low: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Guide only at times of at least this (1 is noise)."""
+    """Lowest time t with guidance (t = 1 is noise)."""
     guidance_high: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Guide only at times of at most this."""
+    """Highest time t with guidance."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Sampling steps."""
     sampler: str | None = None
     """ddpm, ddim, euler, heun or dpm-solver."""
 
 
-class Refused(Exception):  # noqa: N818 - the client's error
-    """What a client asked cannot be done; becomes an answer in the shape of OpenAI's errors."""
+class RequestError(Exception):
+    """A request that cannot be served; becomes a response in the format of OpenAI's errors."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
 
-class Served:
-    """The models of a server, each with its batcher, and what is counted of them.
+class ModelServer:
+    """The models of a server with their batchers, request limits and metrics.
 
     Args:
-        models: by name; the first is taken where none is asked for.
-        limits: of a request.
-        most: images of a model under way at a time.
-        waiting: requests that may wait for a model.
-        key: that clients must show; empty: none.
+        models: by name; the first is the default.
+        limits: of one request.
+        max_images: images of a model that are denoised at the same time.
+        max_queue: requests that may wait for a model.
+        key: the API key; empty: none is required.
     """
 
-    def __init__(self, models: dict[str, Pipeline], limits: Limits, most: int = 64, waiting: int = 256, key: str = ""):
+    def __init__(
+        self, models: dict[str, Pipeline], limits: Limits, max_images: int = 64, max_queue: int = 256, key: str = ""
+    ):
         self.models, self.limits, self.key = models, limits, key
         bf16 = {name: model.defaults.bf16_on(model.device) for name, model in models.items()}
-        self.batchers = {name: Batcher(model, most, waiting, bf16[name]) for name, model in models.items()}
+        self.batchers = {name: Batcher(model, max_images, max_queue, bf16[name]) for name, model in models.items()}
         self.registry = CollectorRegistry()
-        self.requests = Counter("ditlab_requests", "requests, by how they ended", ["status"], registry=self.registry)
-        self.images = Counter("ditlab_images", "images made", ["model"], registry=self.registry)
-        self.seconds = Histogram("ditlab_request_seconds", "from request to answer", registry=self.registry)
-        self.waiting = Gauge("ditlab_waiting_requests", "requests that wait", ["model"], registry=self.registry)
-        self.under_way = Gauge("ditlab_images_under_way", "images being denoised", ["model"], registry=self.registry)
-        self.calls = Gauge("ditlab_network_calls", "calls of the network", ["model"], registry=self.registry)
-        self.rows = Gauge(
-            "ditlab_network_rows", "images in all calls of the network", ["model"], registry=self.registry
-        )
-        self.began = int(time.time())
-        self.answering = 0  # requests for images that are not answered yet
+        self.requests = Counter("ditlab_requests", "requests by HTTP status", ["status"], registry=self.registry)
+        self.images = Counter("ditlab_images", "generated images", ["model"], registry=self.registry)
+        self.seconds = Histogram("ditlab_request_seconds", "seconds from request to response", registry=self.registry)
+        self.gauges = {
+            name: Gauge(f"ditlab_{name}", words, ["model"], registry=self.registry)
+            for name, words in {
+                "waiting_requests": "requests in the queue",
+                "images_under_way": "images being denoised",
+                "network_calls": "network calls",
+                "network_rows": "images in all network calls",
+            }.items()
+        }
+        self.started = int(time.time())
+        self.active_requests = 0  # image requests without a response yet
 
-    def named(self, name: str | None) -> tuple[str, Pipeline, Batcher]:
-        """A model by its name, the first where none is given."""
-        chosen = name or next(iter(self.models))
-        if chosen not in self.models:
-            raise Refused(
-                404, f"no model {chosen[:100]!r}; there are {', '.join(self.models)}", "model", "model_not_found"
+    def find(self, name: str | None) -> tuple[str, Pipeline, Batcher]:
+        """A model by name, or the first one; with its name and batcher."""
+        name = name or next(iter(self.models))
+        if name not in self.models:
+            raise RequestError(
+                404, f"unknown model {name[:100]!r}; available: {', '.join(self.models)}", "model", "model_not_found"
             )
-        return chosen, self.models[chosen], self.batchers[chosen]
+        return name, self.models[name], self.batchers[name]
 
     def metrics(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         for name, batcher in self.batchers.items():
-            waiting, under_way = batcher.load
-            self.waiting.labels(name).set(waiting)
-            self.under_way.labels(name).set(under_way)
-            self.calls.labels(name).set(batcher.calls)
-            self.rows.labels(name).set(batcher.rows)
+            for gauge, value in zip(self.gauges.values(), (*batcher.load, batcher.calls, batcher.rows), strict=True):
+                gauge.labels(name).set(value)
         return generate_latest(self.registry)
 
     def close(self) -> None:
-        """Finish what was taken."""
+        """Finish the accepted requests and stop the batchers."""
         for batcher in self.batchers.values():
             batcher.close()
 
-    def request(self, asked: Generation) -> tuple[str, Pipeline, Request]:
-        """What is to be made.
+    def build_request(self, body: GenerationRequest) -> tuple[str, Pipeline, Request]:
+        """The request for a batcher, with the name of the model and the model.
 
         Raises:
-            Refused: it cannot be.
+            RequestError: the request exceeds a limit or does not fit the model.
         """
-        name, model, _ = self.named(asked.model)
-        count = asked.n or 1
+        name, model, _ = self.find(body.model)
+        count = body.n or 1
         if count > self.limits.images:
-            raise Refused(400, f"n {count} is too many; at most {self.limits.images} images a request", "n")
-        if asked.steps is not None and asked.steps > self.limits.steps:
-            raise Refused(400, f"steps {asked.steps} are too many; at most {self.limits.steps}", "steps")
-        if asked.sampler is not None and asked.sampler not in SAMPLERS:
-            raise Refused(400, f"unknown sampler {asked.sampler[:100]!r}; {', '.join(SAMPLERS)}", "sampler")
+            raise RequestError(400, f"n {count} is too many; at most {self.limits.images} images per request", "n")
+        if body.steps is not None and body.steps > self.limits.steps:
+            raise RequestError(400, f"steps {body.steps} is too many; at most {self.limits.steps}", "steps")
+        if body.sampler is not None and body.sampler not in SAMPLERS:
+            raise RequestError(
+                400, f"unknown sampler {body.sampler[:100]!r}; available: {', '.join(SAMPLERS)}", "sampler"
+            )
         _, height, width = model.pixels
-        if asked.size not in (None, "auto", f"{width}x{height}"):
-            raise Refused(400, f"size {asked.size[:100]!r}: {name} makes {width}x{height}", "size")
-        usual = model.defaults
-        guided = {"scale": asked.guidance, "low": asked.guidance_low, "high": asked.guidance_high}
+        if body.size not in (None, "auto", f"{width}x{height}"):
+            raise RequestError(400, f"size {body.size[:100]!r}: {name} generates {width}x{height}", "size")
+        defaults = model.defaults
+        guidance = {"scale": body.guidance, "low": body.guidance_low, "high": body.guidance_high}
         config = replace(
-            usual,
-            steps=min(usual.steps, self.limits.steps) if asked.steps is None else asked.steps,
-            sampler=asked.sampler or usual.sampler,
-            guidance=replace(usual.guidance, **{part: value for part, value in guided.items() if value is not None}),
+            defaults,
+            steps=min(defaults.steps, self.limits.steps) if body.steps is None else body.steps,
+            sampler=body.sampler or defaults.sampler,
+            guidance=replace(defaults.guidance, **{key: value for key, value in guidance.items() if value is not None}),
         )
-        seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
-        wanted = asked.labels or [word.strip() for word in asked.prompt.split(",") if word.strip()]
+        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        labels = body.labels or [name.strip() for name in body.prompt.split(",") if name.strip()]
         try:
-            labels = label_indices(model, wanted, count)
-        except UserError as problem:
-            raise Refused(400, str(problem), "labels" if asked.labels else "prompt") from None
-        return name, model, Request(labels, seed, config, self.limits.seconds)
+            indices = label_indices(model, labels, count)
+        except UserError as error:
+            raise RequestError(400, str(error), "labels" if body.labels else "prompt") from None
+        return name, model, Request(indices, seed, config, self.limits.timeout)
 
 
-def build_app(served: Served) -> FastAPI:
-    """The server of some models."""
+def build_app(server: ModelServer) -> FastAPI:
+    """The application that serves the models' API."""
     app = FastAPI(title="ditlab", version="1", docs_url=None, redoc_url=None)
 
-    def counted(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
-        """An error in the shape that OpenAI's clients read: what was wrong, its name for programs, the field that was."""
-        served.requests.labels(str(status)).inc()
+    def error_response(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
+        """Count an error, and build its response in the format of OpenAI's errors."""
+        server.requests.labels(str(status)).inc()
         kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
         return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
 
-    @app.exception_handler(Refused)
-    async def refused(_: HttpRequest, problem: Refused) -> JSONResponse:
-        return counted(problem.status, problem.message, problem.code, problem.param)
+    @app.exception_handler(RequestError)
+    async def request_error(_: HttpRequest, error: RequestError) -> JSONResponse:
+        return error_response(error.status, error.message, error.code, error.param)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: HttpRequest, problem: RequestValidationError) -> JSONResponse:
-        first = problem.errors()[0]
+    async def validation_error(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return counted(400, "the body is not JSON")
+            return error_response(400, "the request body is not valid JSON")
         param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return counted(400, f"{param or 'body'}: {first['msg']}", param=param)
+        return error_response(400, f"{param or 'body'}: {first['msg']}", param=param)
 
     @app.exception_handler(HTTPException)
-    async def refused_by_http(_: HttpRequest, problem: HTTPException) -> JSONResponse:
-        return counted(problem.status_code, str(problem.detail))
+    async def http_error(_: HttpRequest, error: HTTPException) -> JSONResponse:
+        return error_response(error.status_code, str(error.detail))
 
     @app.exception_handler(Exception)
-    async def failed(_: HttpRequest, problem: Exception) -> JSONResponse:
-        return counted(500, f"the server failed ({type(problem).__name__}); it goes on, and its log says more")
+    async def server_error(_: HttpRequest, error: Exception) -> JSONResponse:
+        return error_response(500, f"internal server error ({type(error).__name__}); see the server's log")
 
     router = APIRouter(prefix="/v1")
-    failures: dict[int | str, dict[str, Any]] = {
+    errors: dict[int | str, dict[str, Any]] = {
         status: {"description": words}
         for status, words in {
-            400: "not possible", 401: "no key", 404: "no such model", 413: "too large", 429: "too busy; see Retry-After",
-            503: "not done in time",
+            400: "invalid request", 401: "missing or invalid API key", 404: "unknown model",
+            413: "request body too large", 429: "too many requests; see Retry-After", 503: "timed out",
         }.items()
     }  # fmt: skip
 
-    @router.post("/images/generations", responses=failures)
-    async def generations(asked: Generation, http: HttpRequest) -> dict[str, Any]:
-        """Make images."""
-        began = time.monotonic()
-        name, model, request = served.request(asked)
-        served.answering += 1
+    @router.post("/images/generations", responses=errors)
+    async def generations(body: GenerationRequest, http: HttpRequest) -> dict[str, Any]:
+        """Generate images."""
+        started = time.monotonic()
+        name, model, request = server.build_request(body)
+        server.active_requests += 1
         try:
-            served.batchers[name].submit(request)
-            images = await _while_connected(http, request)
+            server.batchers[name].submit(request)
+            images = await _wait_while_connected(http, request)
             data = await asyncio.to_thread(
                 lambda: [{"b64_json": base64.b64encode(png(single(image))).decode()} for image in images]
             )
-        except Busy as busy:
-            retry = {"Retry-After": str(math.ceil(busy.seconds))}
-            answer = counted(429, str(busy), "busy")
-            answer.headers.update(retry)
-            return answer  # type: ignore[return-value]
-        except Late as late:
-            raise Refused(503, str(late), code="timeout") from None
+        except QueueFull as error:
+            response = error_response(429, str(error), "busy")
+            response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+            return response  # type: ignore[return-value]
+        except TimedOut as error:
+            raise RequestError(503, str(error), code="timeout") from None
         except Cancelled:
-            raise Refused(499, "the client went away") from None
-        except UserError as problem:
-            raise Refused(400, str(problem)) from None
+            raise RequestError(499, "the client disconnected") from None
+        except UserError as error:
+            raise RequestError(400, str(error)) from None
         finally:
-            served.answering -= 1
-        served.requests.labels("200").inc()
-        served.images.labels(name).inc(len(images))
-        served.seconds.observe(time.monotonic() - began)
-        names = [model.names[k] if model.names else str(k) for k in request.labels.tolist() if k >= 0]
-        return {"created": int(time.time()), "data": data, "model": name, "seed": request.seed, "labels": names}
+            server.active_requests -= 1
+        server.requests.labels("200").inc()
+        server.images.labels(name).inc(len(images))
+        server.seconds.observe(time.monotonic() - started)
+        labels = [model.names[k] if model.names else str(k) for k in request.labels.tolist() if k >= 0]
+        return {"created": int(time.time()), "data": data, "model": name, "seed": request.seed, "labels": labels}
 
-    @router.get("/models", responses={401: failures[401]})
+    @router.get("/models", responses={401: errors[401]})
     async def models() -> dict[str, Any]:
-        """The models of this server."""
-        listed = [
-            {"id": name, "object": "model", "created": served.began, "owned_by": "ditlab", "labels": list(model.names)}
-            for name, model in served.models.items()
+        """List the models."""
+        rows = [
+            {
+                "id": name,
+                "object": "model",
+                "created": server.started,
+                "owned_by": "ditlab",
+                "labels": list(model.names),
+            }
+            for name, model in server.models.items()
         ]
-        return {"object": "list", "data": listed}
+        return {"object": "list", "data": rows}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the server answers."""
+        """Report that the server responds."""
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
-        """Counts and times, in Prometheus' format."""
-        return PlainTextResponse(served.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Metrics in Prometheus' text format."""
+        return PlainTextResponse(server.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(router)
-    app.add_middleware(Guard, key=served.key, refuse=counted)
+    app.add_middleware(ApiMiddleware, key=server.key, error_response=error_response)
     return app
 
 
-async def _while_connected(http: HttpRequest, request: Request) -> np.ndarray:
-    """The images, or Cancelled where the client goes away before they are made."""
+async def _wait_while_connected(http: HttpRequest, request: Request) -> np.ndarray:
+    """The images of a request; cancels the request if the client disconnects."""
     images: Future[np.ndarray] = request.images
-    waiting = asyncio.wrap_future(images)
+    result = asyncio.wrap_future(images)
     while True:
-        done, _ = await asyncio.wait([waiting], timeout=POLL)
+        done, _ = await asyncio.wait([result], timeout=DISCONNECT_POLL)
         if done:
-            return waiting.result()
+            return result.result()
         if await http.is_disconnected():
-            request.give_up()
+            request.cancel()

@@ -25,8 +25,8 @@ from ditlab.diffusion import Denoiser, State
 from ditlab.errors import UserError
 from ditlab.models import Condition
 from ditlab.pipelines import Pipeline, to_images
-from ditlab.playground.compute import computed
-from ditlab.playground.request import Busy, Request, denoised, rows
+from ditlab.playground.compute import run_on_compute_thread
+from ditlab.playground.request import QueueFull, Request, denoised, rows
 
 T = TypeVar("T")
 
@@ -57,17 +57,17 @@ class Batcher:
 
     Args:
         model: on its device.
-        most: images under way at a time.
-        waiting: requests that may wait beside them.
+        max_images: images under way at a time.
+        max_queue: requests that may wait beside them.
         bf16: the network's matrix products are in bfloat16.
     """
 
-    def __init__(self, model: Pipeline, most: int = 64, waiting: int = 256, bf16: bool = False):
-        self.model, self.most, self.bf16 = model, most, bf16
+    def __init__(self, model: Pipeline, max_images: int = 64, max_queue: int = 256, bf16: bool = False):
+        self.model, self.max_images, self.bf16 = model, max_images, bf16
         self._asking = copy.copy(model)
         denoiser = model.denoiser
         self._asking.denoiser = Denoiser(_Ask(self), denoiser.schedule, denoiser.target, denoiser.learned_variance)
-        self._room, self._waiting = waiting, deque[Request]()
+        self._room, self._waiting = max_queue, deque[Request]()
         self._changed = threading.Condition()
         self._questions: list[_Question] = []
         self._finished: list[tuple[Request, Tensor]] = []  # denoised, not decoded
@@ -85,14 +85,14 @@ class Batcher:
 
         Raises:
             UserError: it cannot be made, ever.
-            Busy: the queue is full, or the batcher is closing.
+            QueueFull: the queue is full, or the batcher is closing.
         """
-        if len(request.labels) > self.most:
-            raise UserError(f"{len(request.labels)} images are too many; at most {self.most} a request")
+        if len(request.labels) > self.max_images:
+            raise UserError(f"{len(request.labels)} images are too many; at most {self.max_images} a request")
         self.model.check(request.config)
         with self._changed:
             if self._closing or len(self._waiting) >= self._room:
-                raise Busy(max(1.0, self._seconds))
+                raise QueueFull(max(1.0, self._seconds))
             self._waiting.append(request)
             self._changed.notify_all()
         return request
@@ -146,7 +146,7 @@ class Batcher:
     def _admit(self) -> None:
         """Begin what there is room for, in the order it came; what comes together and is made alike shares a loop."""
         loops = list[list[Request]]()
-        while self._waiting and (not self._images or self._images + len(self._waiting[0].labels) <= self.most):
+        while self._waiting and (not self._images or self._images + len(self._waiting[0].labels) <= self.max_images):
             request = self._waiting.popleft()
             self._images, self._unfinished = self._images + len(request.labels), self._unfinished + 1
             alike = (same for same in loops if type(same[0]) is type(request) is Request)
@@ -196,8 +196,8 @@ class Batcher:
             if request not in going:
                 continue
             try:
-                if state is not None and request.watch is not None:
-                    request.watch(rows(state, start - count, count))
+                if state is not None and request.on_step is not None:
+                    request.on_step(rows(state, start - count, count))
                 request.check()
             except Exception as error:  # noqa: BLE001 - it is this request's
                 failure = error
@@ -209,7 +209,9 @@ class Batcher:
         requests = [request for request, _ in finished]
         try:
             latents = torch.cat([latents for _, latents in finished])
-            images = np.concatenate(computed(lambda: _in_parts(lambda part: to_images(self.model, part), latents)))
+            images = np.concatenate(
+                run_on_compute_thread(lambda: _in_parts(lambda part: to_images(self.model, part), latents))
+            )
         except Exception as error:  # noqa: BLE001 - their requests fail with it
             problem = error
             self._end(requests, lambda: [request.images.set_exception(problem) for request in requests])
@@ -228,7 +230,7 @@ class Batcher:
     def _answer(self, questions: list[_Question]) -> None:
         """One call of the network for all."""
         try:
-            answers = computed(self._ask_network, questions)
+            answers = run_on_compute_thread(self._ask_network, questions)
         except Exception as error:  # noqa: BLE001 - the loops raise it, and their requests fail with it
             for question in questions:
                 question.answer.set_exception(error)

@@ -1,8 +1,8 @@
-"""The one thread in which networks are run.
+"""The one thread in which networks run.
 
-PyTorch's operations on a CPU are spread over threads that belong to the thread that called them. As soon as a second thread
-has called some, there are more of them than cores, and every operation waits for the system to wake its helpers: a
-request took two and a half times as long (benchmarks/serving.py found it).
+PyTorch spreads an operation on a CPU over worker threads that belong to the calling thread. With a second calling thread
+there are more workers than cores, and every operation waits for the system to schedule them: a request then takes two
+and a half times as long (measured with benchmarks/serving.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREAD = ThreadPoolExecutor(1, "compute")
+_EXECUTOR = ThreadPoolExecutor(1, "compute")
 
 
-def computed(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call a function in that thread, after what was asked for before, and wait for it; not from within such a call."""
-    return _THREAD.submit(function, *arguments, **named).result()
+def run_on_compute_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in the compute thread, after the calls submitted earlier, and return its result.
+
+    Must not be called from the compute thread itself: it would wait for its own end.
+    """
+    return _EXECUTOR.submit(function, *args, **kwargs).result()

@@ -1,4 +1,4 @@
-"""The training images closest to made ones, in pixels or in what a feature network sees."""
+"""Nearest training images of generated images, in pixel space or in the feature space of EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from ditlab.evaluate import extract, feature_network, nearest_neighbours, real_f
 from ditlab.evaluate.real import BATCH
 
 SPACES = ("pixels", "features")
-MOST = 200_000  # training images that are looked through; of more, so many are drawn
+MAX_IMAGES = 200_000  # of a larger training set, a random subset of this size is searched
 
 
 @dataclass(frozen=True)
-class Found:
-    """The closest training images of each made one.
+class Neighbours:
+    """The nearest training images of each generated image.
 
     Attributes:
-        images: uint8 (N, k, H, W, C), the closest first.
-        distances: of them, (N, k).
-        beside: from the closest training image to the one closest to that, (N,): what is usual there.
+        images: uint8 (N, k, H, W, C), the nearest first.
+        distances: distances to them, (N, k).
+        reference: distance from the nearest training image to its own nearest neighbour in the training set, (N,).
     """
 
     images: np.ndarray
     distances: np.ndarray
-    beside: np.ndarray
+    reference: np.ndarray
 
 
 class TrainingImages:
-    """Training images as rows of numbers, in one space.
+    """A searchable set of training images.
 
     Args:
-        config: the images.
+        config: the training images.
         space: one of SPACES.
-        tell: told the share that has been looked at, now and then.
+        progress: called with the fraction of images read so far.
 
     Raises:
-        UserError: the images, or the feature network, are not to be had here.
+        UserError: the images or the feature network are not available.
     """
 
-    def __init__(self, config: DataConfig, space: str, tell: Callable[[float], None] = lambda share: None):
+    def __init__(self, config: DataConfig, space: str, progress: Callable[[float], None] = lambda fraction: None):
         if space not in SPACES:
-            raise UserError(f"unknown space {space[:100]!r}; {' or '.join(SPACES)}")
+            raise UserError(f"unknown feature space {space[:100]!r}; available: {', '.join(SPACES)}")
         dataset = open_data(config)
         self.total = len(dataset)
-        if self.total > MOST:
-            dataset = open_data(replace(config, limit=MOST))
+        if self.total > MAX_IMAGES:
+            dataset = open_data(replace(config, limit=MAX_IMAGES))
         self.dataset, self.space = dataset, space
         self._network = None
         if space == "features":
             self._network = feature_network("efficientnet-lite0", dataset.shape[1:])
-            real = real_features(dataset, self._network, progress=lambda done: tell(done / len(dataset)))
+            real = real_features(dataset, self._network, progress=lambda done: progress(done / len(dataset)))
             assert real is not None
             self.rows, self.indices = real.pooled, real.indices
         else:
@@ -63,29 +63,29 @@ class TrainingImages:
                 pixels, indices = dataset.read(np.arange(start, min(start + BATCH, len(dataset))))
                 parts.append(small_pixels(pixels.transpose(0, 2, 3, 1)))
                 found.append(indices)
-                tell(start / len(dataset))
+                progress(start / len(dataset))
             self.rows, self.indices = np.concatenate(parts), np.concatenate(found)
 
-    def closest(self, made: np.ndarray, count: int) -> Found:
-        """The closest training images of images uint8 (N, H, W, C).
+    def search(self, generated: np.ndarray, count: int) -> Neighbours:
+        """The ``count`` nearest training images of images uint8 (N, H, W, C).
 
         Raises:
             UserError: images of another size.
         """
         channels, height, width = self.dataset.shape
-        if made.shape[1:] != (height, width, channels):
+        if generated.shape[1:] != (height, width, channels):
             raise UserError(
-                f"the model makes images of {made.shape[1:]}, its training images are {(height, width, channels)}"
+                f"generated images have shape {generated.shape[1:]}, training images {(height, width, channels)}"
             )
-        queries = small_pixels(made) if self._network is None else extract(self._network, made).pooled
+        queries = small_pixels(generated) if self._network is None else extract(self._network, generated).pooled
         index, distances = nearest_neighbours(queries, self.rows, count)
-        _, beside = nearest_neighbours(self.rows[index[:, 0]], self.rows, 2)  # the first is that image itself
+        _, reference = nearest_neighbours(self.rows[index[:, 0]], self.rows, 2)  # the first is the image itself
         images = [_read(self.dataset, self.indices[row]) for row in index]
-        return Found(np.stack(images), distances, beside[:, -1])
+        return Neighbours(np.stack(images), distances, reference[:, -1])
 
 
 def _read(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
     pixels, found = dataset.read(indices)
     if len(found) < len(indices):
-        raise UserError("a training image can no longer be read; look again")
+        raise UserError("a training image can no longer be read; search again")
     return pixels.transpose(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""What is asked of a batcher: images of a label, a seed and a configuration, or those between two."""
+"""Requests to a batcher: the images of a seed, or an interpolation between two images."""
 
 from __future__ import annotations
 
@@ -16,72 +16,72 @@ from ditlab.pipelines import Pipeline, SampleConfig, interpolating
 from ditlab.pipelines.generate import denoising_each, image_generator
 
 
-class Busy(Exception):  # noqa: N818 - the server's state, not an error of its
-    """Too many requests are waiting; ``seconds`` is when another try makes sense."""
+class QueueFull(Exception):  # noqa: N818 - a state of the server, not an error in it
+    """The queue of a model is full, or the server is shutting down; retry after ``retry_after`` seconds."""
 
-    def __init__(self, seconds: float):
-        super().__init__(f"too many requests; try again in {seconds:.0f} s")
-        self.seconds = seconds
-
-
-class Cancelled(Exception):  # noqa: N818 - it was asked for
-    """A request was given up before it was done."""
+    def __init__(self, retry_after: float):
+        super().__init__(f"too many requests; retry in {retry_after:.0f} s")
+        self.retry_after = retry_after
 
 
-class Late(Exception):  # noqa: N818 - the request's time was up
-    """A request was not done within its time."""
+class Cancelled(Exception):  # noqa: N818 - the client's decision
+    """A request was cancelled before its images were finished."""
+
+
+class TimedOut(Exception):  # noqa: N818 - a limit, not an error
+    """A request did not finish within its timeout."""
 
 
 @dataclass(eq=False)
 class Request:
-    """Images to be made.
+    """A request for images, and a future for its result.
 
     Attributes:
-        labels: of each image, int64 (N,); N at least 1.
-        seed: image k of it is the same in whatever company.
-        config: how; its precision is the server's.
-        seconds: after which it is given up, waiting included.
-        watch: told the state of each step, latents inside, in the request's own thread.
-        images: uint8 (N, H, W, C), once they are made.
+        labels: class indices, int64 (N,), N at least 1; -1 is unconditional.
+        seed: image k of a seed is the same in any batch.
+        config: sampler, steps and guidance; the precision is the server's.
+        timeout: seconds after which the request fails, waiting included.
+        on_step: called with the state after each step, in the batcher's thread.
+        images: the result, uint8 (N, H, W, C).
     """
 
     labels: Tensor
     seed: int
     config: SampleConfig
-    seconds: float = float("inf")
-    watch: Callable[[State], None] | None = None
+    timeout: float = float("inf")
+    on_step: Callable[[State], None] | None = None
     images: Future[np.ndarray] = field(default_factory=Future)
-    began: float = field(default_factory=time.monotonic)
-    given_up: bool = False
+    created: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
 
-    def give_up(self) -> None:
-        """Stop it at its next step, or before it begins."""
-        self.given_up = True
+    def cancel(self) -> None:
+        """End the request at its next step, or before its first; no effect on a finished request."""
+        self.cancelled = True
 
     def check(self) -> None:
-        """Raise Cancelled or Late where it should not go on."""
-        if self.given_up:
+        """Raise Cancelled or TimedOut if the request must not continue."""
+        if self.cancelled:
             raise Cancelled
-        if time.monotonic() - self.began > self.seconds:
-            raise Late(f"not done within {self.seconds:g} s")
+        if time.monotonic() - self.created > self.timeout:
+            raise TimedOut(f"not finished within {self.timeout:g} s")
 
 
 @dataclass(eq=False)
 class Interpolation(Request):
-    """Images from the first image of ``seed``, under the first label, to another's, both among them.
+    """A request for an interpolation from image 0 of ``seed``, with the first label, to image 0 of another seed.
 
     Attributes:
-        last: seed and label of the other end.
+        end: seed and label of the last image.
     """
 
-    last: tuple[int, int] = (0, -1)
+    end: tuple[int, int] = (0, -1)
 
 
 def denoised(model: Pipeline, requests: Sequence[Request]) -> Iterator[State]:
     """The denoising of requests of one configuration, one after the other in each state; interpolations come alone."""
     first = requests[0]
     if isinstance(first, Interpolation):
-        return interpolating(model, (first.seed, int(first.labels[0])), first.last, len(first.labels), first.config)
+        return interpolating(model, (first.seed, int(first.labels[0])), first.end, len(first.labels), first.config)
     generators = [image_generator(request.seed, k) for request in requests for k in range(len(request.labels))]
     return denoising_each(model, torch.cat([request.labels for request in requests]), generators, first.config)
 

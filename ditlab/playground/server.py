@@ -1,4 +1,4 @@
-"""The server: models by name, an address to listen on, and an end that finishes what was taken."""
+"""The server process: loads models, listens on an address, and shuts down after accepted requests are finished."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from pathlib import Path
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from ditlab.errors import UserError
 from ditlab.interop.find import find_model
-from ditlab.playground.api import Limits, Served, build_app
-from ditlab.playground.compute import computed
+from ditlab.playground.api import Limits, ModelServer, build_app
+from ditlab.playground.backend import Backend
+from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.page import mount_page
-from ditlab.playground.studio import Studio
 
-KEY = "DITLAB_API_KEY"
-ENDING = (signal.SIGINT, signal.SIGTERM)
-ANSWER = 1.0  # seconds in which the last images are sent off
+KEY_VARIABLE = "DITLAB_API_KEY"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SEND_TIME = 1.0  # seconds for sending the last responses
 
 
 def name_models(sources: Sequence[str]) -> dict[str, str]:
-    """What models are found by, by the last part of it: ``runs/fashion`` is called fashion.
+    """Sources by model name, the last part of a path or hub id: the name of ``runs/fashion`` is fashion.
 
     Raises:
-        UserError: two are called the same.
+        UserError: two models have the same name.
     """
     named: dict[str, str] = {}
     for source in sources:
         path = Path(source)
         path = path.resolve() if path.exists() else path
-        called = path.parent.name if path.suffix == ".safetensors" else path.name
-        if called in named:
-            raise UserError(f"two models are called {called}; serve one, or rename a folder")
-        named[called] = source
+        name = path.parent.name if path.suffix == ".safetensors" else path.name
+        if name in named:
+            raise UserError(f"two models have the name {name}; serve one of them, or rename a folder")
+        named[name] = source
     return named
 
 
@@ -49,78 +50,94 @@ def serve(
     host: str,
     port: int,
     limits: Limits,
-    most: int,
+    max_images: int,
     log: Callable[[str], None],
 ) -> None:
-    """Listen until told to stop; then finish what was taken, and return.
+    """Serve until SIGINT or SIGTERM; then finish the accepted requests and return.
 
     Args:
-        sources: what the models are found by.
+        sources: run folders, shipped models or hub ids.
         runs: the folder whose runs and studies the page shows.
-        device: where the models are to lie.
-        host: address to listen on; beyond this machine only with a key in the environment variable DITLAB_API_KEY.
-        port: of it; 0 is any that is free.
+        device: where the models run.
+        host: address to listen on; another than a loopback address needs an API key in DITLAB_API_KEY.
+        port: port to listen on; 0 selects a free one.
         limits: of one request.
-        most: images of a model under way at a time.
+        max_images: images of a model that are denoised at the same time.
         log: writes one line to the console.
 
     Raises:
-        UserError: a model or the address is not to be had, or the address is open to others without a key.
+        UserError: a model cannot be loaded, the address is not available, or it needs an API key.
     """
     named = name_models(sources)
-    key = os.environ.get(KEY, "")
-    if not key and not _loopback(host):
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key and not _is_loopback(host):
         raise UserError(
-            f"--host {host} is open to other machines, and there is no key; set {KEY}, or listen on 127.0.0.1"
+            f"--host {host} accepts other machines and needs an API key; set {KEY_VARIABLE}, or use --host 127.0.0.1"
         )
-    models = {name: computed(lambda source=source: find_model(source).to(device)) for name, source in named.items()}
-    listener = _bound(host, port)
-    served = Served(models, limits, most, key=key)
+    pipelines = {
+        name: run_on_compute_thread(lambda source=source: find_model(source).to(device))
+        for name, source in named.items()
+    }
+    listener = bind(host, port)
+    models = ModelServer(pipelines, limits, max_images, key=key)
     try:
-        app = mount_page(build_app(served), Studio(served, named, runs), key)
-        place = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        log(f"{', '.join(models)} at {place}, {'with' if key else 'without'} a key; Ctrl-C ends it")
-        grace = int(limits.seconds) + 1
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
-        for name in ENDING:  # uvicorn ends well, and sends itself the signal once more then
+        app = build_page_app(models, Backend(models, named, runs))
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        log(f"serving {', '.join(named)} at {url}, {'with' if key else 'without'} an API key; Ctrl-C stops the server")
+        for name in SIGNALS:  # uvicorn raises the signal again after its shutdown
             signal.signal(name, lambda *_: None)
-        _Server(config, served).run([listener])
-        for name in ENDING:  # work of the page that still goes on can be broken off
+        Server(app, models).run([listener])
+        for name in SIGNALS:  # a second signal interrupts work of the page that is still running
             signal.signal(name, signal.SIG_DFL)
     finally:
-        served.close()
+        models.close()
         listener.close()
 
 
-class _Server(uvicorn.Server):
-    """Ends when all images are made and answered; pages that stand open in a browser would keep their streams for ever."""
+def build_page_app(models: ModelServer, backend: Backend) -> FastAPI:
+    """The application with the API and the page."""
 
-    def __init__(self, config: uvicorn.Config, served: Served):
-        super().__init__(config)
-        self.served = served
+    async def build() -> FastAPI:
+        return mount_page(build_app(models), backend, models.key)
+
+    return asyncio.run(build())  # without a running event loop gradio opens one and never closes it
+
+
+class Server(uvicorn.Server):
+    """Shuts down once all images are sent: an open page keeps its event stream open, and uvicorn would wait for it."""
+
+    def __init__(self, app: FastAPI, models: ModelServer):
+        grace = int(models.limits.timeout) + 1
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace))
+        self.models = models
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more, finish, and leave."""
-        leaving = asyncio.create_task(self._leave())
+        """Accept no more requests, finish those accepted, and close all connections."""
+        closing = asyncio.create_task(self._close_connections())
         await super().shutdown(sockets)
-        leaving.cancel()
+        closing.cancel()
 
-    async def _leave(self) -> None:
-        while self.served.answering or any(batcher.busy for batcher in self.served.batchers.values()):
-            await asyncio.sleep(ANSWER / 10)
-        await asyncio.sleep(ANSWER)
+    async def _close_connections(self) -> None:
+        while self.models.active_requests or any(batcher.busy for batcher in self.models.batchers.values()):
+            await asyncio.sleep(SEND_TIME / 10)
+        await asyncio.sleep(SEND_TIME)
         self.force_exit = True
 
 
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    # Named as TCP, which is what makes asyncio send small answers at once, not 40 ms later (Nagle's algorithm).
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address.
+
+    Raises:
+        UserError: the address is not available.
+    """
+    # asyncio disables Nagle's algorithm only for sockets whose protocol is TCP; it would delay small responses by 40 ms.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -128,5 +145,5 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another --port") from error
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); use another --port") from error
     return listener

@@ -1,85 +1,52 @@
-"""Servers that listen, with models and runs of their own."""
+"""Servers in this process, with models and runs of their own."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import httpx
 import pytest
-import uvicorn
 
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import Served, build_app
+from ditlab.playground.api import ModelServer, build_app
+from ditlab.playground.backend import Backend
+from ditlab.playground.server import Server, bind, build_page_app
 
 Listening = Callable[..., AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
-def listening_server(served: Served) -> Iterator[str]:
-    """The address of an API without a page, in this process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(build_app(served), "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run)
+def listening_server(models: ModelServer, sources: dict[str, str] | None = None, runs: Path = Path()) -> Iterator[str]:
+    """The address of an API, with the page if the sources of its models are given."""
+    with ThreadPoolExecutor(1) as thread:  # playwright has an event loop in this one
+        page = None if sources is None else Backend(models, sources, runs)
+        app = build_app(models) if page is None else thread.submit(build_page_app, models, page).result()
+    listener: socket.socket = bind("127.0.0.1", 0)
+    server = Server(app, models)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     until = time.monotonic() + 30
     while not server.started and time.monotonic() < until:
-        time.sleep(0.02)
+        time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
-        served.close()
+        models.close()
+        listener.close()
 
 
 @pytest.fixture(scope="session")
 def listening() -> Listening:
     return listening_server
-
-
-@pytest.fixture(scope="session")
-def playing(process: Callable[..., subprocess.Popen[str]]) -> Callable[..., AbstractContextManager[str]]:
-    """The address of `ditlab play ARGUMENTS`, a process of its own, page and all."""
-
-    @contextlib.contextmanager
-    def play(*arguments: object, cwd: Path | None = None) -> Iterator[str]:
-        running, said = process("play", *arguments, "--port", 0, cwd=cwd), list[str]()
-        assert running.stdout is not None
-        assert running.stderr is not None
-        reader = threading.Thread(target=said.extend, args=(running.stderr,))  # a program whose pipe is full waits
-        reader.start()
-        try:
-            found = re.search(r"http://[\d.:]+", running.stdout.readline())
-            assert found, said
-            until = time.monotonic() + 60
-            while True:
-                with contextlib.suppress(httpx.ConnectError):
-                    if httpx.get(f"{found[0]}/health").status_code == 200:
-                        break
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            yield found[0]
-            running.terminate()
-            assert running.wait(60) == 0, said
-        finally:
-            running.kill()
-            running.wait()
-            reader.join()
-            for pipe in (running.stdout, running.stderr):
-                pipe.close()
-
-    return play
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The HTTP API, with a server that listens and clients that call it."""
+"""The HTTP API, called by clients over a socket."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from PIL import Image
 from ditlab.diffusion import GuidanceConfig
 from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import Limits, Served
+from ditlab.playground.api import Limits, ModelServer
 
 Listening = Callable[..., AbstractContextManager[str]]
-LIMITS = Limits(images=8, steps=60, seconds=20)
+LIMITS = Limits(images=8, steps=60, timeout=20)
 
 
 @pytest.fixture(scope="module")
 def address(model: Pipeline, listening: Listening) -> Iterator[str]:
-    with listening(Served({"digits": model}, LIMITS)) as found:
+    with listening(ModelServer({"digits": model}, LIMITS)) as found:
         yield found
 
 
@@ -51,7 +51,7 @@ def test_the_openai_client_generates_images(address: str, model: Pipeline):
     found = images(made.to_dict())
     expected = model.sample(["3", "8"], seed=7, guidance=1.5, steps=4, count=4)[..., 0]
     assert np.abs(found.astype(int) - expected).max() <= 1
-    with pytest.raises(openai.NotFoundError, match="no model 'dall-e-3'; there are digits"):
+    with pytest.raises(openai.NotFoundError, match="unknown model 'dall-e-3'; available: digits"):
         client.images.generate(model="dall-e-3", prompt="3")
 
 
@@ -76,7 +76,7 @@ def test_labels_may_be_a_list_and_guidance_an_interval(address: str, model: Pipe
     assert np.abs(expected.astype(int) - whole).max() > 1
 
 
-def test_a_seed_that_is_drawn_is_told_and_gives_the_images_again(address: str):
+def test_a_random_seed_is_returned_and_reproduces_the_images(address: str):
     first = ask(address, prompt="5", steps=3).json()
     again = ask(address, prompt="5", steps=3, seed=first["seed"]).json()
     assert first["data"] == again["data"]
@@ -90,7 +90,7 @@ def test_a_seed_that_is_drawn_is_told_and_gives_the_images_again(address: str):
         ({"prompt": "3", "n": 9}, "at most 8"),
         ({"prompt": "3", "n": 0}, "n: "),
         ({"prompt": "3", "n": 10**30}, "n"),
-        ({"prompt": "3", "size": "1024x1024"}, "makes 8x8"),
+        ({"prompt": "3", "size": "1024x1024"}, "generates 8x8"),
         ({"prompt": "3", "steps": 61}, "at most 60"),
         ({"prompt": "3", "steps": 0}, "steps"),
         ({"prompt": "3", "sampler": "magic"}, "ddpm, ddim"),
@@ -106,10 +106,10 @@ def test_a_seed_that_is_drawn_is_told_and_gives_the_images_again(address: str):
         ({"prompt": "3" * 1001}, "prompt"),
         ({"prompt": ["3"]}, "prompt"),
         ({"prompt": "<script>alert(1)</script>"}, "unknown label"),
-        ({"prompt": "3", "model": "../../etc/passwd"}, "no model"),
+        ({"prompt": "3", "model": "../../etc/passwd"}, "unknown model"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_reason(address: str, body: dict[str, object], words: str):
+def test_invalid_requests_are_refused_with_the_reason(address: str, body: dict[str, object], words: str):
     answer = ask(address, **body)
     assert answer.status_code in (400, 404)
     error = answer.json()["error"]
@@ -133,7 +133,7 @@ def test_what_cannot_be_is_refused_with_the_reason(address: str, body: dict[str,
         b'{"n": 1' + b"0" * 5000 + b"}",
     ],
 )
-def test_bodies_that_are_no_requests_are_refused(address: str, content: bytes):
+def test_malformed_bodies_are_refused(address: str, content: bytes):
     answer = httpx.post(
         f"{address}/v1/images/generations", content=content, headers={"Content-Type": "application/json"}
     )
@@ -141,22 +141,22 @@ def test_bodies_that_are_no_requests_are_refused(address: str, content: bytes):
     assert len(answer.json()["error"]["message"]) > 10
 
 
-def test_a_client_that_goes_away_is_not_waited_for(model: Pipeline, listening: Listening):
-    served = Served({"digits": model}, Limits(images=8, steps=1000, seconds=60))
+def test_a_disconnected_client_cancels_its_request(model: Pipeline, listening: Listening):
+    server = ModelServer({"digits": model}, Limits(images=8, steps=1000, timeout=60))
     body = {"prompt": "1", "n": 8, "steps": 1000, "sampler": "ddpm"}
-    with listening(served) as address:
+    with listening(server) as address:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/images/generations", json=body, timeout=0.3)
         until = time.monotonic() + 20
-        while served.batchers["digits"].load != (0, 0) and time.monotonic() < until:
+        while server.batchers["digits"].load != (0, 0) and time.monotonic() < until:
             time.sleep(0.05)
-        assert served.batchers["digits"].load == (0, 0)
-        assert served.batchers["digits"].made == 0
+        assert server.batchers["digits"].load == (0, 0)
+        assert server.batchers["digits"].made == 0
         assert ask(address, prompt="1", steps=2).status_code == 200
 
 
-def test_a_key_is_asked_for_where_there_is_one(model: Pipeline, listening: Listening):
-    with listening(Served({"digits": model}, LIMITS, key="s3cret")) as address:
+def test_a_server_with_a_key_requires_it(model: Pipeline, listening: Listening):
+    with listening(ModelServer({"digits": model}, LIMITS, key="s3cret")) as address:
         assert ask(address, prompt="3", steps=2).status_code == 401
         assert httpx.get(f"{address}/v1/models").status_code == 401
         assert httpx.get(f"{address}/v1/models", headers={"Authorization": "Bearer s3cret"}).status_code == 200
@@ -164,36 +164,39 @@ def test_a_key_is_asked_for_where_there_is_one(model: Pipeline, listening: Liste
         assert httpx.get(f"{address}/health").json() == {"status": "ok"}
 
 
-def test_too_many_requests_are_sent_away_with_the_time_to_come_again(model: Pipeline, listening: Listening):
-    with listening(Served({"digits": model}, LIMITS, most=1, waiting=1)) as address, ThreadPoolExecutor(8) as clients:
+def test_a_full_queue_returns_429_with_retry_after(model: Pipeline, listening: Listening):
+    with (
+        listening(ModelServer({"digits": model}, LIMITS, max_images=1, max_queue=1)) as address,
+        ThreadPoolExecutor(8) as clients,
+    ):
         answers = list(clients.map(lambda seed: ask(address, prompt="1", seed=seed, steps=30), range(8)))
     counts = {status: [answer.status_code for answer in answers].count(status) for status in (200, 429)}
     assert counts[200] >= 2
     assert counts[429] >= 1
     assert counts[200] + counts[429] == 8
-    sent_away = next(answer for answer in answers if answer.status_code == 429)
-    assert int(sent_away.headers["Retry-After"]) >= 1
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_what_takes_too_long_is_given_up(model: Pipeline, listening: Listening):
-    with listening(Served({"digits": model}, Limits(seconds=0.05))) as address:
+def test_a_slow_request_times_out(model: Pipeline, listening: Listening):
+    with listening(ModelServer({"digits": model}, Limits(timeout=0.05))) as address:
         answer = ask(address, prompt="1", n=16, steps=250)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "timeout"
 
 
-def test_a_models_own_steps_are_held_to_the_limit_too(model: Pipeline, listening: Listening):
-    with listening(Served({"digits": model}, Limits(steps=1))) as address:  # two are its own
+def test_the_limit_of_steps_applies_to_a_models_default_too(model: Pipeline, listening: Listening):
+    with listening(ModelServer({"digits": model}, Limits(steps=1))) as address:  # its default is two
         found = images(ask(address, prompt="4", seed=2).json())
     expected = model.sample(["4"], seed=2, steps=1)[..., 0]
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_a_server_that_fails_says_so_in_the_clients_shape(
+def test_an_internal_error_has_the_format_of_openais_errors(
     model: Pipeline, listening: Listening, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(model.network, "forward", lambda *parts: 1 / 0)
-    with listening(Served({"digits": model}, LIMITS)) as address:
+    with listening(ModelServer({"digits": model}, LIMITS)) as address:
         answer = ask(address, prompt="1", steps=2)
         assert answer.status_code == 500
         assert "ZeroDivisionError" in answer.json()["error"]["message"]
@@ -209,18 +212,18 @@ def test_metrics_count(address: str):
     assert float(rows['ditlab_waiting_requests{model="digits"}']) == 0
 
 
-def test_the_schema_says_what_the_server_does(address: str):
+def test_the_schema_lists_all_endpoints(address: str):
     schema = httpx.get(f"{address}/openapi.json").json()
     assert set(schema["paths"]) == {"/v1/images/generations", "/v1/models", "/health", "/metrics"}
     assert json.dumps(schema)
 
 
-def test_a_model_file_that_is_replaced_changes_nothing_that_is_served(runs: Path, listening: Listening):
-    with listening(Served({"digits": find_model(runs / "digits")}, LIMITS)) as address:
+def test_replacing_a_model_file_does_not_change_the_served_model(runs: Path, listening: Listening):
+    with listening(ModelServer({"digits": find_model(runs / "digits")}, LIMITS)) as address:
         before = ask(address, prompt="3", seed=1, steps=4).json()["data"]
         other = Pipeline.load(runs / "digits")
         torch.nn.init.normal_(other.network.final_layer.linear.weight)  # type: ignore[attr-defined]
-        other.save(runs / "digits")  # as training does, renamed over what stood
+        other.save(runs / "digits")  # as training does: renamed over the old file
         assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before
-        (runs / "digits" / "model.safetensors").write_bytes(b"no model")  # and one that is being written in place
+        (runs / "digits" / "model.safetensors").write_bytes(b"no model")  # a file written in place
         assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before

@@ -1,4 +1,4 @@
-"""Requests made together come out as if each had been made alone."""
+"""Requests that share network calls get the images they would get alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ditlab.diffusion import GuidanceConfig, State
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline, SampleConfig, to_images
 from ditlab.playground.batcher import Batcher
-from ditlab.playground.request import Busy, Cancelled, Late, Request
+from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
 
-WAIT = 60  # seconds, after which something hangs
+WAIT = 60  # seconds until a test fails
 
 
 def request(
@@ -33,7 +33,7 @@ def alone(model: Pipeline, asked: Request) -> np.ndarray:
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal but for what another batch size rounds otherwise: one level of 255."""
+    """Equal up to the rounding of another batch size: one level of 255."""
     return found.shape == expected.shape and int(np.abs(found.astype(int) - expected).max()) <= 1
 
 
@@ -44,8 +44,8 @@ MIXED = [
 
 
 @pytest.mark.parametrize("most", [5, 64])
-def test_every_request_gets_its_own_images_in_whatever_company(model: Pipeline, most: int):
-    batcher = Batcher(model, most=most)
+def test_every_request_gets_its_own_images_in_any_batch(model: Pipeline, most: int):
+    batcher = Batcher(model, max_images=most)
     asked = [
         request(r.labels.tolist(), r.seed, r.config.sampler, r.config.steps, r.config.guidance.scale) for r in MIXED * 3
     ]
@@ -58,9 +58,9 @@ def test_every_request_gets_its_own_images_in_whatever_company(model: Pipeline, 
     assert batcher.load == (0, 0)
 
 
-def test_requests_share_calls_of_the_network_and_join_those_under_way(model: Pipeline):
+def test_requests_share_network_calls_and_join_running_ones(model: Pipeline):
     batcher, first_step = Batcher(model), threading.Event()
-    long = batcher.submit(request([1], steps=30, watch=lambda state: first_step.set()))
+    long = batcher.submit(request([1], steps=30, on_step=lambda state: first_step.set()))
     assert first_step.wait(WAIT)
     others = [batcher.submit(request([2], seed=k, steps=10)) for k in range(8)]
     for each in (*others, long):
@@ -70,10 +70,10 @@ def test_requests_share_calls_of_the_network_and_join_those_under_way(model: Pip
     assert batcher.rows == 110
 
 
-def test_a_request_can_be_stopped_and_the_others_go_on(model: Pipeline):
+def test_a_request_can_be_cancelled_without_the_others(model: Pipeline):
     batcher = Batcher(model)
     stopped = request([1], steps=200)
-    stopped.watch = lambda state: stopped.give_up()
+    stopped.on_step = lambda state: stopped.cancel()
     stays = request([2], seed=5, steps=6)
     for each in (stopped, stays):
         batcher.submit(each)
@@ -83,27 +83,27 @@ def test_a_request_can_be_stopped_and_the_others_go_on(model: Pipeline):
     batcher.close()
 
 
-def test_a_request_that_takes_too_long_is_given_up(model: Pipeline):
+def test_a_request_times_out(model: Pipeline):
     batcher = Batcher(model)
-    late = batcher.submit(request([1], steps=1000, seconds=0.05))
-    with pytest.raises(Late, match="within"):
+    late = batcher.submit(request([1], steps=1000, timeout=0.05))
+    with pytest.raises(TimedOut, match="within"):
         late.images.result(WAIT)
     batcher.close()
 
 
-def test_a_full_queue_says_when_to_come_again(model: Pipeline):
-    batcher, gate, begun = Batcher(model, most=1, waiting=2), threading.Event(), threading.Event()
+def test_a_full_queue_names_the_time_of_a_retry(model: Pipeline):
+    batcher, gate, begun = Batcher(model, max_images=1, max_queue=2), threading.Event(), threading.Event()
 
     def hold(state: State) -> None:
         begun.set()
         assert gate.wait(WAIT)
 
-    taken = [batcher.submit(request([1], watch=hold))]
+    taken = [batcher.submit(request([1], on_step=hold))]
     assert begun.wait(WAIT)
     taken += [batcher.submit(request([2], seed=k)) for k in range(2)]
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(QueueFull) as caught:
         batcher.submit(request([3]))
-    assert caught.value.seconds >= 1
+    assert caught.value.retry_after >= 1
     assert batcher.load == (2, 1)
     gate.set()
     for each in taken:
@@ -111,16 +111,16 @@ def test_a_full_queue_says_when_to_come_again(model: Pipeline):
     batcher.close()
 
 
-def test_closing_makes_what_was_taken_and_takes_no_more(model: Pipeline):
-    batcher = Batcher(model, most=2)
+def test_closing_finishes_accepted_requests_and_accepts_no_more(model: Pipeline):
+    batcher = Batcher(model, max_images=2)
     asked = [batcher.submit(request([k], seed=k)) for k in range(6)]
     batcher.close()
     assert all(each.images.done() for each in asked)
-    with pytest.raises(Busy):
+    with pytest.raises(QueueFull):
         batcher.submit(request([1]))
 
 
-def test_a_failing_network_fails_its_requests_and_not_the_server(model: Pipeline, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_network_fails_its_requests_and_not_the_batcher(model: Pipeline, monkeypatch: pytest.MonkeyPatch):
     batcher = Batcher(model)
     with monkeypatch.context() as patch:
         patch.setattr(model.network, "forward", lambda *parts: 1 / 0)
@@ -133,8 +133,8 @@ def test_a_failing_network_fails_its_requests_and_not_the_server(model: Pipeline
     batcher.close()
 
 
-def test_what_can_never_be_made_is_refused_at_once(model: Pipeline):
-    batcher = Batcher(model, most=4)
+def test_impossible_requests_are_refused_at_once(model: Pipeline):
+    batcher = Batcher(model, max_images=4)
     with pytest.raises(UserError, match="5 images are too many"):
         batcher.submit(request([1] * 5))
     with pytest.raises(UserError, match="guidance"):
@@ -142,17 +142,17 @@ def test_what_can_never_be_made_is_refused_at_once(model: Pipeline):
     batcher.close()
 
 
-def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_others(model: Pipeline):
+def test_equal_requests_can_be_cancelled_one_by_one(model: Pipeline):
     batcher, gate = Batcher(model), threading.Event()
 
     def hold(state: State) -> None:
         assert gate.wait(WAIT)
 
-    first = batcher.submit(request([0], watch=hold))
+    first = batcher.submit(request([0], on_step=hold))
     alike = [request([k, 9 - k], seed=k, steps=8) for k in range(5)]
-    alike[2].watch = lambda state: alike[2].give_up()
+    alike[2].on_step = lambda state: alike[2].cancel()
     seen = list[torch.Tensor]()
-    alike[3].watch = lambda state: seen.append(state.x)
+    alike[3].on_step = lambda state: seen.append(state.x)
     threads = threading.active_count()
     for each in alike:
         batcher.submit(each)
@@ -170,7 +170,7 @@ def test_requests_made_alike_share_a_loop_and_one_that_gives_up_leaves_the_other
     batcher.close()
 
 
-def test_what_does_not_fit_in_memory_is_made_in_parts(model: Pipeline, monkeypatch: pytest.MonkeyPatch):
+def test_batches_that_exceed_the_memory_are_split(model: Pipeline, monkeypatch: pytest.MonkeyPatch):
     forward: Any = model.network.forward
     batcher, rows = Batcher(model), list[int]()
 

@@ -1,4 +1,4 @@
-"""The page in a real browser. Pictures of it go to the folder that DITLAB_SCREENSHOTS names, where it names one."""
+"""The page in Chromium. DITLAB_SCREENSHOTS names a folder for the screenshots of the documentation."""
 
 from __future__ import annotations
 
@@ -19,52 +19,69 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Download, Locator, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Download, Locator, Page, expect, sync_playwright
 
 from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline, grid
+from ditlab.playground.api import Limits, ModelServer
+from ditlab.playground.page import runs_tab
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT = 60_000  # milliseconds, after which something hangs
-Playing = Callable[..., AbstractContextManager[str]]
+WAIT = 60_000  # milliseconds until a test fails
+SCREENSHOTS = os.environ.get("DITLAB_SCREENSHOTS")
+Listening = Callable[..., AbstractContextManager[str]]
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page was not tried in a browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page was not tested in a browser"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # inside gradio
+]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator[BrowserContext]:
+    """One browser with one cache, so that the page's scripts load once."""
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
+        yield opened.new_context()
         opened.close()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits_run: Path) -> Path:
-    """Where the server's runs lie."""
+    """The folder of the server's runs."""
     runs = tmp_path_factory.mktemp("page") / "runs"
     shutil.copytree(digits_run, runs / "digits")
     return runs
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path, playing: Playing) -> Iterator[str]:
-    with playing("fashion", "runs/digits", "--steps", 1000, cwd=folder.parent) as found:
-        yield found
+def fashion() -> Pipeline:
+    return find_model("fashion")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, fashion: Pipeline, listening: Listening) -> Iterator[str]:
+    """A server of two models, whose page updates its runs more often than usual."""
+    models = ModelServer({"fashion": fashion, "digits": Pipeline.load(folder / "digits")}, Limits(steps=1000))
+    sources = {"fashion": "fashion", "digits": str(folder / "digits")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs_tab, "INTERVAL", 0.5)
+        with listening(models, sources, folder) as found:
+            yield found
 
 
 class Visit:
-    """A page that was opened, and everything that went wrong on it."""
+    """An open page, and the errors on it."""
 
-    def __init__(self, browser: Browser, address: str, width: int = 1280, height: int = 900):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
-        self.page: Page = self.context.new_page()
+    def __init__(self, browser: BrowserContext, address: str, width: int = 1280, height: int = 900):
+        self.page: Page = browser.new_page()
+        self.page.set_viewport_size({"width": width, "height": height})
         self.page.set_default_timeout(WAIT)
-        self.wrong = list[str]()
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.errors = list[str]()
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         own = (address, "data:", "blob:", f"ws{address.removeprefix('http')}")
-        self.page.on("request", lambda asked: None if asked.url.startswith(own) else self.wrong.append(asked.url))
+        self.page.on("request", lambda sent: None if sent.url.startswith(own) else self.errors.append(sent.url))
         self.page.goto(address)
         self.button("Generate").wait_for()
 
@@ -75,7 +92,7 @@ class Visit:
         return self.page.get_by_role("button", name=name, exact=True)
 
     def image(self, place: str) -> np.ndarray:
-        """The picture in a place, as it was sent."""
+        """The image in a component, as the server sent it."""
         source = self.page.locator(f"#{place} img").first.get_attribute("src")
         assert source is not None
         return np.asarray(Image.open(io.BytesIO(httpx.get(source).content)).convert("RGB"))
@@ -100,39 +117,39 @@ class Visit:
         return Path(found.path())
 
     def until(self, true: Callable[[], bool]) -> None:
-        """Wait for something to become true."""
+        """Wait until a condition holds."""
         until = time.monotonic() + WAIT / 1000
         while not true():
             assert time.monotonic() < until
-            self.page.wait_for_timeout(100)
+            self.page.wait_for_timeout(50)
 
     def settings(self) -> dict[str, Any]:
-        """What the PNG says of itself."""
-        return json.loads(Image.open(io.BytesIO(self.download("PNG").read_bytes())).info["ditlab"])
+        """The settings in the text of the PNG."""
+        return json.loads(Image.open(io.BytesIO(self.download("Download PNG").read_bytes())).info["ditlab"])
 
     def keep(self, name: str) -> None:
-        """A picture of the page, for the documents, where they are asked for."""
-        to = os.environ.get("DITLAB_SCREENSHOTS")
-        if to:
+        """Write a screenshot for the documentation if DITLAB_SCREENSHOTS is set."""
+        if SCREENSHOTS is not None:
             self.page.mouse.move(0, 0)
             self.page.wait_for_timeout(500)
-            self.page.screenshot(path=Path(to) / f"{name}.png", full_page=True)
+            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
 
     def close(self) -> None:
-        self.context.close()
-        assert self.wrong == []
+        self.page.close()
+        assert self.errors == []
 
 
 @pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Visit]:
+def visit(browser: BrowserContext, address: str) -> Iterator[Visit]:
     opened = Visit(browser, address)
     yield opened
     opened.close()
 
 
-def test_images_appear_step_by_step_and_the_same_seed_gives_them_again(visit: Visit, tmp_path: Path):
-    page = visit.page
-    page.get_by_label("Thumbnail 9 of 10").click()  # the picture of a bag
+def test_images_appear_step_by_step_and_equal_seeds_give_equal_images(visit: Visit, fashion: Pipeline):
+    page, count = visit.page, 4 if SCREENSHOTS is None else 16
+    visit.number("Images", count)
+    page.get_by_label("Thumbnail 9 of 10").click()  # the image of a bag
     expect(page.locator(".token")).to_have_count(1)
     page.get_by_label("Thumbnail 8 of 10").click()  # and of a sneaker
     expect(page.locator(".token")).to_have_count(2)
@@ -140,20 +157,19 @@ def test_images_appear_step_by_step_and_the_same_seed_gives_them_again(visit: Vi
     visit.button("Generate").click()
     visit.status(re.compile(r"step \d+ of 25"))
     early = visit.image("images")
-    visit.status("16 images in")
+    visit.status(f"{count} images in")
     late = visit.image("images")
     assert early.shape == late.shape
     assert not np.array_equal(early, late)
-    model = find_model("fashion")
-    expected = model.sample(["bag", "sneaker"], seed=3, count=16)
-    assert np.abs(late.astype(int) - np.asarray(grid(expected, 4).convert("RGB"))).max() <= 1
-    visit.status("ditlab sample fashion --count 16 --seed 3 --labels bag,sneaker")
-    first = visit.download("PNG").read_bytes()
+    expected = fashion.sample(["bag", "sneaker"], seed=3, count=count)
+    assert np.abs(late.astype(int) - np.asarray(grid(expected, round(count**0.5)).convert("RGB"))).max() <= 1
+    visit.status(f"ditlab sample fashion --count {count} --seed 3 --labels bag,sneaker")
+    first = visit.download("Download PNG").read_bytes()
     settings = visit.settings()
     assert (settings["model"], settings["seed"], settings["labels"][:2]) == ("fashion", 3, ["bag", "sneaker"])
-    with zipfile.ZipFile(visit.download("Archive of PNGs")) as archive:
+    with zipfile.ZipFile(visit.download("Download ZIP of PNGs")) as archive:
         names = archive.namelist()
-        assert len(names) == 16
+        assert len(names) == count
         one = Image.open(io.BytesIO(archive.read(names[1])))
     assert names[1] == "000001-sneaker.png"
     assert np.abs(np.asarray(one).astype(int) - expected[1, ..., 0]).max() <= 1
@@ -162,16 +178,16 @@ def test_images_appear_step_by_step_and_the_same_seed_gives_them_again(visit: Vi
     visit.keep("page-generate")
     visit.button("Generate").click()
     visit.status("step")
-    visit.status("16 images in")
-    assert visit.download("PNG").read_bytes() == first
+    visit.status(f"{count} images in")
+    assert visit.download("Download PNG").read_bytes() == first
 
 
 def test_an_interpolation_between_two_labels(visit: Visit, folder: Path):
     page = visit.page
     visit.choose("Model", "digits")
     expect(page.get_by_label("Thumbnail 10 of 10")).to_be_visible()
-    page.get_by_role("button", name="Between two images").click()
-    visit.choose("Label", "7")
+    page.get_by_role("button", name="Interpolate between").click()
+    visit.choose("Label of the last image", "7")
     visit.button("Interpolate").click()
     visit.status("8 images in")
     assert visit.settings()["to"] == {"seed": 1, "label": "7"}
@@ -184,7 +200,7 @@ def test_an_interpolation_between_two_labels(visit: Visit, folder: Path):
     assert np.abs(made - whole)[height:, -width:].max() <= 1
 
 
-def test_a_generation_is_stopped_at_any_moment(visit: Visit):
+def test_a_generation_stops_at_its_next_step(visit: Visit):
     page = visit.page
     page.get_by_role("button", name="Sampler, steps").click()
     visit.choose("Sampler", "ddpm")
@@ -201,14 +217,16 @@ def test_a_generation_is_stopped_at_any_moment(visit: Visit):
     visit.keep("page-stopped")
 
 
-def test_one_setting_across(visit: Visit, folder: Path):
+def test_one_setting_is_compared(visit: Visit, folder: Path):
     visit.tab("Compare")
+    if SCREENSHOTS is None:
+        visit.choose("Model", "digits")  # faster
     visit.button("Compare").click()
     visit.status("4 rows, 5 columns", "comparison-status")
     visit.keep("page-compare")
     visit.choose("Model", "digits")
-    visit.choose("Setting across", "checkpoint")
-    expect(visit.page.get_by_label("Its values")).to_have_value("320, 640")
+    visit.choose("Compared setting", "checkpoint")
+    expect(visit.page.get_by_label("Values")).to_have_value("320, 640")
     visit.button("Compare").click()
     visit.status("4 rows, 2 columns", "comparison-status")
     model = Pipeline.load(folder / "digits")
@@ -217,41 +235,42 @@ def test_one_setting_across(visit: Visit, folder: Path):
     side = 64  # of a tile, with a gap of 5 on both sides
     last = model.sample([0, 1, 2, 3], seed=0)[..., 0].repeat(8, axis=1).repeat(8, axis=2)
     assert np.abs(made[-side - 5 : -5, -side - 5 : -5, 0] - last[3]).max() <= 1
-    visit.page.get_by_label("Its values").fill("7")
+    visit.page.get_by_label("Values").fill("7")
     visit.button("Compare").click()
-    expect(visit.page.get_by_text("digits has no checkpoint after 7 images")).to_be_visible()
+    expect(visit.page.get_by_text("digits has no checkpoint at 7 images")).to_be_visible()
 
 
-def test_runs_are_shown_live_while_one_trains(
+def test_runs_are_updated_during_training(
     visit: Visit, folder: Path, process: Callable[..., subprocess.Popen[str]], tiny: list[str]
 ):
-    long = "--train.images 64000 --train.log 640 --train.samples 6400 --sample-images 10 --train.checkpoint 6400"
+    images = 24000 if SCREENSHOTS is None else 64000
+    flags = f"--train.images {images} --train.log 640 --train.samples 6400 --sample-images 10 --train.checkpoint 6400"
     visit.tab("Runs")
     table = visit.page.locator("#runs-table")
     expect(table).to_contain_text("digits", timeout=WAIT)
-    training = process("train", "digits", *tiny, *long.split(), "--out", folder / "live")
+    training = process("train", "digits", *tiny, *flags.split(), "--out", folder / "live")
     try:
         expect(table).to_contain_text("training", timeout=WAIT)
         visit.choose("Run", "live")
-        visit.status(re.compile(r"training\s+[\d,]+ of 64,000 images"), "run-facts")
+        visit.status(re.compile(rf"training\s+[\d,]+ of {images:,} images"), "run-facts")
         first = visit.page.locator("#run-facts").inner_text()
         curves = visit.image("run-loss")
         expect(visit.page.locator("#run-facts")).not_to_have_text(first, timeout=WAIT)
         visit.until(lambda: not np.array_equal(visit.image("run-loss"), curves))
         expect(visit.page.locator("#run-samples img").first).to_be_visible(timeout=WAIT)
         visit.keep("page-runs")
-        visit.status(re.compile(r"finished\s+64,000 of 64,000 images"), "run-facts")
+        visit.status(re.compile(rf"finished\s+{images:,} of {images:,} images"), "run-facts")
     finally:
         training.kill()
         training.communicate()
 
 
-def test_inside_a_model(visit: Visit):
+def test_inspect_an_image(visit: Visit):
     page = visit.page
-    visit.tab("Inside")
+    visit.tab("Inspect")
     visit.choose("Label", "sneaker")
-    visit.button("Look inside").click()
-    visit.status("7 x 7 = 49 tokens", "inside-message")
+    visit.button("Inspect").click()
+    visit.status("7 x 7 = 49 tokens", "inspect-message")
     before = visit.image("attention")
     box = page.locator("#patches img").bounding_box()
     assert box is not None
@@ -260,29 +279,29 @@ def test_inside_a_model(visit: Visit):
     visit.until(lambda: not np.array_equal(visit.image("attention"), before))
     for place in ("predictions", "channels", "modulation"):
         assert min(visit.image(place).shape[:2]) > 60
-    visit.keep("page-inside")
+    visit.keep("page-inspect")
 
 
-def test_the_closest_training_images(visit: Visit):
+def test_nearest_training_images(visit: Visit):
     visit.tab("Nearest")
     visit.choose("Model", "digits")
-    visit.button("Find the closest training images").click()
-    visit.status("Of 1,797 training images", "nearest-words")
+    visit.button("Find nearest training images").click()
+    visit.status("Searched 1,797 training images", "nearest-text")
     assert visit.image("nearest").shape[1] > 400
-    if "DITLAB_SCREENSHOTS" in os.environ:  # of a model that is trained, where its images are at hand
+    if SCREENSHOTS is not None:  # of a trained model, whose images must be available
         visit.choose("Model", "fashion")
         visit.page.get_by_label("Labels", exact=True).locator("visible=true").wait_for()
-        visit.button("Find the closest training images").click()
-        visit.status("Of 60,000 training images", "nearest-words")
+        visit.button("Find nearest training images").click()
+        visit.status("Searched 60,000 training images", "nearest-text")
     visit.keep("page-nearest")
 
 
-def test_a_phone_shows_every_tab_without_scrolling_sideways(browser: Browser, address: str):
+def test_every_tab_fits_the_width_of_a_phone(browser: BrowserContext, address: str):
     phone = Visit(browser, address, 390, 844)
-    for tab in ("Generate", "Compare", "Runs", "Inside", "Nearest"):
+    for tab in ("Generate", "Compare", "Runs", "Inspect", "Nearest"):
         phone.tab(tab)
-        phone.page.wait_for_timeout(500)
-        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+        expect(phone.page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        phone.until(lambda: phone.page.evaluate("document.documentElement.scrollWidth") <= 390)
     phone.tab("Generate")
     phone.button("Generate").click()
     phone.status("16 images in")
@@ -291,7 +310,7 @@ def test_a_phone_shows_every_tab_without_scrolling_sideways(browser: Browser, ad
     phone.close()
 
 
-def test_the_keyboard_is_enough(visit: Visit):
+def test_the_page_works_by_keyboard(visit: Visit):
     page = visit.page
     expect(page.get_by_label("Thumbnail 1 of 10")).to_be_visible(timeout=WAIT)
     page.get_by_role("tab", name="Generate").focus()
@@ -309,17 +328,20 @@ def test_the_keyboard_is_enough(visit: Visit):
     visit.status("16 images in")
 
 
-def test_an_empty_folder_of_runs_is_no_trouble(browser: Browser, tmp_path: Path, playing: Playing, folder: Path):
-    with playing(folder / "digits", cwd=tmp_path) as address:
+def test_a_folder_without_runs(browser: BrowserContext, tmp_path: Path, listening: Listening, folder: Path):
+    source = folder / "digits"
+    with listening(
+        ModelServer({"digits": Pipeline.load(source)}, Limits()), {"digits": str(source)}, Path("runs")
+    ) as address:
         opened = Visit(browser, address)
         opened.tab("Runs")
-        opened.status("no run is here yet: ditlab train digits", "runs-hint")
+        opened.status("No training runs in runs/ yet. ditlab train digits", "runs-hint")
         opened.page.get_by_role("button", name="Studies").click()
         opened.keep("page-empty")
         opened.close()
 
 
-def test_names_with_markup_stay_names(browser: Browser, folder: Path, tmp_path: Path, playing: Playing):
+def test_markup_in_names_is_shown_as_text(browser: BrowserContext, folder: Path, tmp_path: Path, listening: Listening):
     evil = "<img src=x onerror='window.hacked=1'>"
     runs = tmp_path / "runs"
     shutil.copytree(folder / "digits", runs / evil)
@@ -332,7 +354,7 @@ def test_names_with_markup_stay_names(browser: Browser, folder: Path, tmp_path: 
     (study / "report.md").write_text(
         f"# A study\n\n{evil}\n\n<script>window.hacked=1</script>\n\n[x](javascript:alert(1))\n"
     )
-    with playing(runs / evil, "--runs", runs) as address:
+    with listening(ModelServer({evil: model}, Limits()), {evil: str(runs / evil)}, runs) as address:
         opened = Visit(browser, address)
         opened.button("Generate").click()
         opened.status("16 images in")
@@ -343,35 +365,34 @@ def test_names_with_markup_stay_names(browser: Browser, folder: Path, tmp_path: 
         expect(opened.page.locator("#runs-table")).to_contain_text(evil)
         opened.page.get_by_role("button", name="Studies").click()
         opened.status("A study", "study-report")
-        opened.tab("Inside")
-        opened.button("Look inside").click()
-        opened.status("16 tokens", "inside-message")
+        opened.tab("Inspect")
+        opened.button("Inspect").click()
+        opened.status("16 tokens", "inspect-message")
         opened.tab("Nearest")
-        opened.button("Find the closest training images").click()
-        opened.status("Of 1,797 training images", "nearest-words")
+        opened.button("Find nearest training images").click()
+        opened.status("Searched 1,797 training images", "nearest-text")
         assert opened.page.evaluate("window.hacked") is None
-        opened.context.close()
-        assert [words for words in opened.wrong if "404" not in words and words.rsplit("/", 1)[-1] != "x"] == []
+        opened.page.close()
+        assert [words for words in opened.errors if "404" not in words and words.rsplit("/", 1)[-1] != "x"] == []
 
 
-def test_a_key_is_asked_for_on_the_page_too(
-    browser: Browser, folder: Path, playing: Playing, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("DITLAB_API_KEY", "s3cret")
-    with playing(folder / "digits") as address:
+def test_the_page_of_a_server_with_a_key_has_a_login(browser: BrowserContext, folder: Path, listening: Listening):
+    models = ModelServer({"digits": Pipeline.load(folder / "digits")}, Limits(), key="s3cret")
+    with listening(models, {"digits": str(folder / "digits")}, folder) as address:
         assert httpx.get(f"{address}/config").status_code == 401
         assert httpx.get(f"{address}/health").status_code == 200
         page = browser.new_page()
         page.goto(address)
         page.get_by_label("username").fill("me")
         page.get_by_label("password").fill("wrong")
-        page.get_by_role("button", name="Login").click()
-        page.wait_for_timeout(500)
+        with page.expect_response("**/login") as refused:
+            page.get_by_role("button", name="Login").click()
+        assert refused.value.status == 400
         assert page.get_by_role("button", name="Generate", exact=True).count() == 0
         page.get_by_label("username").fill("me")
         page.get_by_label("password").fill("s3cret")
         page.get_by_role("button", name="Login").click()
         expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible(timeout=WAIT)
-        began = time.monotonic()  # an open page does not keep the server from ending
-    assert time.monotonic() - began < 15
+        started = time.monotonic()  # an open page does not delay the shutdown of the server
+    assert time.monotonic() - started < 15
     page.close()

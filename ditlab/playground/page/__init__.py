@@ -1,4 +1,4 @@
-"""The page: five tabs over the models that are served, and the runs under a folder."""
+"""The web page: five tabs over the served models and the training runs."""
 
 from ditlab.playground.page.mount import mount_page
 

@@ -1,4 +1,4 @@
-"""Compare: the same noise down, one setting across, as papers print it."""
+"""The tab Compare: one setting varies over the columns, the noise over the rows."""
 
 from __future__ import annotations
 
@@ -6,159 +6,148 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from ditlab.errors import UserError
 from ditlab.pipelines import grid, png
+from ditlab.playground.backend import Backend
 from ditlab.playground.page import controls
 from ditlab.playground.request import Request
-from ditlab.playground.studio import Studio
 from ditlab.runtime import files
 
-SETTINGS = ("guidance", "steps", "sampler", "checkpoint", "model")
-USUAL = {"guidance": "1, 1.5, 2, 3, 4", "steps": "2, 5, 10, 25, 50", "sampler": "ddim, euler, heun, dpm-solver, ddpm"}
-MOST = 8  # columns
-ROWS = 8
+VALUES = {"guidance": "1, 1.5, 2, 3, 4", "steps": "2, 5, 10, 25, 50", "sampler": "ddim, euler, heun, dpm-solver, ddpm"}
+SETTINGS = (*VALUES, "checkpoint", "model")
+MAX_COLUMNS, MAX_ROWS = 8, 8
 
 
-def compare_tab(studio: Studio) -> None:
-    """Controls above, the grid below."""
+class Column(NamedTuple):
+    """One value of the compared setting."""
+
+    title: str
+    model: str
+    changes: dict[str, Any]  # of the request
+    checkpoint: int | None = None  # images trained on; None: the served weights
+
+
+def compare_tab(backend: Backend) -> None:
+    """Settings above, the grid below."""
     with gr.Row():
-        name = controls.model_choice(studio)
-        setting = gr.Dropdown(list(SETTINGS), value="guidance", label="Setting across")
-        values = gr.Textbox(
-            USUAL["guidance"], label="Its values", info=f"up to {MOST}, with commas between", max_length=500
-        )
+        model = controls.model_dropdown(backend)
+        setting = gr.Dropdown(list(SETTINGS), value="guidance", label="Compared setting")
+        info = f"up to {MAX_COLUMNS}, separated by commas"
+        values = gr.Textbox(VALUES["guidance"], label="Values", info=info, max_length=500)
     with gr.Row():
-        labels = controls.labels_choice(studio)
-        seed = controls.seed_choice()
-        most = min(ROWS, studio.served.limits.images)
-        rows = gr.Slider(1, most, value=min(4, most), step=1, label="Rows: images of the seed")
+        labels = controls.labels_dropdown(backend, model)
+        seed = controls.seed_number()
+        rows = controls.count_slider(backend, MAX_ROWS, 4, "Rows", "images per column")
     with gr.Row():
-        sampler = controls.sampler_choice(studio)
-        steps = controls.steps_choice(studio)
-        guidance = gr.Slider(
-            0, 10, value=studio.model(studio.names[0]).defaults.guidance.scale, step=0.1, label="Guidance"
-        )
-    go = gr.Button("Compare", variant="primary")
-    picture = gr.Image(
-        label="Same noise along each row", interactive=False, format="png", type="pil", buttons=["fullscreen"],
-        elem_classes=["pixels"], elem_id="comparison", alt_text="the same noise under several settings",
+        guidance, sampler, steps = controls.sampling_components(backend, model)
+        for component in (sampler, steps, guidance):
+            component.render()
+    button = gr.Button("Compare", variant="primary")
+    image = controls.image_output(
+        "Images of a row start from the same noise", "comparison", "one setting compared on the same noise",
+        elem_classes=["pixels"],
     )  # fmt: skip
     status = gr.Markdown("", elem_id="comparison-status")
-    file = gr.DownloadButton("PNG", interactive=False, size="sm")
+    file = gr.DownloadButton("Download PNG", interactive=False, size="sm")
 
     def compare(
-        name: str, setting: str, values: str, labels: list[int], seed: float, rows: float, sampler: str, steps: float,
-        guidance: float,
+        name: str, setting: str, values: str, labels: list[int], seed: float, rows: float, guidance: float, sampler: str,
+        steps: float,
     ) -> Iterator[tuple]:  # fmt: skip
-        with controls.told():
-            if rows > ROWS:
-                raise UserError(f"{rows:g} rows are too many; at most {ROWS}")
-            columns = _columns(studio, name, setting, values)
-            asked = {
-                "labels": controls.wanted(labels), "n": rows, "sampler": sampler, "steps": steps,
-                "guidance": guidance if studio.model(name).guidable else None,
-                "seed": secrets.randbelow(2**31) if seed is None else seed,
-            }  # fmt: skip
-            requests = [studio.request(controls.asked(**asked | changes)) for _, changes, _ in columns]
-            made = list[np.ndarray]()
+        with controls.show_errors():
+            if rows > MAX_ROWS:
+                raise UserError(f"{rows:g} rows are too many; at most {MAX_ROWS}")
+            columns = _parse_columns(backend, name, setting, values)
+            seed = secrets.randbelow(2**31) if seed is None else seed
+            settings = {"guidance": guidance, "sampler": sampler, "steps": steps}
+            requests = [
+                controls.build_request(backend, column.model, labels, seed, rows, **settings | column.changes)
+                for column in columns
+            ]
+            images, drawn = list[np.ndarray](), Image.new("L", (1, 1))
             try:
-                for (_, changes, images), request in zip(columns, requests, strict=True):
-                    if images is None:  # the batcher denoises them side by side
-                        studio.begin(str(changes["model"]), request)
-                for (_, _, images), request in zip(columns, requests, strict=True):
-                    if images is None:
-                        made.append(request.images.result())
+                for column, request in zip(columns, requests, strict=True):
+                    if column.checkpoint is None:  # the batcher denoises these together
+                        backend.submit(column.model, request)
+                for column, request in zip(columns, requests, strict=True):
+                    if column.checkpoint is None:
+                        images.append(request.images.result())
                     else:
-                        made.append(studio.make(name, request, studio.earlier(name, images)))
-                    words = f"{len(made)} of {len(columns)} columns"
-                    yield _paper(studio, requests, made, columns), words, gr.update(interactive=False)
+                        earlier = backend.load_checkpoint(column.model, column.checkpoint)
+                        images.append(backend.generate(column.model, request, earlier))
+                    drawn = _draw(backend, requests[0], images, columns)
+                    yield drawn, f"{len(images)} of {len(columns)} columns", gr.update(interactive=False)
             finally:
-                for request in requests:  # where somebody went away; nothing happens where they are done
-                    request.give_up()
-            paper = _paper(studio, requests, made, columns)
-            facts = {**studio.settings(_named(columns), requests[0]), "across": setting}
-            facts["values"] = [words for words, _, _ in columns]
+                for request in requests:
+                    request.cancel()
+            facts = {**backend.settings(columns[0].model, requests[0]), "across": setting}
+            facts["values"] = [column.title for column in columns]
             with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:
-                path = Path(folder) / f"{Path(_named(columns)).name}-{setting}.png"
-                files.write_file(path, png(paper, facts))
-                yield paper, f"{len(requests[0].labels)} rows, {len(columns)} columns", _ready(path)
+                path = Path(folder) / f"{Path(columns[0].model).name}-{setting}.png"
+                files.write_file(path, png(drawn, facts))
+                text = f"{len(requests[0].labels)} rows, {len(columns)} columns"
+                yield drawn, text, controls.file_update(path)
 
-    def usual(name: str, setting: str) -> str:
-        with controls.told():
+    def suggest_values(name: str, setting: str) -> str:
+        with controls.show_errors():
             if setting == "checkpoint":
-                return ", ".join(map(str, studio.checkpoints(name)))
-            return ", ".join(studio.names[:MOST]) if setting == "model" else USUAL.get(setting, "")
+                return ", ".join(map(str, backend.checkpoints(name)))
+            return ", ".join(backend.names[:MAX_COLUMNS]) if setting == "model" else VALUES.get(setting, "")
 
-    def another(name: str, setting: str) -> tuple:
-        with controls.told():
-            model = studio.model(name).defaults
-            most = studio.served.limits.steps
-            changed = controls.other_labels(studio, name), model.sampler, min(model.steps, most), model.guidance.scale
-            return (*changed, usual(name, setting) if setting in ("checkpoint", "model") else gr.skip())
+    def update_model(name: str, setting: str) -> Any:
+        return suggest_values(name, setting) if setting in ("checkpoint", "model") else gr.skip()
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs = [name, setting, values, labels, seed, rows, sampler, steps, guidance]
-    go.click(compare, inputs, [picture, status, file], trigger_mode="once", **quiet)
-    setting.change(usual, [name, setting], values, **quiet)
-    name.change(another, [name, setting], [labels, sampler, steps, guidance, values], **quiet)
+    inputs = [model, setting, values, labels, seed, rows, guidance, sampler, steps]
+    button.click(compare, inputs, [image, status, file], trigger_mode="once", **controls.QUIET)
+    setting.change(suggest_values, [model, setting], values, **controls.QUIET)
+    model.change(update_model, [model, setting], values, **controls.QUIET)
 
 
-Column = tuple[str, dict[str, object], int | None]
-
-
-def _columns(studio: Studio, name: str, setting: str, text: str) -> list[Column]:
-    """Of each column its name, what of a request it changes, and of which checkpoint it is where it is of one."""
+def _parse_columns(backend: Backend, name: str, setting: str, text: str) -> list[Column]:
+    """The columns of a comparison, from comma-separated values."""
     values = [value.strip() for value in text.split(",") if value.strip()]
     if setting not in SETTINGS:
-        raise UserError(f"unknown setting {setting[:100]!r}; {', '.join(SETTINGS)}")
-    if not 1 <= len(values) <= MOST:
-        hint = (
-            f"; {name} has no checkpoints beside it" if setting == "checkpoint" and not studio.checkpoints(name) else ""
-        )
-        raise UserError(f"{len(values)} values of {setting}: 1 to {MOST}, with commas between{hint}")
+        raise UserError(f"unknown setting {setting[:100]!r}; available: {', '.join(SETTINGS)}")
+    if setting == "guidance" and not backend.model(name).guidable:
+        raise UserError(f"{name} was trained without a null class and cannot be guided; compare another setting")
+    if not 1 <= len(values) <= MAX_COLUMNS:
+        empty = setting == "checkpoint" and not backend.checkpoints(name)
+        hint = f"; the folder of {name} has no checkpoints" if empty else ""
+        raise UserError(f"{len(values)} values of {setting}: enter 1 to {MAX_COLUMNS}, separated by commas{hint}")
     columns = list[Column]()
     for value in values:
         if setting == "model":
-            columns.append((value, {"model": value}, None))
+            columns.append(Column(value, value, {}))
         elif setting == "checkpoint":
-            images = _number(value, int, "a number of images")
-            columns.append((f"{images:,} images", {"model": name}, images))
+            images = _parse_number(value, int)
+            columns.append(Column(f"{images:,} images", name, {}, images))
         elif setting == "sampler":
-            columns.append((value, {"model": name, "sampler": value}, None))
+            columns.append(Column(value, name, {"sampler": value}))
         else:
-            number = _number(value, int if setting == "steps" else float, "a number")
-            columns.append((f"{setting} {value}", {"model": name, setting: number}, None))
+            number = _parse_number(value, int if setting == "steps" else float)
+            columns.append(Column(f"{setting} {value}", name, {setting: number}))
     return columns
 
 
-def _named(columns: list[Column]) -> str:
-    """The model of the first column, by whose names labels are called."""
-    return str(columns[0][1]["model"])
-
-
-def _number(text: str, kind: type, what: str) -> Any:
+def _parse_number(text: str, kind: type) -> Any:
     try:
         return kind(text[:50])
     except (ValueError, OverflowError):
-        raise UserError(f"{text[:100]!r} is not {what}") from None
+        raise UserError(f"{text[:100]!r} is not {'an integer' if kind is int else 'a number'}") from None
 
 
-def _paper(studio: Studio, requests: list[Request], made: list[np.ndarray], columns: list[Column]) -> Any:
-    """The grid so far, what is not made yet in grey."""
-    shapes = {images.shape[1:] for images in made}
+def _draw(backend: Backend, request: Request, images: list[np.ndarray], columns: list[Column]) -> Image.Image:
+    """The grid of all columns, unfinished ones in grey."""
+    shapes = {column.shape[1:] for column in images}
     if len(shapes) > 1:
-        raise UserError(f"models that make images of {' and '.join(map(str, shapes))} do not go on one grid")
-    blank = np.full_like(made[0], 225)
-    down = np.stack([*made, *[blank] * (len(columns) - len(made))], axis=1)  # (rows, columns, H, W, C)
-    labels = requests[0].labels.tolist()
-    rows = [studio.label_name(_named(columns), label) or f"image {k}" for k, label in enumerate(labels)]
-    return grid(down.reshape(-1, *down.shape[2:]), len(columns), rows, [words for words, _, _ in columns])
-
-
-def _ready(path: Path) -> Any:
-    return gr.update(value=str(path), interactive=True)
+        raise UserError(f"models with image shapes {' and '.join(map(str, shapes))} cannot share a grid")
+    blank = np.full_like(images[0], 225)
+    stacked = np.stack([*images, *[blank] * (len(columns) - len(images))], axis=1)  # (rows, columns, H, W, C)
+    rows = backend.row_names(columns[0].model, request)
+    return grid(stacked.reshape(-1, *stacked.shape[2:]), len(columns), rows, [column.title for column in columns])

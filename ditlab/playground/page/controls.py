@@ -1,4 +1,4 @@
-"""Controls that tabs have in common, and how what cannot be done is told."""
+"""Components that several tabs use, and the conversion of errors into messages on the page."""
 
 from __future__ import annotations
 
@@ -11,99 +11,118 @@ from pydantic import ValidationError
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
-from ditlab.playground.api import Generation, Refused
-from ditlab.playground.request import Busy, Cancelled, Late
-from ditlab.playground.studio import Studio
+from ditlab.playground.api import GenerationRequest, RequestError
+from ditlab.playground.backend import Backend
+from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
 
-NONE = -1  # in a list of labels: no label
+NO_LABEL = -1
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of an event
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What a person can mend becomes a message on the page."""
+def show_errors() -> Iterator[None]:
+    """Show errors that a user can correct as messages on the page."""
     try:
         yield
-    except (UserError, Refused, Busy, Late) as error:
-        raise gr.Error(str(error), duration=8, print_exception=False, title="Not done") from None
+    except (UserError, RequestError, QueueFull, TimedOut) as error:
+        raise gr.Error(str(error), duration=8, print_exception=False, title="Error") from None
     except Cancelled:
-        raise gr.Error("stopped", duration=3, print_exception=False, title="Stopped") from None
+        raise gr.Error("the request was stopped", duration=3, print_exception=False, title="Stopped") from None
 
 
-def asked(**values: Any) -> Generation:
-    """A request as the API takes it, whatever the page sent.
+def build_request(
+    backend: Backend, model: str, labels: Sequence[int] | None, seed: float | None, n: float, **settings: Any
+) -> Request:
+    """A request from the values of the page's components, validated as the API validates them.
 
     Raises:
-        UserError: a value is of another type or out of range.
+        UserError: a value has the wrong type or is out of range.
+        RequestError: the request exceeds a limit or does not fit the model.
     """
+    if "guidance" in settings and not backend.model(model).guidable:
+        settings["guidance"] = None
+    indices = [label for label in labels or () if label != NO_LABEL] or None
     try:
-        return Generation(**values)
+        body = GenerationRequest(model=model, labels=indices, seed=seed, n=n, **settings)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return backend.build_request(body)
 
 
-def model_choice(studio: Studio) -> gr.Dropdown:
-    """Which model."""
-    return gr.Dropdown(studio.names, value=studio.names[0], label="Model")
+def model_dropdown(backend: Backend) -> gr.Dropdown:
+    """Selects a model."""
+    return gr.Dropdown(backend.names, value=backend.names[0], label="Model")
 
 
-def label_names(studio: Studio, name: str) -> list[tuple[str, int]]:
-    """Labels of a model as a list to choose from: what they are called, and their number."""
-    return [(studio.label_name(name, label), label) for label in range(studio.model(name).classes)]
+def _labels(backend: Backend, name: str, several: bool) -> dict[str, Any]:
+    choices = [(backend.label_name(name, label), label) for label in range(backend.model(name).classes)]
+    if several:
+        return {"choices": choices, "value": [], "visible": bool(choices)}
+    first = 0 if choices else NO_LABEL
+    return {"choices": choices or [("none", NO_LABEL)], "value": first, "visible": bool(choices)}
 
 
-def labels_choice(studio: Studio) -> gr.Dropdown:
-    """Any labels."""
-    choices = label_names(studio, studio.names[0])
-    return gr.Dropdown(
-        choices,
-        value=[],
-        multiselect=True,
-        label="Labels",
-        info="given out in turn; none: every class",
-        visible=bool(choices),
-    )
+def labels_dropdown(backend: Backend, model: gr.Dropdown) -> gr.Dropdown:
+    """Selects any number of the model's classes."""
+    info = "repeated in order; empty: all classes"
+    options = _labels(backend, backend.names[0], True)
+    dropdown = gr.Dropdown(**options, multiselect=True, label="Labels", info=info)
+    model.change(show_errors()(lambda name: gr.update(**_labels(backend, name, True))), model, dropdown, **QUIET)
+    return dropdown
 
 
-def label_choice(studio: Studio) -> gr.Dropdown:
-    """One label."""
-    choices = label_names(studio, studio.names[0])
-    return gr.Dropdown(choices or [("none", NONE)], value=0 if choices else NONE, label="Label", visible=bool(choices))
+def label_dropdown(backend: Backend, model: gr.Dropdown, title: str = "Label") -> gr.Dropdown:
+    """Selects one of the model's classes."""
+    dropdown = gr.Dropdown(**_labels(backend, backend.names[0], False), label=title)
+    model.change(show_errors()(lambda name: gr.update(**_labels(backend, name, False))), model, dropdown, **QUIET)
+    return dropdown
 
 
-def other_labels(studio: Studio, name: str) -> dict[str, Any]:
-    """The choice of any labels when the model is another."""
-    choices = label_names(studio, name)
-    return gr.update(choices=choices, value=[], visible=bool(choices))
-
-
-def other_label(studio: Studio, name: str) -> dict[str, Any]:
-    """The choice of one label when the model is another."""
-    choices = label_names(studio, name)
-    return gr.update(choices=choices or [("none", NONE)], value=0 if choices else NONE, visible=bool(choices))
-
-
-def seed_choice() -> gr.Number:
+def seed_number(value: int = 0, title: str = "Seed", info: str = "empty: random") -> gr.Number:
     """A seed."""
-    return gr.Number(0, label="Seed", precision=0, minimum=0, info="the same again gives the same images")
+    return gr.Number(value, label=title, precision=0, minimum=0, info=info)
 
 
-def sampler_choice(studio: Studio) -> gr.Dropdown:
-    """A sampler."""
-    return gr.Dropdown(list(SAMPLERS), value=studio.model(studio.names[0]).defaults.sampler, label="Sampler")
+def count_slider(backend: Backend, limit: int, value: int, title: str = "Images", info: str | None = None) -> gr.Slider:
+    """A number of images, within the server's limit."""
+    limit = min(limit, backend.server.limits.images)
+    return gr.Slider(1, limit, value=min(value, limit), step=1, label=title, info=info)
 
 
-def steps_choice(studio: Studio) -> gr.Slider:
-    """A number of steps."""
-    usual, most = studio.model(studio.names[0]).defaults.steps, studio.served.limits.steps
-    return gr.Slider(1, most, value=min(usual, most), step=1, label="Steps")
+def sampling_components(backend: Backend, model: gr.Dropdown) -> tuple[gr.Slider, gr.Dropdown, gr.Slider]:
+    """Guidance scale, sampler and steps, which follow the model's defaults; placed where ``render`` is called."""
+    limit = backend.server.limits.steps
+
+    def values(name: str) -> tuple[dict[str, Any], str, int]:
+        chosen = backend.model(name)
+        guidance = {"value": chosen.defaults.guidance.scale, "visible": chosen.guidable}
+        return guidance, chosen.defaults.sampler, min(chosen.defaults.steps, limit)
+
+    @show_errors()
+    def update(name: str) -> tuple:
+        guidance, *others = values(name)
+        return gr.update(**guidance), *others
+
+    scale, method, count = values(backend.names[0])
+    guidance = gr.Slider(0, 10, **scale, step=0.1, label="Guidance scale", info="1 disables guidance", render=False)
+    sampler = gr.Dropdown(list(SAMPLERS), value=method, label="Sampler", render=False)
+    steps = gr.Slider(1, limit, value=count, step=1, label="Steps", render=False)
+    model.change(update, model, [guidance, sampler, steps], **QUIET)
+    return guidance, sampler, steps
 
 
-def wanted(labels: Sequence[int] | None) -> list[int | str] | None:
-    """Labels as the API takes them."""
-    return [label for label in labels if label != NONE] or None if labels else None
+def image_output(label: str, elem_id: str, alt_text: str, **options: Any) -> gr.Image:
+    """An image that the page shows losslessly."""
+    defaults = {"interactive": False, "format": "png", "type": "pil", "buttons": ["fullscreen"]}
+    return gr.Image(label=label, elem_id=elem_id, alt_text=alt_text, **defaults | options)
 
 
-def plain(text: object) -> str:
-    """Words of a file or a label without what Markdown would make of them."""
+def file_update(path: object) -> Any:
+    """An update of a download button with a file."""
+    return gr.update(value=str(path), interactive=True)
+
+
+def escape_markdown(text: object) -> str:
+    """The name of a file or class without characters that Markdown or HTML would interpret."""
     return str(text).translate(str.maketrans({"|": "/", "<": "(", ">": ")", "\n": " ", "`": "'", "[": "(", "]": ")"}))

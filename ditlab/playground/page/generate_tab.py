@@ -1,4 +1,4 @@
-"""Generate: images as they appear from noise."""
+"""The tab Generate: images with previews during sampling, interpolations, and files to download."""
 
 from __future__ import annotations
 
@@ -14,197 +14,169 @@ from PIL import Image
 
 from ditlab.errors import UserError
 from ditlab.pipelines import grid, png, single, strip, write_zip
+from ditlab.playground.backend import Backend, Preview
 from ditlab.playground.page import controls
-from ditlab.playground.request import Busy, Cancelled, Interpolation, Late, Request
-from ditlab.playground.studio import Studio, View
+from ditlab.playground.request import Cancelled, Interpolation, QueueFull, Request, TimedOut
 from ditlab.runtime import files
 
-BETWEEN = 8  # images of an interpolation
+INTERPOLATED = 8  # images of an interpolation
 
 
-def generate_tab(studio: Studio, page: gr.Blocks) -> None:
-    """Controls on the left, images on the right."""
-    running: dict[str, Request] = {}  # by the browser's session
-    model, limits = studio.model(studio.names[0]), studio.served.limits
-    usual = model.defaults
+def generate_tab(backend: Backend, page: gr.Blocks) -> None:
+    """Settings on the left, images on the right."""
+    active: dict[str, Request] = {}  # by browser session
+    limits, defaults = backend.server.limits, backend.model(backend.names[0]).defaults
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            name = controls.model_choice(studio)
-            labels = controls.labels_choice(studio)
+            model = controls.model_dropdown(backend)
+            labels = controls.labels_dropdown(backend, model)
             classes = gr.Gallery(
-                label="Classes: choose one to add it", columns=5, height="auto", allow_preview=False, format="png",
+                label="Classes: click to select", columns=5, height="auto", allow_preview=False, format="png",
                 object_fit="contain", buttons=[], elem_classes=["classes"], interactive=False, visible=False,
             )  # fmt: skip
             with gr.Row():
-                seed = controls.seed_choice()
-                count = gr.Slider(1, limits.images, value=min(16, limits.images), step=1, label="Images")
-            guidance = gr.Slider(
-                0, 10, value=usual.guidance.scale, step=0.1, label="Guidance", info="1 is off", visible=model.guidable
-            )
+                seed = controls.seed_number()
+                count = controls.count_slider(backend, limits.images, 16)
+            guidance, sampler, steps = controls.sampling_components(backend, model)
+            guidance.render()
             with gr.Accordion("Sampler, steps, guidance interval", open=False):
-                sampler = controls.sampler_choice(studio)
-                steps = controls.steps_choice(studio)
-                low = gr.Slider(0, 1, value=usual.guidance.low, step=0.05, label="Guide from t", info="1 is noise")
-                high = gr.Slider(0, 1, value=usual.guidance.high, step=0.05, label="Guide up to t")
-            with gr.Accordion("Between two images", open=False):
-                other_seed = gr.Number(1, label="Seed of the other end", precision=0, minimum=0)
-                other_label = controls.label_choice(studio)
-                between = gr.Button("Interpolate")
+                sampler.render()
+                steps.render()
+                low = gr.Slider(0, 1, value=defaults.guidance.low, step=0.05, label="Guide from t", info="1 is noise")
+                high = gr.Slider(0, 1, value=defaults.guidance.high, step=0.05, label="Guide up to t")
+            with gr.Accordion("Interpolate between two images", open=False):
+                end_seed = controls.seed_number(1, "Seed of the last image")
+                end_label = controls.label_dropdown(backend, model, "Label of the last image")
+                interpolation = gr.Button("Interpolate")
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
-                go = gr.Button("Generate", variant="primary")
+                generation = gr.Button("Generate", variant="primary")
                 stop = gr.Button("Stop", variant="stop", interactive=False)
-            picture = gr.Image(
-                label="Images", interactive=False, format="png", type="pil", buttons=["fullscreen"],
-                elem_classes=["pixels"], elem_id="images", alt_text="generated images",
-            )  # fmt: skip
-            status = gr.Markdown("Choose labels, or none, and generate.", elem_id="status")
+            image = controls.image_output("Images", "images", "generated images", elem_classes=["pixels"])
+            status = gr.Markdown("Select labels, or none for all classes, and click Generate.", elem_id="status")
             with gr.Row():
-                png_file = gr.DownloadButton("PNG", interactive=False, size="sm")
-                zip_file = gr.DownloadButton("Archive of PNGs", interactive=False, size="sm")
-            film = gr.Image(
-                label="Denoising of the first: x_t, and below the x0 the model expects", interactive=False, format="png",
-                type="pil", buttons=["fullscreen"], elem_classes=["wide"], elem_id="filmstrip",
-                alt_text="filmstrip of the denoising", visible=False,
+                png_file = gr.DownloadButton("Download PNG", interactive=False, size="sm")
+                zip_file = gr.DownloadButton("Download ZIP of PNGs", interactive=False, size="sm")
+            film = controls.image_output(
+                "Sampling of the first image: x_t, and below it the predicted x0", "filmstrip", "filmstrip of the sampling",
+                elem_classes=["wide"], visible=False,
             )  # fmt: skip
 
-    outputs = [picture, status, png_file, zip_file, film, go, between, stop]
+    def buttons(running: bool) -> dict[Any, Any]:
+        idle, busy = gr.update(interactive=not running), gr.update(interactive=running)
+        return {generation: idle, interpolation: idle, stop: busy}
 
-    def follow(name: str, request: Request, columns: int, session: str) -> Iterator[tuple]:
-        """What the outputs show, from the first step to the last."""
-        began, last = time.monotonic(), None
-        if session in running:
-            running[session].give_up()
-        running[session] = request
-        yield (gr.skip(), "waiting for a free place", *[_off()] * 2, gr.skip(), _off(), _off(), _on())
+    def run(name: str, request: Request, columns: int, session: str) -> Iterator[dict]:
+        """Updates of the page, from the first step to the last."""
+        started, preview = time.monotonic(), None
+        if session in active:
+            active[session].cancel()
+        active[session] = request
+        disabled = gr.update(interactive=False)
+        yield {status: "queued", png_file: disabled, zip_file: disabled, **buttons(True)}
         try:
-            for view in studio.follow(name, request):
-                last = view
-                if not view.done:
-                    words = f"step {view.step} of {view.steps}"
-                    yield (_paper(view, columns), words, *[gr.skip()] * 5, gr.skip())
-            assert last is not None
-            seconds = time.monotonic() - began
-            command = "" if isinstance(request, Interpolation) else f"\n\n`{studio.command(name, request)}`"
-            words = f"{len(last.images)} images in {seconds:.1f} s, seed {request.seed}{command}"
-            film = gr.update(value=strip(studio.model(name), last.states), visible=True)
-            with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:  # the page copies what it is given at once
-                files = _files(studio, name, request, last, columns, Path(folder))
-                yield (_paper(last, columns), words, *files, film, _on(), _on(), _off())
+            for preview in backend.generate_with_previews(name, request):
+                if not preview.finished:
+                    yield {image: grid(preview.images, columns), status: f"step {preview.step} of {preview.steps}"}
+            assert preview is not None
+            text = f"{len(preview.images)} images in {time.monotonic() - started:.1f} s, seed {request.seed}"
+            if not isinstance(request, Interpolation):
+                text += f"\n\n`{backend.command(name, request)}`"
+            frames = gr.update(value=strip(backend.model(name), preview.states), visible=True)
+            with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:  # gradio copies the files when it sends them
+                one, archive = _write_files(backend, name, request, preview, columns, Path(folder))
+                result = {image: grid(preview.images, columns), status: text, film: frames}
+                downloads = {png_file: controls.file_update(one), zip_file: controls.file_update(archive)}
+                yield {**result, **downloads, **buttons(False)}
         except Cancelled:
-            words = f"stopped at step {last.step} of {last.steps}" if last else "stopped"
-            yield (gr.skip(), words, *[gr.skip()] * 3, _on(), _on(), _off())
+            step = f" at step {preview.step} of {preview.steps}" if preview else ""
+            yield {status: f"stopped{step}", **buttons(False)}
         except Exception:
-            yield (gr.skip(), "not done", *[gr.skip()] * 3, _on(), _on(), _off())
+            yield {status: "failed", **buttons(False)}
             raise
         finally:
-            if running.get(session) is request:
-                del running[session]
+            if active.get(session) is request:
+                del active[session]
+
+    def sampling(guidance: float, low: float, high: float, sampler: str, steps: float) -> dict[str, Any]:
+        return {"guidance": guidance, "guidance_low": low, "guidance_high": high, "sampler": sampler, "steps": steps}
 
     def generate(
         name: str, labels: list[int], seed: float, count: float, guidance: float, low: float, high: float,
-        sampler: str, steps: float, who: gr.Request,
-    ) -> Iterator[tuple]:  # fmt: skip
-        with controls.told():
-            asked = _asked(studio, name, labels, seed, guidance, low, high, sampler, steps, count)
-            yield from follow(name, studio.request(asked), _columns(int(count)), str(who.session_hash))
+        sampler: str, steps: float, http: gr.Request,
+    ) -> Iterator[dict]:  # fmt: skip
+        with controls.show_errors():
+            settings = sampling(guidance, low, high, sampler, steps)
+            request = controls.build_request(backend, name, labels, seed, count, **settings)
+            columns = min(int(count), max(1, round(count**0.5)))
+            yield from run(name, request, columns, str(http.session_hash))
 
     def interpolate(
-        name: str, labels: list[int], seed: float, other_seed: float, other_label: int, guidance: float, low: float,
-        high: float, sampler: str, steps: float, who: gr.Request,
-    ) -> Iterator[tuple]:  # fmt: skip
-        with controls.told():
-            count = min(BETWEEN, limits.images)
-            first = studio.request(_asked(studio, name, labels, seed, guidance, low, high, sampler, steps, count))
-            other = _asked(studio, name, [other_label], other_seed, guidance, low, high, sampler, steps, 1)
-            end = studio.request(other)
-            last = (end.seed, int(end.labels[0]))
-            if last == (first.seed, int(first.labels[0])):
-                raise UserError("both ends are the same image; choose another seed, or another label")
-            request = Interpolation(first.labels[:1].repeat(count), first.seed, first.config, first.seconds, last=last)
-            yield from follow(name, request, 4, str(who.session_hash))
+        name: str, labels: list[int], seed: float, end_seed: float, end_label: int, guidance: float, low: float,
+        high: float, sampler: str, steps: float, http: gr.Request,
+    ) -> Iterator[dict]:  # fmt: skip
+        with controls.show_errors():
+            count, settings = min(INTERPOLATED, limits.images), sampling(guidance, low, high, sampler, steps)
+            first = controls.build_request(backend, name, labels, seed, count, **settings)
+            last = controls.build_request(backend, name, [end_label], end_seed, 1, **settings)
+            end = (last.seed, int(last.labels[0]))
+            if end == (first.seed, int(first.labels[0])):
+                raise UserError("the first and the last image are the same; select another seed or label")
+            request = Interpolation(first.labels[:1].repeat(count), first.seed, first.config, first.timeout, end=end)
+            yield from run(name, request, 4, str(http.session_hash))
 
-    async def give_up(who: gr.Request) -> None:  # in the server's own thread: others may be taken
-        request = running.get(str(who.session_hash))
+    async def cancel(http: gr.Request) -> None:  # async: it must not wait for one of the worker threads
+        request = active.get(str(http.session_hash))
         if request is not None:
-            request.give_up()
+            request.cancel()
 
-    def another(name: str) -> tuple:
-        with controls.told():
-            model = studio.model(name)
-            usual = model.defaults
-            return (
-                controls.other_labels(studio, name), controls.other_label(studio, name),
-                gr.update(value=usual.guidance.scale, visible=model.guidable), usual.guidance.low, usual.guidance.high,
-                usual.sampler, min(usual.steps, limits.steps), _classes(studio, name),
-            )  # fmt: skip
+    def update_model(name: str) -> tuple:
+        with controls.show_errors():
+            defaults = backend.model(name).defaults
+            return defaults.guidance.low, defaults.guidance.high, _class_gallery(backend, name)
 
-    def add(labels: list[int] | None, chosen: gr.SelectData) -> tuple[list[int], Any]:
-        labels, index = list(labels or []), int(chosen.index)
-        changed = [label for label in labels if label != index] if index in labels else [*labels, index]
-        return changed, gr.update(selected_index=None)
+    def toggle_label(labels: list[int] | None, event: gr.SelectData) -> tuple[list[int], Any]:
+        labels, index = list(labels or []), int(event.index)
+        toggled = [label for label in labels if label != index] if index in labels else [*labels, index]
+        return toggled, gr.update(selected_index=None)
 
+    outputs = [image, status, png_file, zip_file, film, generation, interpolation, stop]
     settings = [guidance, low, high, sampler, steps]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    go.click(generate, [name, labels, seed, count, *settings], outputs, trigger_mode="once", **quiet)
-    between.click(
-        interpolate, [name, labels, seed, other_seed, other_label, *settings], outputs, trigger_mode="once", **quiet
-    )
-    stop.click(give_up, None, None, queue=False, **quiet)
-    name.change(another, name, [labels, other_label, guidance, low, high, sampler, steps, classes], **quiet)
-    classes.select(add, labels, [labels, classes], queue=False, **quiet)
-    page.load(lambda name: _classes(studio, name), name, classes, **quiet)
-    page.unload(give_up)
+    once: dict[str, Any] = {"trigger_mode": "once", **controls.QUIET}
+    generation.click(generate, [model, labels, seed, count, *settings], outputs, **once)
+    interpolation.click(interpolate, [model, labels, seed, end_seed, end_label, *settings], outputs, **once)
+    stop.click(cancel, None, None, queue=False, **controls.QUIET)
+    model.change(update_model, model, [low, high, classes], **controls.QUIET)
+    classes.select(toggle_label, labels, [labels, classes], queue=False, **controls.QUIET)
+    page.load(lambda name: _class_gallery(backend, name), model, classes, **controls.QUIET)
+    page.unload(cancel)
 
 
-def _asked(
-    studio: Studio, name: str, labels: list[int] | None, seed: float, guidance: float, low: float, high: float,
-    sampler: str, steps: float, count: float,
-) -> Any:  # fmt: skip
-    values = {"model": name, "labels": controls.wanted(labels), "seed": seed, "n": count}
-    values["guidance"] = guidance if studio.model(name).guidable else None
-    return controls.asked(**values, guidance_low=low, guidance_high=high, sampler=sampler, steps=steps)
-
-
-def _classes(studio: Studio, name: str) -> Any:
-    """Pictures of the classes, each with its name; nothing while the server is too busy to make them."""
+def _class_gallery(backend: Backend, name: str) -> Any:
+    """An image of each class with its name; hidden if the server is too busy to generate them."""
     try:
-        images = studio.pictures(name)
-    except (UserError, Busy, Cancelled, Late):
+        images = backend.class_images(name)
+    except (UserError, QueueFull, Cancelled, TimedOut):
         images = []
-    items = [(single(_large(image)), studio.label_name(name, label)) for label, image in enumerate(images)]
+    items = [(_enlarge(image), backend.label_name(name, label)) for label, image in enumerate(images)]
     return gr.update(value=items, visible=bool(items))
 
 
-def _large(image: np.ndarray) -> np.ndarray:
-    """A small image enlarged by a whole number, so that the browser does not blur it."""
+def _enlarge(image: np.ndarray) -> Image.Image:
+    """A small image enlarged by an integer factor, so that the browser does not blur it."""
     scale = max(1, 96 // max(image.shape[:2]))
-    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+    return single(image.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def _columns(count: int) -> int:
-    return min(count, max(1, round(count**0.5)))
-
-
-def _paper(view: View, columns: int) -> Image.Image:
-    return grid(view.images, columns)
-
-
-def _files(studio: Studio, name: str, request: Request, view: View, columns: int, folder: Path) -> tuple[Any, Any]:
-    """The images for download: a grid, and an archive."""
-    settings, labels = studio.settings(name, request), request.labels.numpy()
+def _write_files(
+    backend: Backend, name: str, request: Request, preview: Preview, columns: int, folder: Path
+) -> tuple[Path, Path]:
+    """Write the images as a grid, and as an archive of PNGs."""
+    settings, labels = backend.settings(name, request), request.labels.numpy()
     if isinstance(request, Interpolation):
-        labels = np.full_like(labels, controls.NONE)  # those between are of no class
-        settings["to"] = {"seed": request.last[0], "label": studio.label_name(name, request.last[1])}
-    stem = f"{Path(name).name}-seed{request.seed}"
-    files.write_file(folder / f"{stem}.png", png(_paper(view, columns), settings))
-    write_zip(view.images, labels, studio.model(name).names, folder / f"{stem}.zip", settings)
-    return tuple(gr.update(value=str(folder / f"{stem}{end}"), interactive=True) for end in (".png", ".zip"))  # type: ignore[return-value]
-
-
-def _on() -> Any:
-    return gr.update(interactive=True)
-
-
-def _off() -> Any:
-    return gr.update(interactive=False)
+        labels = np.full_like(labels, controls.NO_LABEL)  # images between two classes belong to none
+        settings["to"] = {"seed": request.end[0], "label": backend.label_name(name, request.end[1])}
+    one, archive = (folder / f"{Path(name).name}-seed{request.seed}{ending}" for ending in (".png", ".zip"))
+    files.write_file(one, png(grid(preview.images, columns), settings))
+    write_zip(preview.images, labels, backend.model(name).names, archive, settings)
+    return one, archive

@@ -1,4 +1,4 @@
-"""The page as a whole, on the server's own application."""
+"""The page, mounted on the application of the API."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import gradio as gr
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 
+from ditlab.playground.backend import Backend
 from ditlab.playground.page.compare_tab import compare_tab
 from ditlab.playground.page.generate_tab import generate_tab
-from ditlab.playground.page.inside_tab import inside_tab
+from ditlab.playground.page.inspect_tab import inspect_tab
 from ditlab.playground.page.nearest_tab import nearest_tab
 from ditlab.playground.page.runs_tab import runs_tab
-from ditlab.playground.studio import Studio
 
-KEPT = (600, 3600)  # seconds: how often pictures of the page are looked through, and how old they become
-SIDE_BY_SIDE = 8  # events of one kind at a time
-WAITING = 64  # events that may wait
-THREADS = 40  # in which they are worked on
-FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine: nothing is fetched
+CACHE = (600, 3600)  # seconds: interval of the clean-up of the page's image files, and their lifetime
+MAX_CONCURRENT = 8  # events of one kind
+MAX_QUEUE = 64  # events
+THREADS = 40  # for events
+FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # installed fonts: none is downloaded
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
 .block:has(> label[data-testid="block-label"]):not(#run-samples) { display: flex; flex-direction: column; }
@@ -32,7 +32,7 @@ CSS = """
 .classes .caption-label { left: 4%; right: auto; bottom: 4%; padding: 0 4px; font-size: 0.75em; max-width: 92%; }
 @media (min-width: 701px) { .pixels img { image-rendering: pixelated; } }
 @media (max-width: 500px) {
-  .tab-container button { padding: 0 6px; font-size: 14px; }
+  .tab-container button { padding: 0 4px; font-size: 14px; }
   .gradio-container { padding: 8px !important; }
   .wide img { min-width: 620px; }
 }
@@ -40,34 +40,34 @@ CSS = """
 """
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """The page of some models and runs."""
-    with gr.Blocks(title="ditlab", analytics_enabled=False, delete_cache=KEPT) as page:
-        names = ", ".join(html.escape(name) for name in studio.names)
-        gr.Markdown(f"# ditlab\nDiffusion transformers, looked at: {names}.")
+def build_page(backend: Backend) -> gr.Blocks:
+    """The page with its tabs."""
+    with gr.Blocks(title="ditlab", analytics_enabled=False, delete_cache=CACHE) as page:
+        names = ", ".join(html.escape(name) for name in backend.names)
+        gr.Markdown(f"# ditlab\nModels: {names}")
         with gr.Tabs():
             with gr.Tab("Generate"):
-                generate_tab(studio, page)
+                generate_tab(backend, page)
             with gr.Tab("Compare"):
-                compare_tab(studio)
+                compare_tab(backend)
             with gr.Tab("Runs"):
-                runs_tab(studio)
-            with gr.Tab("Inside"):
-                inside_tab(studio)
+                runs_tab(backend)
+            with gr.Tab("Inspect"):
+                inspect_tab(backend)
             with gr.Tab("Nearest"):
-                nearest_tab(studio)
-    page.limiter = CapacityLimiter(THREADS)  # of its own: those of the API stay free
-    return page.queue(default_concurrency_limit=SIDE_BY_SIDE, max_size=WAITING)
+                nearest_tab(backend)
+    page.limiter = CapacityLimiter(THREADS)  # separate from the API's threads
+    return page.queue(default_concurrency_limit=MAX_CONCURRENT, max_size=MAX_QUEUE)
 
 
-def mount_page(app: FastAPI, studio: Studio, key: str) -> FastAPI:
-    """Put the page at the application's root; behind a login where there is a key, which is the password."""
+def mount_page(app: FastAPI, backend: Backend, key: str) -> FastAPI:
+    """Mount the page at the root of the application; with an API key it has a login, whose password is the key."""
     return gr.mount_gradio_app(
         app,
-        build_page(studio),
+        build_page(backend),
         path="/",
         auth=(lambda _, password: compare_digest(password.encode(), key.encode())) if key else None,
-        auth_message="The password is this server's key; any name will do." if key else None,
+        auth_message="Enter the API key of this server as the password, and any user name." if key else None,
         theme=gr.themes.Soft(font=FONT, font_mono=MONO),
         css=CSS,
         footer_links=[],

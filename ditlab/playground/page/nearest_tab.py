@@ -1,93 +1,88 @@
-"""Nearest: whether a made image is a copy."""
+"""The tab Nearest: generated images next to the nearest training images, to find memorised ones."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from ditlab.errors import UserError
 from ditlab.pipelines import grid
-from ditlab.playground.compute import computed
-from ditlab.playground.nearest import MOST, SPACES, TrainingImages
+from ditlab.playground.backend import Backend
+from ditlab.playground.compute import run_on_compute_thread
+from ditlab.playground.nearest import SPACES, TrainingImages
 from ditlab.playground.page import controls
-from ditlab.playground.studio import Studio
 from ditlab.recipes.samples import training_data
 from ditlab.runtime.console import markdown_table
 
-CLOSEST = 6
-ROWS = 8
+NEIGHBOURS = 6
+MAX_ROWS = 8
 
 
-def nearest_tab(studio: Studio) -> None:
-    """Made images on the left, the training images closest to each beside it."""
-    known: dict[tuple[str, str], TrainingImages] = {}
-    one = threading.Lock()  # training images are looked at by one at a time
+def nearest_tab(backend: Backend) -> None:
+    """Settings above, the grid and a table of distances below."""
+    cache: dict[tuple[str, str], TrainingImages] = {}  # one set at most
+    lock = threading.Lock()
 
-    def training(name: str, space: str, progress: gr.Progress) -> TrainingImages:
-        with one:
-            if (name, space) not in known:
-                config = training_data(studio.sources[name], studio.model(name))
+    def training_images(name: str, space: str, progress: gr.Progress) -> TrainingImages:
+        with lock:
+            if (name, space) not in cache:
+                config = training_data(backend.sources[name], backend.model(name))
                 if config is None:
-                    raise UserError(f"it is not known what {name} was trained on: no recipe is beside it")
-                known.clear()  # of which one set is in memory
+                    raise UserError(f"the training data of {name} is unknown: its folder has no recipe.json")
+                cache.clear()
 
-                def tell(share: float) -> None:
-                    progress(share, "training images")
+                def update(fraction: float) -> None:
+                    progress(fraction, "reading training images")
 
-                known[name, space] = TrainingImages(config, space, tell)  # minutes: beside the networks
-            return known[name, space]
+                cache[name, space] = TrainingImages(config, space, update)  # minutes: not in the compute thread
+            return cache[name, space]
 
     with gr.Row():
-        name = controls.model_choice(studio)
-        labels = controls.labels_choice(studio)
-        seed = controls.seed_choice()
-        most = min(ROWS, studio.served.limits.images)
-        count = gr.Slider(1, most, value=min(4, most), step=1, label="Images")
-        space = gr.Radio(list(SPACES), value=SPACES[0], label="Closest in", info="features take longer the first time")
-    go = gr.Button("Find the closest training images", variant="primary")
-    picture = gr.Image(
-        label="Made, and the closest training images", interactive=False, format="png", type="pil", buttons=["fullscreen"],
-        elem_classes=["wide"], elem_id="nearest", alt_text="made images beside the closest training images",
+        model = controls.model_dropdown(backend)
+        labels = controls.labels_dropdown(backend, model)
+        seed = controls.seed_number()
+        count = controls.count_slider(backend, MAX_ROWS, 4)
+        info = "features: EfficientNet-Lite0, slower on first use"
+        space = gr.Radio(list(SPACES), value=SPACES[0], label="Distance in", info=info)
+    button = gr.Button("Find nearest training images", variant="primary")
+    image = controls.image_output(
+        "Generated images and their nearest training images", "nearest", "generated images and nearest training images",
+        elem_classes=["wide"],
     )  # fmt: skip
-    words = gr.Markdown("", elem_id="nearest-words")
+    text = gr.Markdown("", elem_id="nearest-text")
 
-    def find(
-        name: str,
-        labels: list[int],
-        seed: float,
-        count: float,
-        space: str,
+    def search(
+        name: str, labels: list[int], seed: float, count: float, space: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple:
-        with controls.told():
-            if count > ROWS:
-                raise UserError(f"{count:g} images are too many; at most {ROWS}")
-            asked = controls.asked(model=name, labels=controls.wanted(labels), seed=seed, n=count)
-            request = studio.request(asked)
-            images = studio.make(name, request)
-            known = training(name, space, progress)
-            found = computed(known.closest, images, CLOSEST)
-            across = np.concatenate([images[:, None], found.images], axis=1)
-            rows = [studio.label_name(name, int(label)) or f"image {k}" for k, label in enumerate(request.labels)]
-            columns = ["made", *(f"{k}." for k in range(1, found.images.shape[1] + 1))]
-            paper = grid(across.reshape(-1, *across.shape[2:]), across.shape[1], rows, columns)
-            searched = len(known.rows)
-            of = (
-                f", drawn from {known.total:,} (of more than {MOST:,} so many are looked at)"
-                if searched < known.total
-                else ""
-            )
+    ) -> tuple:  # fmt: skip
+        with controls.show_errors():
+            if count > MAX_ROWS:
+                raise UserError(f"{count:g} images are too many; at most {MAX_ROWS}")
+            request = controls.build_request(backend, name, labels, seed, count)
+            generated = backend.generate(name, request)
+            training = training_images(name, space, progress)
+            found = run_on_compute_thread(training.search, generated, NEIGHBOURS)
+            tiles = np.concatenate([generated[:, None], found.images], axis=1)
+            rows = backend.row_names(name, request)
+            columns = ["generated", *(f"{k}." for k in range(1, found.images.shape[1] + 1))]
+            searched, total = len(training.rows), training.total
+            subset = f" (a random subset of {total:,})" if searched < total else ""
             cells = [
-                (controls.plain(row), f"{distances[0]:.4g}", f"{beside:.4g}")
-                for row, distances, beside in zip(rows, found.distances, found.beside, strict=True)
+                (controls.escape_markdown(row), f"{distances[0]:.4g}", f"{reference:.4g}")
+                for row, distances, reference in zip(rows, found.distances, found.reference, strict=True)
             ]
-            table = markdown_table(("", "to the closest", "from that one to its own closest"), cells)
-            text = f"Of {searched:,} training images{of}, by distance in {space}. A copy has a distance near 0."
-            return paper, "\n".join([text, "", *table])
+            titles = (
+                "image",
+                "distance to its nearest training image",
+                "distance from that to its own nearest neighbour",
+            )
+            summary = (
+                f"Searched {searched:,} training images{subset} by distance in {space}. A copy has a distance near 0."
+            )
+            table = "\n".join([summary, "", *markdown_table(titles, cells)])
+            return grid(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1], rows, columns), table
 
-    quiet: dict[str, Any] = {"api_visibility": "private"}
-    name.change(lambda name: controls.other_labels(studio, name), name, labels, **quiet)
-    go.click(find, [name, labels, seed, count, space], [picture, words], trigger_mode="once", **quiet)
+    inputs = [model, labels, seed, count, space]
+    button.click(search, inputs, [image, text], trigger_mode="once", api_visibility="private")

@@ -1,4 +1,4 @@
-"""Runs: what has been trained under a folder, and what is being trained."""
+"""The tab Runs: training runs and studies in a folder, updated while they train."""
 
 from __future__ import annotations
 
@@ -9,47 +9,38 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ditlab.playground.history import (
+from ditlab.playground.backend import Backend
+from ditlab.playground.page import controls
+from ditlab.playground.runs import (
     Run,
     evaluations,
     find_runs,
     find_studies,
     sample_count,
-    sample_pictures,
+    sample_images,
     study_report,
 )
-from ditlab.playground.page import controls
-from ditlab.playground.studio import Studio
 from ditlab.runtime.console import markdown_table
 from ditlab.train import loss_figure
 
-EVERY = 2.0  # seconds from one look at the folder to the next
-NEVER = ("", -1, "", 0)  # the run that is drawn, how far it was, its state, and its samples
-HEADERS = ("run", "state", "images", "of", "loss", "images/s")
-NOTHING = "no run is here yet: `ditlab train digits` makes one in three minutes"
+INTERVAL = 2.0  # seconds between two updates
+NOTHING_SHOWN = ("", -1, "", 0)  # name, images, state and sample grids of the run on the page
+HEADERS = ("run", "state", "images", "total images", "loss", "images/s")
 
 
-def runs_tab(studio: Studio) -> None:
-    """All runs in a table, one of them in pictures, studies below."""
-    with gr.Row():
-        hint = gr.Markdown(_hint(studio, True), elem_id="runs-hint")
+def runs_tab(backend: Backend) -> None:
+    """A table of all runs, the curves and samples of one, and studies below."""
+    hint = gr.Markdown(_hint(backend, True), elem_id="runs-hint")
     table = gr.Dataframe(
-        headers=list(HEADERS),
-        label="Runs",
-        interactive=False,
-        elem_id="runs-table",
-        datatype="str",
-        max_height=300,
-        wrap=True,
-    )
+        headers=list(HEADERS), label="Runs", interactive=False, elem_id="runs-table", datatype="str", max_height=300, wrap=True,
+    )  # fmt: skip
     name = gr.Dropdown([], label="Run", elem_id="run-choice", allow_custom_value=False)
     facts = gr.Markdown("", elem_id="run-facts")
-    losses = gr.Image(
-        label="Loss, loss by time t, speed", interactive=False, format="png", type="pil", buttons=["fullscreen"], visible=False,
-        elem_id="run-loss", elem_classes=["wide"], alt_text="curves of the loss",
-    )  # fmt: skip
+    losses = controls.image_output(
+        "Loss, loss by time t, throughput", "run-loss", "loss curves", elem_classes=["wide"], visible=False
+    )
     samples = gr.Gallery(
-        label="Samples through its time", height=560, format="png", interactive=False, visible=False, preview=True,
+        label="Samples during training", height=560, format="png", interactive=False, visible=False, preview=True,
         elem_id="run-samples", elem_classes=["pixels"], object_fit="contain", buttons=["fullscreen"],
     )  # fmt: skip
     with gr.Accordion("Studies", open=False):
@@ -59,42 +50,38 @@ def runs_tab(studio: Studio) -> None:
             buttons=["fullscreen"],
         )  # fmt: skip
         report = gr.Markdown("", elem_id="study-report")
-    shown = gr.State(NEVER)
+    shown = gr.State(NOTHING_SHOWN)
 
-    def look(chosen: str | None, chosen_study: str | None, before: tuple) -> tuple:
-        runs, studies = find_runs(studio.runs), find_studies(studio.runs)
-        wanted = chosen if chosen in runs else next(iter(runs), None)
+    def update(chosen: str | None, chosen_study: str | None, before: tuple) -> tuple:
+        runs, studies = find_runs(backend.runs), find_studies(backend.runs)
+        run = chosen if chosen in runs else next(iter(runs), None)
         study = chosen_study if chosen_study in studies else next(iter(studies), None)
-        rows = [[run.name, run.state, f"{run.images:,}", f"{run.total:,}", *_last(run)] for run in runs.values()]
+        rows = [[run.name, run.state, f"{run.images:,}", f"{run.total_images:,}", *_last(run)] for run in runs.values()]
         return (
-            _hint(studio, bool(runs)), gr.update(value=rows, visible=bool(rows)), _choice(runs, chosen, wanted),
-            _choice(studies, chosen_study, study), *_drawn(runs[wanted] if wanted else None, before),
+            _hint(backend, bool(runs)), gr.update(value=rows, visible=bool(rows)), _choices(runs, chosen, run),
+            _choices(studies, chosen_study, study), *_run_updates(runs[run] if run else None, before),
         )  # fmt: skip
 
-    def study_shown(chosen: str | None) -> tuple:
-        with controls.told():
-            studies = find_studies(studio.runs)
+    def update_study(chosen: str | None) -> tuple:
+        with controls.show_errors():
+            studies = find_studies(backend.runs)
             if chosen not in studies:
                 return gr.update(
                     value=None, visible=False
-                ), "no study is here yet: `ditlab study scaling --recipe digits`"
-            text, pictures = study_report(studies[chosen])
-            return gr.update(value=pictures, visible=bool(pictures)), text
+                ), "No studies yet. `ditlab study scaling --recipe digits` runs one."
+            text, images = study_report(studies[chosen])
+            return gr.update(value=images, visible=bool(images)), text
 
     outputs = [hint, table, name, study, facts, losses, samples, shown]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    timer = gr.Timer(EVERY)
-    timer.tick(look, [name, study, shown], outputs, trigger_mode="once", **quiet)
-    name.input(look, [name, study, shown], outputs, trigger_mode="always_last", **quiet)
-    study.change(study_shown, study, [figures, report], **quiet)
+    gr.Timer(INTERVAL).tick(update, [name, study, shown], outputs, trigger_mode="once", **controls.QUIET)
+    name.input(update, [name, study, shown], outputs, trigger_mode="always_last", **controls.QUIET)
+    study.change(update_study, study, [figures, report], **controls.QUIET)
 
 
-def _hint(studio: Studio, some: bool) -> str:
-    return (
-        f"Runs under `{studio.runs}/`, looked at every {EVERY:g} seconds."
-        if some
-        else f"In `{studio.runs}/` {NOTHING}."
-    )
+def _hint(backend: Backend, some: bool) -> str:
+    if some:
+        return f"Training runs in `{backend.runs}/`, updated every {INTERVAL:g} seconds."
+    return f"No training runs in `{backend.runs}/` yet. `ditlab train digits` trains a model in about three minutes."
 
 
 def _last(run: Run) -> tuple[str, str]:
@@ -103,48 +90,42 @@ def _last(run: Run) -> tuple[str, str]:
     return f"{run.rows[-1]['loss']:.4f}", f"{run.rows[-1]['images_per_second']:,.0f}"
 
 
-def _choice(found: Iterable[str], chosen: str | None, wanted: str | None) -> Any:
-    """A list to choose from; what a person has chosen meanwhile is left alone."""
+def _choices(found: Iterable[str], chosen: str | None, value: str | None) -> Any:
+    """An update of a dropdown; sets its value only if needed, so that a selection made meanwhile is kept."""
     names = list(found)
-    return gr.update(choices=names, visible=bool(names), **({} if chosen == wanted else {"value": wanted}))
+    return gr.update(choices=names, visible=bool(names), **({} if chosen == value else {"value": value}))
 
 
-def _drawn(run: Run | None, before: tuple) -> tuple:
-    """Facts, curves and samples of a run; nothing new where it has not gone on since."""
+def _run_updates(run: Run | None, before: tuple) -> tuple:
+    """Updates of the facts, curves and samples of a run; skipped if the run has not changed."""
     if run is None:
         hidden = gr.update(value=None, visible=False)
-        return "", hidden, hidden, NEVER
+        return "", hidden, hidden, NOTHING_SHOWN
     now = (run.name, run.images, run.state, sample_count(run))
     if now == tuple(before):
         return gr.skip(), gr.skip(), gr.skip(), now
     curves = Image.open(io.BytesIO(loss_figure(list(run.rows)))) if run.rows else None
     samples = gr.skip()
     if (now[0], now[3]) != (before[0], before[3]):
-        pictures = sample_pictures(run)
-        last = len(pictures) - 1 if pictures else None
-        samples = gr.update(value=pictures, visible=bool(pictures), selected_index=last)
+        images = sample_images(run)
+        samples = gr.update(value=images, visible=bool(images), selected_index=len(images) - 1 if images else None)
     return _facts(run), gr.update(value=curves, visible=curves is not None), samples, now
 
 
 def _facts(run: Run) -> str:
-    """A table of a run's speed, what was left out, and how it was measured."""
+    """A table of a run's progress, throughput and evaluations."""
     last = run.rows[-1] if run.rows else {}
-    share = f" ({run.images / run.total:.0%})" if run.total else ""
-    rows = [(run.state, f"{run.images:,} of {run.total:,} images{share}")]
+    share = f" ({run.images / run.total_images:.0%})" if run.total_images else ""
+    rows = [(run.state, f"{run.images:,} of {run.total_images:,} images{share}")]
     speeds = sorted(row["images_per_second"] for row in run.rows)
     if speeds:
         rows.append(("images/s, median", f"{speeds[len(speeds) // 2]:,.0f}"))
-    words = {
-        "skipped": "steps left out",
-        "psnr": "PSNR, dB",
-        "mfu": "share of the machine's peak (MFU)",
-        "memory_gib": "memory, GiB",
-    }
-    rows += [(word, f"{last[key]:.4g}") for key, word in words.items() if isinstance(last.get(key), int | float)]
+    titles = {"skipped": "skipped steps", "psnr": "PSNR, dB", "mfu": "MFU", "memory_gib": "memory, GiB"}
+    rows += [(title, f"{last[key]:.4g}") for key, title in titles.items() if isinstance(last.get(key), int | float)]
     for evaluation in evaluations(run)[-3:]:
         how, numbers = evaluation["how"], evaluation["numbers"]
         values = ", ".join(f"{name} {number['value']:.4g}" for name, number in numbers.items() if _is_number(number))
-        rows.append((controls.plain(how.get("samples", "evaluated")), controls.plain(values)))
+        rows.append((controls.escape_markdown(how.get("samples", "evaluation")), controls.escape_markdown(values)))
     return "\n".join(markdown_table(("", ""), rows))
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of a model's inside: patches, noised latents, what is made of them, attention, modulation."""
+"""Figures of a network's internals for one image: patches, noised latents, predictions, attention, modulation."""
 
 from __future__ import annotations
 
@@ -17,121 +17,126 @@ from ditlab.errors import UserError
 from ditlab.models import Condition, DiT
 from ditlab.pipelines import Pipeline, grid, single, to_images
 from ditlab.pipelines.generate import image_generator
-from ditlab.playground.compute import computed
+from ditlab.playground.compute import run_on_compute_thread
 
-SIDE = 336  # pixels of the enlarged image, about
-LINE, CHOSEN = (255, 255, 255), (255, 120, 0)
+SIDE = 336  # approximate size of the enlarged image, in pixels
+LINE_COLOUR, SELECTED_COLOUR = (255, 255, 255), (255, 120, 0)
 TIMES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98)
-LABELS = 32  # of a model's, at most, in a figure
-VECTORS = {4: ("shift", "scale") * 2, 6: ("shift", "scale", "gate") * 2}
+MAX_LABELS = 32  # in a figure
+VECTOR_NAMES = {4: ("shift", "scale") * 2, 6: ("shift", "scale", "gate") * 2}
 
 
-class Subject:
-    """One image of a model, looked at from inside.
+class Inspection:
+    """One generated image and the network that generated it.
 
     Args:
-        model: made it.
-        label: of it, -1 for none.
-        seed: of it; it is image 0.
-        latent: of it, (1, c, h, w).
+        model: the pipeline.
+        label: class of the image, -1 if unconditional.
+        seed: seed of the image; the image is number 0 of it.
+        latent: latent of the image, (1, c, h, w).
         image: uint8 (H, W, C).
     """
 
     def __init__(self, model: Pipeline, label: int, seed: int, latent: Tensor, image: np.ndarray):
         self.model, self.label, self.latent, self.image = model, label, latent, image
-        # Noise of its own: that of the seed is what the image was made from.
+        # Not the noise that the image was generated from.
         self.noise = torch.randn(latent.shape[1:], generator=image_generator(seed, 1))[None].to(model.device)
 
     @property
     def network(self) -> DiT:
-        """The network.
+        """The network, a DiT.
 
         Raises:
-            UserError: it has no patches.
+            UserError: the network has no patches.
         """
         if not isinstance(self.model.network, DiT):
-            raise UserError("this model is a U-Net, which has neither patches nor modulation; choose a DiT")
+            raise UserError("this model has no patch tokens (it is a U-Net); select a DiT")
         return self.model.network
 
     @property
     def patches(self) -> tuple[int, int]:
-        """Rows and columns of them."""
+        """Number of rows and columns of patches."""
         patch = self.network.config.patch
         return self.latent.shape[2] // patch, self.latent.shape[3] // patch
 
     def patch_at(self, x: float, y: float) -> int:
-        """The patch under a point of ``cut``'s picture."""
+        """The index of the patch at a pixel of ``patch_figure``."""
         rows, columns = self.patches
         scale = _scale(self.image)
         height, width = self.image.shape[0] * scale, self.image.shape[1] * scale
         row, column = int(y * rows / height), int(x * columns / width)
         return min(max(row, 0), rows - 1) * columns + min(max(column, 0), columns - 1)
 
-    def cut(self, chosen: int) -> Image.Image:
-        """The image, large, lines between its patches, one of them marked."""
+    def patch_figure(self, patch: int) -> Image.Image:
+        """The enlarged image with the patch grid, one patch marked."""
         rows, columns = self.patches
         scale = _scale(self.image)
         large = single(self.image).convert("RGB")
         large = large.resize((large.width * scale, large.height * scale), Image.Resampling.NEAREST)
         draw = ImageDraw.Draw(large)
-        across, down = large.width / columns, large.height / rows
+        step_x, step_y = large.width / columns, large.height / rows
         for column in range(1, columns):
-            draw.line([(column * across, 0), (column * across, large.height)], LINE)
+            draw.line([(column * step_x, 0), (column * step_x, large.height)], LINE_COLOUR)
         for row in range(1, rows):
-            draw.line([(0, row * down), (large.width, row * down)], LINE)
-        row, column = divmod(chosen, columns)
-        box = (column * across, row * down, (column + 1) * across - 1, (row + 1) * down - 1)
-        draw.rectangle(box, outline=CHOSEN, width=max(3, scale // 3))
+            draw.line([(0, row * step_y), (large.width, row * step_y)], LINE_COLOUR)
+        row, column = divmod(patch, columns)
+        box = (column * step_x, row * step_y, (column + 1) * step_x - 1, (row + 1) * step_y - 1)
+        draw.rectangle(box, outline=SELECTED_COLOUR, width=max(3, scale // 3))
         return large
 
     def noised(self, t: float) -> tuple[Tensor, Point]:
-        """The latent noised to t, (1, c, h, w)."""
+        """The noised latent x_t, (1, c, h, w), and the schedule at t."""
         (point,) = points(self.model.denoiser.schedule, [t])
         return point.alpha * self.latent + point.sigma * self.noise, point
 
-    def predicted(self, t: float) -> tuple[Tensor, Tensor]:
-        """The latent noised to t, and the one the model makes of it in one step, each (1, c, h, w)."""
-        return computed(self._predict, t)
+    def predict(self, t: float) -> tuple[Tensor, Tensor]:
+        """The noised latent x_t and the predicted x0, each (1, c, h, w)."""
+        return run_on_compute_thread(self._predict, t)
 
     @torch.inference_mode()
     def _predict(self, t: float) -> tuple[Tensor, Tensor]:
         x, point = self.noised(t)
         return x, self.model.denoiser(x, point, Condition(torch.tensor([self.label], device=x.device))).x0
 
-    def predictions(self, t: float) -> Image.Image:
-        """Above the image noised to a number of times, t among them; below what the model makes of each in one step."""
+    def prediction_figure(self, t: float) -> Image.Image:
+        """Decoded x_t at several times, t included, above the decoded x0 predicted from each."""
         times = sorted({*TIMES, round(t, 2)})
-        noised, made = (torch.cat(parts) for parts in zip(*(self.predicted(time) for time in times), strict=True))
+        x_t, x0 = (torch.cat(parts) for parts in zip(*(self.predict(time) for time in times), strict=True))
         names = [f"> t={time:.2f} <" if time == round(t, 2) else f"t={time:.2f}" for time in times]
-        images = np.concatenate([computed(to_images, self.model, latents) for latents in (noised, made)])
+        images = np.concatenate([run_on_compute_thread(to_images, self.model, latents) for latents in (x_t, x0)])
         return grid(images, len(times), ("x_t", "x0"), names)
 
-    def channels(self, t: float) -> Image.Image:
-        """The channels of the latent, of the latent noised to t, and of the model's x0, as grey pictures."""
-        noised, made = self.predicted(t)
-        rows = torch.cat([self.latent, noised, made]).cpu()  # (3, c, h, w)
+    def channel_figure(self, t: float) -> Image.Image:
+        """The channels of the latent, of x_t and of the predicted x0, as grey images."""
+        x_t, x0 = self.predict(t)
+        rows = torch.cat([self.latent, x_t, x0]).cpu()  # (3, c, h, w)
         low, high = (rows.amin(dim=(2, 3), keepdim=True), rows.amax(dim=(2, 3), keepdim=True))
         grey = ((rows - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8)
         names = [f"channel {k}" for k in range(rows.shape[1])]
         return grid(grey.flatten(0, 1)[..., None].numpy(), rows.shape[1], ("z", f"z at t={t:.2f}", "x0"), names)
 
     def attention(self, t: float, block: int) -> np.ndarray:
-        """How much every patch takes of every other in a block at t, float32 (heads, T, T).
+        """Attention weights between patches in a block at t, float32 (heads, T, T).
 
-        Tokens that are no patches, as in-context conditions, are left out, so that a row may sum to less than 1.
+        Tokens that are not patches (in-context conditions) are removed, so that a row may sum to less than 1.
 
         Raises:
-            UserError: there is no such block.
+            UserError: no such block.
         """
         network, tokens = self.network, self.patches[0] * self.patches[1]
         if not 0 <= block < len(network.blocks):
-            raise UserError(f"block {block}: this model has blocks 0 to {len(network.blocks) - 1}")
-        return computed(self._attend, network.blocks[block], t)[0, :, :tokens, :tokens].float().cpu().numpy()
+            raise UserError(f"block {block} is out of range; this model has blocks 0 to {len(network.blocks) - 1}")
+        return (
+            run_on_compute_thread(self._attention_weights, network.blocks[block], t)[0, :, :tokens, :tokens]
+            .float()
+            .cpu()
+            .numpy()
+        )
 
     @torch.inference_mode()
-    def _attend(self, block: Any, t: float) -> Tensor:
+    def _attention_weights(self, block: Any, t: float) -> Tensor:
         found = list[Tensor]()
-        handle = block.attention.register_forward_pre_hook(lambda module, given: found.append(module.weights(*given)))
+        handle = block.attention.register_forward_pre_hook(lambda module, args: found.append(module.weights(*args)))
         try:
             self._predict(t)
         finally:
@@ -139,47 +144,45 @@ class Subject:
         return found[0]
 
     def attention_figure(self, t: float, block: int, patch: int) -> Image.Image:
-        """What a patch takes of every other, of each head and of all together."""
+        """Attention weights of one patch over all patches: each head, and their mean."""
         rows, columns = self.patches
         weights = self.attention(t, block)[:, patch].reshape(-1, rows, columns)
         maps = [weights.mean(axis=0), *weights]
-        names = ["all heads", *(f"head {k}" for k in range(len(weights)))]
-        figure, axes = _panels(len(maps), 4)
+        names = ["mean of heads", *(f"head {k}" for k in range(len(weights)))]
+        figure, axes = _subplots(len(maps), 4)
         row, column = divmod(patch, columns)
         for axis, values, name in zip(axes, maps, names, strict=True):
             axis.imshow(values, cmap="viridis", vmin=0)
-            axis.add_patch(_square(column, row))
+            axis.add_patch(_outline(column, row))
             axis.set_title(name, fontsize=9)
             axis.set_axis_off()
-        return _drawn(figure)
+        return _render(figure)
 
     def modulation_figure(self, t: float) -> Image.Image:
-        """How strongly each block is modulated, by t for this label, and how far the labels differ at this t.
+        """Root mean square of each block's modulation vectors over t, and of their deviation between labels at this t.
 
         Raises:
-            UserError: the blocks are not adaptive.
+            UserError: the blocks are not modulated.
         """
         network = self.network
         if not network.adaptive:
-            raise UserError(
-                f"blocks of the design {network.config.block} are not modulated: t and label are tokens there"
-            )
+            raise UserError(f"blocks of type {network.config.block} have no modulation; time and label enter as tokens")
         device, times = self.model.device, torch.linspace(0, 1, 21)
-        shown = self.model.denoiser.schedule.network_time(times.to(device)).float()
-        own = torch.full((len(times),), self.label, device=device)
-        by_time = strength(computed(modulation, network, shown, own))
+        network_times = self.model.denoiser.schedule.network_time(times.to(device)).float()
+        label = torch.full((len(times),), self.label, device=device)
+        by_time = rms(run_on_compute_thread(modulation, network, network_times, label))
         count = self.model.classes
-        panels = [("by t", by_time, (0.0, 1.0))]
+        panels = [("t", by_time, (0.0, 1.0))]
         if count > 1:
-            labels = torch.tensor(sorted({*np.linspace(0, count - 1, min(count, LABELS)).round().astype(int).tolist()}))
-            (point,) = points(self.model.denoiser.schedule, [t])
-            told = (torch.full((len(labels),), point.shown, device=device), labels.to(device))
-            vectors = computed(modulation, network, *told)
-            panels.append(
-                (f"by label, t={t:.2f}", strength(vectors - vectors.mean(dim=2, keepdim=True)), (0, count - 1))
+            labels = torch.tensor(
+                sorted({*np.linspace(0, count - 1, min(count, MAX_LABELS)).round().astype(int).tolist()})
             )
-        names = VECTORS[by_time.shape[1]]
-        figure, axes = _panels(len(names) * len(panels), len(names), 1.9)
+            (point,) = points(self.model.denoiser.schedule, [t])
+            network_time = torch.full((len(labels),), point.shown, device=device)
+            vectors = run_on_compute_thread(modulation, network, network_time, labels.to(device))
+            panels.append((f"label, at t={t:.2f}", rms(vectors - vectors.mean(dim=2, keepdim=True)), (0, count - 1)))
+        names = VECTOR_NAMES[by_time.shape[1]]
+        figure, axes = _subplots(len(names) * len(panels), len(names), 1.9)
         for row, (title, values, (first, last)) in enumerate(panels):
             for column, name in enumerate(names):
                 axis = axes[row * len(names) + column]
@@ -191,16 +194,16 @@ class Subject:
                 axis.set_xlabel(title, fontsize=8)
                 if column == 0:
                     axis.set_ylabel("block", fontsize=8)
-        return _drawn(figure)
+        return _render(figure)
 
 
 @torch.inference_mode()
 def modulation(network: DiT, t: Tensor, labels: Tensor) -> Tensor:
-    """The vectors that modulate each adaptive block, (blocks, vectors, N, D).
+    """The modulation vectors of each block, (blocks, vectors, N, D).
 
     Args:
-        network: of an adaptive design.
-        t: times as networks are shown them (N,).
+        network: a DiT with modulated blocks.
+        t: network times (N,).
         labels: int64 (N,).
     """
     c = network.timestep_embedding(t) + network.label_embedding(labels)
@@ -209,8 +212,8 @@ def modulation(network: DiT, t: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([torch.stack(block.vectors_of(c, shared)) for block in blocks])
 
 
-def strength(vectors: Tensor) -> np.ndarray:
-    """Root mean squares of vectors (blocks, vectors, N, D) over D, (blocks, vectors, N)."""
+def rms(vectors: Tensor) -> np.ndarray:
+    """Root mean square of vectors (blocks, vectors, N, D) over D, (blocks, vectors, N)."""
     return vectors.square().mean(dim=-1).sqrt().cpu().numpy()
 
 
@@ -218,7 +221,7 @@ def _scale(image: np.ndarray) -> int:
     return max(1, SIDE // max(image.shape[:2]))
 
 
-def _panels(count: int, columns: int, side: float = 2.0) -> tuple[Any, list[Any]]:
+def _subplots(count: int, columns: int, side: float = 2.0) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     columns = min(count, columns)
@@ -230,13 +233,13 @@ def _panels(count: int, columns: int, side: float = 2.0) -> tuple[Any, list[Any]
     return figure, axes[:count]
 
 
-def _square(column: int, row: int) -> Any:
+def _outline(column: int, row: int) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="tab:orange", linewidth=2)
 
 
-def _drawn(figure: Any) -> Image.Image:
+def _render(figure: Any) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return Image.open(buffer)

@@ -1,4 +1,4 @@
-"""What is shown of a model's inside is what the model computes."""
+"""Figures of a network's internals, against what the network computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, UNetConfig, build
 from ditlab.pipelines import Pipeline, SampleConfig, denoising, to_images
-from ditlab.playground.inside import Subject, modulation, strength
+from ditlab.playground.inspection import Inspection, modulation, rms
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False)
 
@@ -24,7 +24,7 @@ FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_var
 SMALL = DiTConfig(depth=3, width=16, heads=2)
 
 
-def made(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 4) -> Pipeline:
+def build_pipeline(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 4) -> Pipeline:
     autoencoder = Autoencoder(1, 1, 1)
     autoencoder.set_statistics(torch.tensor([-0.2]), torch.tensor([0.6]))
     shape = NetworkInput(1, 8, 12, classes, diffusion.learned_variance)
@@ -35,47 +35,47 @@ def made(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 
     return Pipeline(network.eval(), diffusion, autoencoder.eval(), (1, 8, 12), names, SampleConfig("euler", 3))
 
 
-def looked_at(model: Pipeline, label: int, seed: int) -> Subject:
+def inspect(model: Pipeline, label: int, seed: int) -> Inspection:
     *_, last = denoising(model, torch.tensor([label]), seed, 0, model.defaults)
-    return Subject(model, label, seed, last.x, to_images(model, last.x)[0])
+    return Inspection(model, label, seed, last.x, to_images(model, last.x)[0])
 
 
-def test_the_image_is_that_of_the_seed_and_patches_are_where_they_are_clicked():
-    model = made()
-    subject = looked_at(model, 2, seed=5)
-    assert np.abs(subject.image.astype(int) - model.sample([2], seed=5)[0]).max() <= 1
-    assert subject.patches == (4, 6)
-    picture = subject.cut(0)
+def test_the_image_is_that_of_the_seed_and_clicks_select_patches():
+    model = build_pipeline()
+    inspection = inspect(model, 2, seed=5)
+    assert np.abs(inspection.image.astype(int) - model.sample([2], seed=5)[0]).max() <= 1
+    assert inspection.patches == (4, 6)
+    picture = inspection.patch_figure(0)
     width, height = picture.size
-    assert [subject.patch_at(x, y) for x, y in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))] == [
+    assert [inspection.patch_at(x, y) for x, y in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))] == [
         0, 5, 18, 23,
     ]  # fmt: skip
-    assert subject.patch_at(width / 2 + 1, height / 2 + 1) == 2 * 6 + 3
-    assert subject.patch_at(10**9, -5) == 5
-    for chosen in (0, 9):  # the marked patch is the one with the coloured corner
-        row, column = divmod(chosen, 6)
+    assert inspection.patch_at(width / 2 + 1, height / 2 + 1) == 2 * 6 + 3
+    assert inspection.patch_at(10**9, -5) == 5
+    for patch in (0, 9):  # the marked patch is the one with the coloured corner
+        row, column = divmod(patch, 6)
         corner = (column * width // 6 + 1, row * height // 4 + 1)
-        assert subject.cut(chosen).getpixel(corner) == (255, 120, 0)
+        assert inspection.patch_figure(patch).getpixel(corner) == (255, 120, 0)
 
 
 @pytest.mark.parametrize("diffusion", [FLOW, DiffusionConfig()])
 def test_predictions_are_the_models_own(diffusion: DiffusionConfig):
-    model = made(diffusion=diffusion)
-    subject = looked_at(model, 1, seed=0)
-    x, x0 = subject.predicted(0.5)
-    point = subject.noised(0.5)[1]
-    torch.testing.assert_close(x, point.alpha * subject.latent + point.sigma * subject.noise)
+    model = build_pipeline(diffusion=diffusion)
+    inspection = inspect(model, 1, seed=0)
+    x, x0 = inspection.predict(0.5)
+    point = inspection.noised(0.5)[1]
+    torch.testing.assert_close(x, point.alpha * inspection.latent + point.sigma * inspection.noise)
     with torch.no_grad():
         torch.testing.assert_close(x0, model.denoiser(x, point, Condition(torch.tensor([1]))).x0)
-    assert subject.predictions(0.33).width > 100
-    assert subject.channels(0.33).width > 60
+    assert inspection.prediction_figure(0.33).width > 100
+    assert inspection.channel_figure(0.33).width > 60
 
 
 @pytest.mark.parametrize("block", ["adaln-zero", "adaln", "cross-attention", "in-context"])
 def test_attention_is_what_the_block_attends_with(block: str):
-    model = made(DiTConfig(depth=3, width=16, heads=2, block=block, positions="rotary", qk_norm=True))  # type: ignore[arg-type]
-    subject = looked_at(model, 1, seed=0)
-    weights = subject.attention(0.4, 2)
+    model = build_pipeline(DiTConfig(depth=3, width=16, heads=2, block=block, positions="rotary", qk_norm=True))  # type: ignore[arg-type]
+    inspection = inspect(model, 1, seed=0)
+    weights = inspection.attention(0.4, 2)
     assert weights.shape == (2, 24, 24)
     sums = weights.sum(axis=-1)
     if block == "in-context":  # a part goes to the two tokens of the condition
@@ -83,17 +83,17 @@ def test_attention_is_what_the_block_attends_with(block: str):
         assert (sums > 0).all()
     else:
         np.testing.assert_allclose(sums, 1, atol=1e-5)
-    assert not np.allclose(weights, subject.attention(0.4, 0))
-    assert not np.allclose(weights, subject.attention(0.9, 2))
-    assert subject.attention_figure(0.4, 2, 7).width > 100
+    assert not np.allclose(weights, inspection.attention(0.4, 0))
+    assert not np.allclose(weights, inspection.attention(0.9, 2))
+    assert inspection.attention_figure(0.4, 2, 7).width > 100
     network: Any = model.network
     assert not network.blocks[2].attention._forward_pre_hooks
 
 
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("block", ["adaln-zero", "adaln"])
-def test_modulation_is_what_the_blocks_are_modulated_with(block: str, rank: int):
-    model = made(DiTConfig(depth=3, width=16, heads=2, block=block, modulation_rank=rank))  # type: ignore[arg-type]
+def test_modulation_vectors_are_those_of_the_blocks(block: str, rank: int):
+    model = build_pipeline(DiTConfig(depth=3, width=16, heads=2, block=block, modulation_rank=rank))  # type: ignore[arg-type]
     network = model.network
     assert isinstance(network, DiT)
     seen = list[torch.Tensor]()
@@ -108,25 +108,25 @@ def test_modulation_is_what_the_blocks_are_modulated_with(block: str, rank: int)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(modulation(network, t, labels), torch.stack(seen))
-    np.testing.assert_allclose(strength(torch.full((1, 2, 3, 4), -2.0)), 2)
-    assert looked_at(model, 0, 0).modulation_figure(0.5).width > 100
+    np.testing.assert_allclose(rms(torch.full((1, 2, 3, 4), -2.0)), 2)
+    assert inspect(model, 0, 0).modulation_figure(0.5).width > 100
 
 
-def test_what_a_model_has_not_is_said(refuses: Callable):
-    unet = made(UNetConfig(width=8, multipliers=(1.0, 2.0), blocks=1, attention=(), head_width=8))
-    refuses(lambda: looked_at(unet, 0, 0).cut(0), "U-Net", "choose a DiT")
-    tokens = looked_at(made(DiTConfig(depth=2, width=16, heads=2, block="in-context")), 0, 0)
-    refuses(lambda: tokens.modulation_figure(0.5), "in-context", "not modulated")
+def test_missing_parts_are_reported(refuses: Callable):
+    unet = build_pipeline(UNetConfig(width=8, multipliers=(1.0, 2.0), blocks=1, attention=(), head_width=8))
+    refuses(lambda: inspect(unet, 0, 0).patch_figure(0), "U-Net", "select a DiT")
+    tokens = inspect(build_pipeline(DiTConfig(depth=2, width=16, heads=2, block="in-context")), 0, 0)
+    refuses(lambda: tokens.modulation_figure(0.5), "in-context", "no modulation")
     refuses(lambda: tokens.attention(0.5, 2), "blocks 0 to 1")
 
 
-def test_unconditional_models_are_looked_at_too(kl_run: Path):
-    subject = looked_at(made(classes=0), -1, 0)
-    assert subject.modulation_figure(0.5).width > 100
-    latent = looked_at(replace_defaults(Pipeline.load(kl_run)), 3, 1)
+def test_unconditional_and_latent_models(kl_run: Path):
+    inspection = inspect(build_pipeline(classes=0), -1, 0)
+    assert inspection.modulation_figure(0.5).width > 100
+    latent = inspect(replace_defaults(Pipeline.load(kl_run)), 3, 1)
     assert latent.image.shape == (8, 8, 1)
     assert latent.patches == (2, 2)
-    assert latent.channels(0.5).width > 60
+    assert latent.channel_figure(0.5).width > 60
 
 
 def replace_defaults(model: Pipeline) -> Pipeline:

@@ -1,4 +1,4 @@
-"""Runs and studies as their files tell, whole or not."""
+"""Runs and studies, read from complete and damaged files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ditlab.playground.history import evaluations, find_runs, find_studies, sample_pictures, study_report
+from ditlab.playground.runs import evaluations, find_runs, find_studies, sample_images, study_report
 from ditlab.runtime import files
 
 
@@ -19,18 +19,18 @@ def test_a_folder_without_runs_has_none(tmp_path: Path):
     assert find_studies(tmp_path / "missing") == {}
 
 
-def test_runs_are_found_wherever_they_lie_the_newest_first(runs: Path):
+def test_runs_are_found_at_any_depth_the_newest_first(runs: Path):
     shutil.copytree(runs / "digits", runs / "deep" / "er" / "again")
     (runs / "deep" / "er" / "again" / "metrics.jsonl").touch()
     found = find_runs(runs)
     assert list(found) == ["deep/er/again", "digits"]
     run = found["digits"]
-    assert (run.state, run.images, run.total) == ("finished", 640, 640)
+    assert (run.state, run.images, run.total_images) == ("finished", 640, 640)
     assert [row["images"] for row in run.rows] == [160, 320, 480, 640]
     assert list(find_runs(runs / "digits")) == ["digits"]  # the run itself
 
 
-def test_a_run_at_work_is_told_from_one_that_stopped(runs: Path):
+def test_a_training_run_differs_from_a_stopped_one(runs: Path):
     (runs / "digits" / "report.md").unlink()
     assert find_runs(runs)["digits"].state == "stopped"
     with files.locked(runs / "digits", "the run"):
@@ -39,7 +39,7 @@ def test_a_run_at_work_is_told_from_one_that_stopped(runs: Path):
     assert find_runs(runs)["digits"].state == "stopped"
 
 
-def test_damaged_files_are_passed_over(runs: Path):
+def test_damaged_files_are_skipped(runs: Path):
     folder = runs / "digits"
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"images": "many", "loss": 1}\n{"loss": 2}\n{"images": 700, "lo')
@@ -50,18 +50,18 @@ def test_damaged_files_are_passed_over(runs: Path):
         '{"numbers": {}, "how": {}}\n{"numbers": 3, "how": []}\n3\n{"num'
     )
     run = find_runs(runs)["digits"]
-    assert (run.images, run.total) == (640, 0)
-    assert [words for _, words in sample_pictures(run)] == ["640 images"]
+    assert (run.images, run.total_images) == (640, 0)
+    assert [words for _, words in sample_images(run)] == ["640 images"]
     assert evaluations(run) == [{"numbers": {}, "how": {}}]
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe")
     assert find_runs(runs) == {}
 
 
-def test_many_sample_pictures_are_thinned_out_evenly(runs: Path):
+def test_many_samples_are_thinned_out_evenly(runs: Path):
     samples = runs / "digits" / "samples"
     for k in range(100):
         Image.fromarray(np.full((4, 4), k, np.uint8)).save(samples / f"{k:012d}.png")
-    words = [words for _, words in sample_pictures(find_runs(runs)["digits"])]
+    words = [words for _, words in sample_images(find_runs(runs)["digits"])]
     assert len(words) == 24
     assert words[0] == "0 images"
     assert words[-1] == "640 images"
