@@ -1,9 +1,10 @@
-"""Whether reading keeps up with the step: rows a second from the latent cache against images a second of the network.
+"""Whether reading keeps up with training: rows/s from the latent cache against images/s of the network.
 
     python benchmarks/reading.py [--rows 40000] [--json benchmarks/results/reading-cpu.json]
 
-Rows are as ImageNet's at 256 px: 8x32x32 float16 moments, 16 KiB, in the order training sees them, checksums verified. The
-feed adds what a step draws. The peer is DiT-S/2's forward and backward pass on this device.
+Rows have the size of ImageNet's at 256 px: 8x32x32 float16 moments, 16 KiB. They are read in training order and their
+checksums verified. "Reading and drawing" adds the random draws of a step. The peer is a forward and backward pass of
+DiT-S/2 on this device.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ditlab.data import DataConfig, DataOrder
 from ditlab.data.arrays import ArraySource
 from ditlab.data.dataset import Dataset
 from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.encoders import Autoencoder, LatentCache, encode, identity
+from ditlab.encoders import Autoencoder, LatentCache, cache_key, encode
 from ditlab.models import DiTConfig
 from ditlab.train.prefetch import step_generator
 
@@ -30,17 +31,17 @@ BATCH = 256
 
 
 def cache_of(rows: int, folder: Path) -> LatentCache:
-    """A cache of noise; the identity autoencoder makes moments of its 8 channels."""
+    """A cache of random images; the identity autoencoder uses their 8 channels as moments."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (rows, 32, 32, 8), np.uint8)
     source = ArraySource("noise", pixels, np.arange(rows) % 1000, tuple(str(label) for label in range(1000)))
     dataset, autoencoder = Dataset(source, DataConfig(channels=8)), Autoencoder(8, 8, 1)
     encode(dataset, autoencoder, folder, flip=False, batch=1024)
-    return LatentCache(folder, identity(dataset, autoencoder, False))
+    return LatentCache(folder, cache_key(dataset, autoencoder, False))
 
 
 def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
-    """Reading alone, reading with a step's draws, and the network beside them."""
+    """Reading alone, and reading with the draws of a step, each against the network."""
     batch = 16
     step = Step(ours(DiTConfig.named("S/2"), device, compiled=True), batch, device, "bf16")
     loss = build_loss(DiffusionConfig())
@@ -55,14 +56,14 @@ def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
             position[0] += BATCH
             cache.read(indices, flips)
 
-        def feed() -> None:
+        def read_and_draw() -> None:
             read()
             draws = loss.draw(step_generator(0, position[0]), BATCH, (4, 32, 32))
             draws["posterior"] = torch.randn(BATCH, 4, 32, 32)
 
-        for name, work in (("reading", read), ("reading and drawing", feed)):
+        for name, work in (("reading", read), ("reading and drawing", read_and_draw)):
             mine, others = in_turn(work, step, device, rounds, 1)
-            scaled = [other * BATCH / batch for other in others]  # seconds the network takes for as many images
+            scaled = [other * BATCH / batch for other in others]  # seconds of the network for as many images
             peer = f"DiT-S/2 step, {SHAPE.channels}x{SHAPE.height}x{SHAPE.width}"
             yield compare(
                 f"{name}, {count:,} rows of 16 KiB",
@@ -78,7 +79,7 @@ def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Run what the flags say."""
+    """Run the benchmark."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--rows", type=int, default=0)
     given = parser.parse_args()

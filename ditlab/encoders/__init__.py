@@ -1,24 +1,27 @@
-"""Autoencoders, the statistics of their latents, and the encoded cache."""
+"""Autoencoders, the statistics of their latents, and the latent cache."""
 
 from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
-from ditlab.encoders.cache import LatentCache, encode, identity
+from ditlab.encoders.cache import LatentCache, cache_key, encode
 from ditlab.encoders.pixels import float_to_uint8, uint8_to_float
-from ditlab.encoders.remote import Remote, encode_behind, is_url
+from ditlab.encoders.record import AUTOENCODERS, autoencoder_kind
+from ditlab.encoders.remote import RemoteCache, encode_remote, is_url
 from ditlab.encoders.shards import is_complete
 from ditlab.encoders.statistics import ChannelStatistics
 from ditlab.encoders.vae import DiffusersAutoencoder, load_pretrained, new_kl
 
 __all__ = [
+    "AUTOENCODERS",
     "Autoencoder",
     "AutoencoderConfig",
     "ChannelStatistics",
     "DiffusersAutoencoder",
     "LatentCache",
-    "Remote",
+    "RemoteCache",
+    "autoencoder_kind",
+    "cache_key",
     "encode",
-    "encode_behind",
+    "encode_remote",
     "float_to_uint8",
-    "identity",
     "is_complete",
     "is_url",
     "load_pretrained",

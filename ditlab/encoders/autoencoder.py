@@ -1,8 +1,8 @@
-"""Autoencoders: pixels to the latents a diffusion model works on, and back.
+"""Autoencoders: from pixels to the latents that a diffusion model is trained on, and back.
 
-Three things have three names. *Moments* are what an encoder says of an image and what the cache stores. A *raw latent* is
-drawn from them. The *latent*, what diffusion sees, is the raw one normalised by per-channel statistics that were measured
-once and stay with the autoencoder.
+*Moments* are the output of the encoder, and what the cache stores. A *raw latent* is sampled from them. The *latent*,
+the input of the diffusion model, is the raw latent normalised by per-channel statistics, which are measured once and stored
+with the autoencoder.
 """
 
 from __future__ import annotations
@@ -17,42 +17,40 @@ from torch import Tensor, nn
 
 from ditlab.errors import check_divisible
 
-KINDS = ("pixels", "kl", "pretrained")
-
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Which latents a model works on."""
+    """Which latents the diffusion model is trained on."""
 
     kind: Literal["pixels", "kl", "pretrained"] = "pixels"
-    """pixels: none, the image itself. kl: a convolutional one, trained here. pretrained: loaded from path."""
+    """pixels: no autoencoder. kl: a convolutional autoencoder, trained here. pretrained: a VAE loaded from path."""
     path: str = ""
-    """Run folder of a trained one (empty: RUN-autoencoder beside the run), or the folder or hub id of a pretrained VAE."""
+    """Folder of a trained autoencoder (kl; empty: RUN-autoencoder), or folder or hub id of a pretrained VAE."""
     subfolder: str = ""
-    """Folder of the VAE inside a pretrained pipeline, as in 'vae'."""
+    """Folder of the VAE in a pretrained pipeline, usually vae."""
     latent_channels: int = 4
     """Channels of the latent (kl)."""
     widths: tuple[int, ...] = (32, 64, 64)
-    """Channels of each level; every level after the first halves the image (kl)."""
+    """Channels of each level; each level after the first halves the image size (kl)."""
     layers: int = 1
-    """Residual blocks a level (kl)."""
+    """Residual blocks per level (kl)."""
     kl_weight: float = 1e-4
-    """Weight of the KL divergence, summed over the latent and divided by the pixels (kl)."""
+    """Weight of the KL divergence, which is summed over the latent and divided by the number of pixels (kl)."""
 
     @property
     def factor(self) -> int:
-        """How many pixels one latent pixel stands for, along a side (kl)."""
+        """Image size divided by latent size (kl)."""
         return 2 ** (len(self.widths) - 1)
 
 
 class Autoencoder(nn.Module):
-    """Pixels (N, C, H, W) in [-1, 1] to latents (N, c, H / factor, W / factor) and back.
+    """Maps pixels (N, C, H, W) in [-1, 1] to latents (N, c, H / factor, W / factor) and back.
 
-    This class is the identity: the latents are the pixels, normalised.
+    This class is the identity: the latents are the normalised pixels.
 
     Attributes:
-        mean: of each raw latent channel over the data, (c, 1, 1).
-        std: likewise.
+        mean: of each raw latent channel over the training data, (c, 1, 1).
+        std: standard deviation, (c, 1, 1).
     """
 
     mean: Tensor
@@ -78,47 +76,47 @@ class Autoencoder(nn.Module):
         return pixels
 
     def raw_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """A raw latent drawn from moments; ``noise`` (N, c, h, w) is standard normal."""
-        del noise  # the identity has nothing to draw
+        """A raw latent sampled from moments; ``noise`` (N, c, h, w) is standard normal."""
+        del noise  # the identity samples nothing
         return moments
 
     def decode_raw(self, raw: Tensor) -> Tensor:
-        """Pixels (N, C, H, W), about [-1, 1], of raw latents (N, c, h, w)."""
+        """Pixels (N, C, H, W), roughly in [-1, 1], of raw latents (N, c, h, w)."""
         return raw
 
     def latent(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """A latent (N, c, h, w) drawn from moments: the raw one, normalised."""
+        """A latent (N, c, h, w) sampled from moments: (raw - mean) / std."""
         return (self.raw_latent(moments, noise) - self.mean) / self.std
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Pixels (N, C, H, W), about [-1, 1], of latents (N, c, h, w)."""
+        """Pixels (N, C, H, W), roughly in [-1, 1], of latents (N, c, h, w)."""
         return self.decode_raw(latent * self.std + self.mean)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Keep per-channel statistics (c,) of raw latents."""
+        """Set per-channel mean and standard deviation (c,) of raw latents."""
         self.mean.copy_(mean.view(-1, 1, 1))
         self.std.copy_(std.view(-1, 1, 1).clamp(min=1e-6))
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """The range of each latent channel, (c, 1, 1) twice, where there is one: pixels have, learned latents do not."""
+        """Minimum and maximum of each latent channel, (c, 1, 1) each, for pixels; None for learned latents."""
         return (-1 - self.mean) / self.std, (1 - self.mean) / self.std
 
     def record(self) -> dict[str, object]:
-        """What ``restore`` needs, beside the weights, to build this again."""
+        """What ``restore`` needs, apart from the weights, to build this autoencoder."""
         return {"kind": "pixels", "channels": self.channels}
 
     @property
     def shipped(self) -> bool:
-        """Whether a model file carries the weights; a pretrained VAE stays where it is and is referred to."""
+        """Whether a model file contains the weights; of a pretrained VAE it contains the path or hub id."""
         return True
 
     def architecture(self) -> dict[str, object]:
-        """What decides the moments beside the weights, for the fingerprint."""
+        """What determines the moments apart from the weights, for the fingerprint."""
         return self.record()
 
     def fingerprint(self) -> str:
-        """Hex digest of everything that decides the moments: the architecture and the weights, not the statistics."""
+        """Hex digest of what determines the moments: architecture and weights, without the statistics."""
         digest = hashlib.sha256(json.dumps(self.architecture(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name not in ("mean", "std"):

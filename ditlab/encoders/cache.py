@@ -1,6 +1,7 @@
-"""The encoded cache: moments of every image on disk, encoded once, read at random as memory-mapped rows.
+"""The latent cache: the moments of every image on disk, encoded once, read in any order as memory-mapped rows.
 
-Shards appear whole; a cache that was interrupted does the shards that are missing. Every row is checked when it is read.
+A shard becomes visible only when it is complete; an interrupted encoding resumes with the missing shards. Every row is
+verified by its checksum when it is read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from ditlab.data import Dataset
 from ditlab.encoders.autoencoder import Autoencoder
 from ditlab.encoders.pixels import uint8_to_float
 from ditlab.encoders.shards import (
-    BROKEN,
+    DAMAGED,
     MANIFEST,
     ROWS,
+    check_key,
     checksums,
-    discard,
     is_whole,
     kinds,
     manifest_text,
@@ -28,7 +29,7 @@ from ditlab.encoders.shards import (
     npy,
     read_manifest,
     read_rows,
-    refuse_others,
+    remove_file,
     rows_file,
     shard_of,
 )
@@ -36,23 +37,22 @@ from ditlab.errors import UserError
 from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE, Processes
 
-SHARD = 8192  # images a shard
+SHARD = 8192  # images per shard
 Progress = Callable[[int, int], None]
 
 
 def shard_names(images: int) -> list[str]:
-    """What the shards of so many images are called, in order."""
+    """Names of the shards of so many images, in order."""
     return [f"{number:05d}" for number in range(-(-images // SHARD))]
 
 
-def identity(dataset: Dataset, autoencoder: Autoencoder, flip: bool) -> dict[str, object]:
-    """What makes a cache this one and no other: images and preprocessing, autoencoder, flips."""
-    autoencoder_record = autoencoder.record()
+def cache_key(dataset: Dataset, autoencoder: Autoencoder, flip: bool) -> dict[str, object]:
+    """What a cache depends on: images and preprocessing, autoencoder, flips."""
     return {
         "data": dataset.fingerprint,
         "describes": dataset.describe(),
         "autoencoder": autoencoder.fingerprint(),
-        "kind": autoencoder_record["kind"],
+        "kind": autoencoder.record()["kind"],
         "flip": flip,
         "images": len(dataset),
         "shape": list(dataset.shape),
@@ -73,29 +73,29 @@ def encode(
     finished: Callable[[str], None] | None = None,
     processes: Processes = ALONE,
 ) -> tuple[str, ...]:
-    """Encode every image of ``dataset`` into ``folder``; does only what is still missing.
+    """Encode every image of ``dataset`` into ``folder``; shards that exist are kept.
 
-    Many processes take the shards in turn; what they write does not depend on how many they are.
+    Several processes take turns over the shards; the bytes written do not depend on the number of processes.
 
     Args:
         dataset: the images.
-        autoencoder: makes the moments; left on ``device``, in evaluation mode.
-        folder: the cache; another cache there is never overwritten.
+        autoencoder: computes the moments; it stays on ``device``, in evaluation mode.
+        folder: the cache; a cache with another key is never overwritten.
         flip: encode the mirrored images too.
-        batch: images at a time.
-        device: where the encoder runs.
-        progress: called with images done and images in all, of this process's share.
-        finished: called with the name of every shard of this process's share once it is whole.
-        processes: that share the work.
+        batch: images per encoder call.
+        device: device of the encoder.
+        progress: called with the number of images done and of all images, of this process.
+        finished: called with the name of each of this process's shards when it is complete.
+        processes: the processes that share the work.
 
     Returns:
-        Images left out since they could not be read, each with its reason.
+        Images skipped because they could not be read, each with its reason.
 
     Raises:
-        UserError: the folder holds a cache made from other things, nothing was readable, or the disk is full.
+        UserError: the folder contains a cache with another key, no image is readable, or the disk is full.
     """
-    wanted = identity(dataset, autoencoder, flip)
-    complete = processes.broadcast_from_main(lambda: begin(folder, wanted))
+    key = cache_key(dataset, autoencoder, flip)
+    complete = processes.broadcast_from_main(lambda: begin(folder, key))
     if complete is not None:
         return complete
     autoencoder.to(device).eval()
@@ -108,47 +108,44 @@ def encode(
     done = 0
     for shard, images in shards.items():
         if not is_whole(folder, shard, flip):
-            discard(rows_file(folder, shard))
-            told = done  # the closure's own, since ``done`` moves on
+            remove_file(rows_file(folder, shard))
             _encode_shard(
                 dataset, autoencoder, folder / shard, images, flip, batch, device,
-                lambda now, told=told: progress(told + now, mine) if progress else None,
+                lambda now, before=done: progress(before + now, mine) if progress else None,
             )  # fmt: skip
         done += len(images)
-        if finished and rows_file(folder, shard).exists():  # it does not where no image of it could be read
+        if finished and rows_file(folder, shard).exists():  # not written if no image of the shard is readable
             finished(shard)
         if progress:
             progress(done, mine)
     processes.barrier()
-    return processes.broadcast_from_main(lambda: _complete(folder, wanted, dataset))
+    return processes.broadcast_from_main(lambda: _complete(folder, key, dataset))
 
 
-def begin(folder: Path, wanted: dict[str, object]) -> tuple[str, ...] | None:
-    """Make a cache's folder ready to be filled; gives the images left out where it is complete already.
+def begin(folder: Path, key: dict[str, object]) -> tuple[str, ...] | None:
+    """Prepare a cache's folder for encoding; returns the skipped images if the cache is complete already.
 
     Raises:
-        UserError: it holds a cache made from other things, or cannot be written.
+        UserError: it contains a cache with another key, or cannot be written.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        broken = [path.name for path in folder.glob(f"*{ROWS}")]  # nothing says of what these are
+        broken = [path.name for path in folder.glob(f"*{ROWS}")]  # without a manifest their key is unknown
     else:
-        refuse_others(folder, manifest, wanted)
+        check_key(folder, manifest, key)
         rows: dict[str, list[int]] = manifest.get("rows", {})  # type: ignore[assignment]
-        broken = [
-            name for name, (_, sum_) in rows.items() if not is_whole(folder, shard_of(name), wanted["flip"], sum_)
-        ]
+        broken = [name for name, (_, sum_) in rows.items() if not is_whole(folder, shard_of(name), key["flip"], sum_)]
         if manifest.get("complete") and rows and not broken:
             return tuple(manifest.get("left_out", ()))  # type: ignore[arg-type]
-    for name in broken:  # once the manifest is written anew, there is no checksum that would tell
-        discard(folder / name)
-    files.write_file(folder / MANIFEST, manifest_text({**wanted, "complete": False}))
+    for name in broken:  # the manifest written next has no checksums to detect these by
+        remove_file(folder / name)
+    files.write_file(folder / MANIFEST, manifest_text({**key, "complete": False}))
     files.clear_unfinished(folder)
     return None
 
 
-def _complete(folder: Path, wanted: dict[str, object], dataset: Dataset) -> tuple[str, ...]:
-    """Write the manifest of a cache whose shards are all there; gives the images left out."""
+def _complete(folder: Path, key: dict[str, object], dataset: Dataset) -> tuple[str, ...]:
+    """Write the manifest of a cache with all its shards; returns the skipped images."""
     paths = sorted(folder.glob(f"*{ROWS}"))
     contents = [path.read_bytes() for path in paths]
     rows = [read_rows(content) for content in contents]
@@ -157,12 +154,12 @@ def _complete(folder: Path, wanted: dict[str, object], dataset: Dataset) -> tupl
         raise UserError(f"no image of {dataset.describe()} could be read")
     missing = np.setdiff1d(np.arange(len(dataset)), kept)
     if len(missing):
-        dataset.read(missing)  # others may have met them, or an earlier start: their reasons have to be told here
+        dataset.read(missing)  # another process or an earlier start skipped them; this finds the reasons
     skipped = tuple(dataset.skipped[index] for index in sorted(dataset.skipped))
     listed = {
         path.name: [len(shard), zlib.crc32(content)] for path, shard, content in zip(paths, rows, contents, strict=True)
     }
-    complete = {**wanted, "complete": True, "left_out": skipped, "rows": listed}
+    complete = {**key, "complete": True, "left_out": skipped, "rows": listed}
     files.write_file(folder / MANIFEST, manifest_text(complete))
     return skipped
 
@@ -201,32 +198,32 @@ def _encode_shard(
 
 
 class LatentCache:
-    """A complete cache, open for reading.
+    """A complete cache, opened for reading.
 
     Attributes:
         labels: int64 (N,).
-        fingerprint: of the images and the autoencoder it was made from.
-        left_out: images that could not be read, each with its reason.
-        shape: of one image's moments (channels, h, w).
+        fingerprint: of the images and the autoencoder.
+        skipped: images that could not be read, each with its reason.
+        shape: (channels, h, w) of the moments of one image.
 
     Raises:
-        UserError: no cache there, one that is not finished, or one made from other things than ``wanted``.
+        UserError: there is no cache, it is not complete, or it has another key.
     """
 
-    def __init__(self, folder: Path, wanted: dict[str, object]):
+    def __init__(self, folder: Path, key: dict[str, object]):
         manifest = read_manifest(folder)
         if manifest is None or not manifest.get("complete"):
-            raise UserError(f"no finished latent cache in {folder}: make it with `ditlab encode RECIPE`")
-        refuse_others(folder, manifest, wanted)
+            raise UserError(f"no finished latent cache in {folder}; create it with `ditlab encode RECIPE`")
+        check_key(folder, manifest, key)
         if not manifest.get("rows"):
-            raise UserError(f"the latent cache {folder} names no shards: encode again")
+            raise UserError(f"the latent cache {folder} lists no shards; encode again")
         self.names: list[str] = []
         rows: list[np.ndarray] = []
         self._shards: dict[bool, list[np.ndarray]] = {False: [], True: []}
         for name, (_, checksum) in manifest["rows"].items():  # type: ignore[attr-defined]
             self.names.append(shard_of(name))
             rows.append(_opened(folder / name, lambda path, sum_=checksum: read_rows(path.read_bytes(), sum_)))
-            for flipped, kind in enumerate(kinds(wanted["flip"])):
+            for flipped, kind in enumerate(kinds(key["flip"])):
                 path, count = folder / f"{self.names[-1]}.{kind}.npy", len(rows[-1])
                 self._shards[bool(flipped)].append(_opened(path, lambda path, count=count: map_moments(path, count)))
         self.folder = folder
@@ -242,7 +239,7 @@ class LatentCache:
         return len(self.labels)
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Moments float16 (M, channels, h, w) of rows ``indices`` (M,); of the mirrored image where ``flips`` (M,).
+        """Moments float16 (M, channels, h, w) of rows ``indices`` (M,), mirrored images where ``flips`` (M,) is True.
 
         Raises:
             UserError: a row has changed on disk since it was encoded.
@@ -251,12 +248,12 @@ class LatentCache:
         shard = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(shard):
             for flipped, sources in self._shards.items():
-                here = np.flatnonzero((shard == number) & (flips == flipped))
-                if not len(here):
+                selected = np.flatnonzero((shard == number) & (flips == flipped))
+                if not len(selected):
                     continue
-                chosen = indices[here]
-                result[here] = sources[number][chosen - self._starts[number]]
-                wrong = checksums(result[here]) != self._sums[flipped][chosen]
+                chosen = indices[selected]
+                result[selected] = sources[number][chosen - self._starts[number]]
+                wrong = checksums(result[selected]) != self._sums[flipped][chosen]
                 if wrong.any():
                     row = int(chosen[wrong][0] - self._starts[number])
                     path = self.folder / f"{self.names[number]}.{kinds(True)[flipped]}.npy"
@@ -267,7 +264,7 @@ class LatentCache:
 def _opened(path: Path, opening: Callable[[Path], np.ndarray]) -> np.ndarray:
     try:
         return opening(path)
-    except BROKEN as error:
+    except DAMAGED as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -275,5 +272,5 @@ def _damaged(path: Path, reason: str) -> UserError:
     rows = path.with_name(f"{path.name.split('.')[0]}.rows.npy")
     return UserError(
         f"the latents in {path} are damaged ({' '.join(reason.split())}); delete {rows.name} there and encode again, which "
-        "makes this shard anew"
+        "rebuilds this shard"
     )

@@ -1,4 +1,4 @@
-"""Images as bytes, as files and pictures hold them, and as floats in [-1, 1], as autoencoders and networks take them."""
+"""Conversion between uint8 images and the floats in [-1, 1] that autoencoders and networks take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two numbers an image: the plane of a latent of shape (2, 1, 1), coloured by class, and what its points decode to."""
+"""Figure of a latent space of two numbers: images as points coloured by class, and images decoded from a grid."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ditlab.encoders.autoencoder import Autoencoder
 
 
 def plane_figure(
-    autoencoder: Autoencoder, coordinates: np.ndarray, labels: np.ndarray, names: Sequence[str], side: int = 16
+    autoencoder: Autoencoder, coordinates: np.ndarray, classes: np.ndarray, names: Sequence[str], side: int = 16
 ) -> bytes:
-    """Draw the plane beside images decoded from a grid over it.
+    """Plot the raw latents of images, next to images decoded from a grid over them.
 
     Args:
-        autoencoder: its latent has the shape (2, 1, 1).
+        autoencoder: one whose latent has shape (2, 1, 1).
         coordinates: raw latents of images, (N, 2).
-        labels: int64 (N,).
-        names: of the classes.
-        side: points of the grid along each axis, from the 2nd to the 98th percentile of the coordinates.
+        classes: class of each image, int64 (N,).
+        names: of the classes, in order.
+        side: grid points along each axis, from the 2nd to the 98th percentile of the coordinates.
 
     Returns:
         A PNG file's bytes.
@@ -39,22 +40,23 @@ def plane_figure(
         decoded = (
             autoencoder.decode_raw(points[:, :, None, None].to(device)).float().cpu().clamp(-1, 1).add(1).div(2).numpy()
         )
-    channels, height, width = decoded.shape[1:]
-    tiles = decoded.reshape(side, side, channels, height, width).transpose(0, 3, 1, 4, 2)
-    sheet = tiles.reshape(side * height, side * width, channels)
+    sheet = rearrange(decoded, "(down across) c h w -> (down h) (across w) c", down=side)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 7), layout="constrained")
-    for index in range(int(labels.max()) + 1):
-        here = coordinates[labels == index]
+    for index in range(int(classes.max()) + 1):
+        points_of_class = coordinates[classes == index]
         colour, name = plt.get_cmap("tab10")(index % 10), names[index] if names else str(index)
-        left.scatter(here[:, 0], here[:, 1], s=12, color=colour, alpha=0.7, linewidths=0)
+        left.scatter(points_of_class[:, 0], points_of_class[:, 1], s=12, color=colour, alpha=0.7, linewidths=0)
         left.scatter([], [], s=40, color=colour, label=name)
     left.set(xlabel="first latent number", ylabel="second latent number", title="images as two numbers each")
     reach = np.percentile(coordinates, [0.5, 99.5], axis=0)
     left.set(xlim=reach[:, 0], ylim=reach[:, 1])
     left.legend(loc="best", framealpha=0.9)
     right.imshow(
-        sheet[..., 0] if channels == 1 else sheet, cmap="gray", extent=(low[0], high[0], low[1], high[1]), aspect="auto"
+        sheet[..., 0] if sheet.shape[2] == 1 else sheet,
+        cmap="gray",
+        extent=(low[0], high[0], low[1], high[1]),
+        aspect="auto",
     )
     right.set(xlabel="first latent number", ylabel="second latent number", title="decoded from a grid over the plane")
     buffer = io.BytesIO()

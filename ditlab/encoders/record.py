@@ -1,14 +1,18 @@
-"""Autoencoders as files: a JSON record, and the weights of those that were trained here."""
+"""Autoencoders by kind: built from a config, restored from a record, and saved to and loaded from a folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import safetensors
 import safetensors.torch
 
-from ditlab.encoders.autoencoder import KINDS, Autoencoder
-from ditlab.encoders.vae import build_kl, load_pretrained
+from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
+from ditlab.encoders.vae import build_kl, load_pretrained, new_kl
 from ditlab.errors import UserError, nearest
 from ditlab.runtime import files
 from ditlab.runtime.weights import load_weights
@@ -16,26 +20,68 @@ from ditlab.runtime.weights import load_weights
 WEIGHTS, RECORD = "autoencoder.safetensors", "autoencoder.json"
 
 
-def restore(record: dict[str, object]) -> Autoencoder:
-    """The autoencoder a ``record`` describes; weights that ship are still to be loaded into it.
+@dataclass(frozen=True)
+class AutoencoderKind:
+    """One kind of autoencoder.
+
+    Attributes:
+        build: a new autoencoder for images of so many channels, with weights drawn from a seed if it has random ones.
+        restore: the autoencoder of a record; weights that are stored with a model are still to be loaded.
+        trained: whether a recipe trains it.
+        latents: whether its latents are cached on disk, since encoding takes time.
+    """
+
+    build: Callable[[AutoencoderConfig, int, int], Autoencoder]
+    restore: Callable[[dict[str, Any]], Autoencoder]
+    trained: bool
+    latents: bool
+
+
+AUTOENCODERS = {
+    "pixels": AutoencoderKind(
+        build=lambda config, channels, seed: Autoencoder(channels, channels, 1),
+        restore=lambda record: Autoencoder(int(record["channels"]), int(record["channels"]), 1),
+        trained=False,
+        latents=False,
+    ),
+    "kl": AutoencoderKind(
+        build=new_kl,
+        restore=lambda record: build_kl(record["config"]),
+        trained=True,
+        latents=True,
+    ),
+    "pretrained": AutoencoderKind(
+        build=lambda config, channels, seed: load_pretrained(config.path, config.subfolder),
+        restore=lambda record: load_pretrained(str(record["path"]), str(record.get("subfolder", ""))),
+        trained=False,
+        latents=True,
+    ),
+}
+
+
+def autoencoder_kind(name: object) -> AutoencoderKind:
+    """The registry's entry of a kind.
 
     Raises:
-        UserError: unknown kind, fields missing or unfit, or a pretrained one that is not to be had.
+        UserError: unknown kind.
+    """
+    if not isinstance(name, str) or name not in AUTOENCODERS:
+        raise UserError(f"unknown autoencoder {name!r}; {nearest(str(name), AUTOENCODERS)}")
+    return AUTOENCODERS[name]
+
+
+def restore(record: dict[str, Any]) -> Autoencoder:
+    """The autoencoder of a ``record``; weights that are stored with a model are still to be loaded.
+
+    Raises:
+        UserError: unknown kind, missing or invalid fields, or a pretrained autoencoder that cannot be loaded.
     """
     try:
-        kind = record.get("kind")
-        if kind == "pixels":
-            channels = int(record["channels"])  # type: ignore[call-overload]
-            return Autoencoder(channels, channels, 1)
-        if kind == "kl":
-            return build_kl(record["config"])  # type: ignore[arg-type]
-        if kind == "pretrained":
-            return load_pretrained(str(record["path"]), str(record.get("subfolder", "")))
+        return autoencoder_kind(record.get("kind")).restore(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"not an autoencoder record of this version of ditlab ({type(error).__name__}: {error})"
         ) from error
-    raise UserError(f"unknown autoencoder {kind!r}; {nearest(str(kind), KINDS)}")
 
 
 def save(autoencoder: Autoencoder, folder: Path) -> None:
@@ -50,18 +96,18 @@ def save(autoencoder: Autoencoder, folder: Path) -> None:
 
 
 def load(folder: Path) -> Autoencoder:
-    """Read what ``save`` wrote.
+    """Read the autoencoder that ``save`` wrote.
 
     Raises:
-        UserError: nothing there, or files that do not fit together.
+        UserError: the folder has none, or its files do not fit together.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
         weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"no trained autoencoder in {folder}: make one with `ditlab autoencoder RECIPE`") from error
+        raise UserError(f"no trained autoencoder in {folder}: train one with `ditlab autoencoder RECIPE`") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"the autoencoder in {folder} cannot be read ({error}); train it anew") from error
+        raise UserError(f"the autoencoder in {folder} cannot be read ({error}); train it again") from error
     autoencoder = restore(record)
     load_weights(autoencoder, weights, folder / WEIGHTS)
     return autoencoder.eval()

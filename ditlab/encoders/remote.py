@@ -1,7 +1,8 @@
-"""The encoded cache behind a URL: what is there is fetched into a local folder, what is not is encoded there and sent.
+"""A latent cache at a URL: shards found there are downloaded to a local folder, the others are encoded and uploaded.
 
-A shard's rows file is sent after its moments, and the manifest after all shards, each by a name of its own and a rename: what
-was stopped half-way, on either side, is taken up again. Where both sides have a shard, the URL's is the one.
+A shard's rows file is uploaded after its moments and the manifest after all shards, each to a temporary name that is
+then renamed, so an interrupted upload or download can be resumed. If both sides have a shard, the URL's replaces the
+local one.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import torch
 
 from ditlab.data import Dataset
 from ditlab.encoders.autoencoder import Autoencoder
-from ditlab.encoders.cache import begin, encode, identity, shard_names
+from ditlab.encoders.cache import begin, cache_key, encode, shard_names
 from ditlab.encoders.shards import (
-    BROKEN,
+    DAMAGED,
     MANIFEST,
     ROWS,
+    check_key,
     check_moments,
-    discard,
     is_whole,
     kinds,
     manifest_text,
     parse_manifest,
     read_rows,
-    refuse_others,
+    remove_file,
     rows_file,
     shard_of,
 )
@@ -40,27 +41,27 @@ from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE, Processes
 
 T = TypeVar("T")
-THREADS = 8  # shards fetched or sent at once by a process
-MARK = "url"  # a file in the local folder: the URL of which it is a whole copy
+THREADS = 8  # shards that a process downloads or uploads at the same time
+MARK = "url"  # file in the local folder: the URL that it is a complete copy of
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is one that fsspec knows by its protocol, and no path."""
+    """Whether a string is a URL with a protocol, and not a path."""
     return "://" in place
 
 
-class Remote:
-    """A cache's folder behind a URL.
+class RemoteCache:
+    """The folder of a cache at a URL.
 
     Raises:
-        UserError: fsspec does not know the protocol, or the package that speaks it is not installed.
+        UserError: fsspec does not know the protocol, or the package for it is not installed.
     """
 
     def __init__(self, url: str):
         import fsspec
 
         self.url = url.rstrip("/")
-        with self._asking("open"):
+        with self._remote_errors("open"):
             try:
                 self._files, root = fsspec.url_to_fs(url)
             except (ImportError, ValueError) as error:
@@ -70,20 +71,20 @@ class Remote:
         self._root = root.rstrip("/")
 
     @contextmanager
-    def _asking(self, doing: str) -> Iterator[None]:
+    def _remote_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # every filesystem has errors of its own, of no common kind
+        except Exception as error:  # the errors of fsspec's filesystems have no common base
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"cannot {doing} {self.url} ({reason}); the same command goes on from here") from error
+            raise UserError(f"cannot {doing} {self.url} ({reason}); run the same command to resume") from error
 
     def _fetch(self, name: str, fetch: Callable[[str], T], check: Callable[[T], object]) -> T | None:
-        """What ``fetch`` brings of a file, None where there is no such; a damaged one is fetched again once."""
+        """Download a file with ``fetch``, once more if it is damaged; None if it does not exist."""
         damage = ""
         for _ in range(2):
-            with self._asking(f"fetch {name} from"):
+            with self._remote_errors(f"fetch {name} from"):
                 try:
                     value = fetch(f"{self._root}/{name}")
                 except FileNotFoundError:
@@ -91,37 +92,37 @@ class Remote:
             try:
                 check(value)
                 return value
-            except BROKEN as error:
+            except DAMAGED as error:
                 damage = " ".join(str(error).split())
         raise UserError(
             f"{self.url}/{name} is damaged ({damage}); delete {name.split('.')[0]}{ROWS} there and encode again, which "
-            "makes this shard anew"
+            "rebuilds this shard"
         )
 
     def read(self, name: str, check: Callable[[bytes], object] = bytes) -> bytes | None:
-        """A small file, None where there is no such.
+        """Download a small file; None if it does not exist.
 
         Args:
             name: of the file.
-            check: raises BROKEN where this is not what was sent.
+            check: raises DAMAGED if the content is damaged.
         """
         return self._fetch(name, self._files.cat_file, check)
 
     def write(self, name: str, content: bytes) -> None:
-        """Send a small file, which appears whole."""
-        with self._asking(f"send {name} to"):
+        """Upload a small file; it becomes visible when it is complete."""
+        with self._remote_errors(f"send {name} to"):
             self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(f"{self._root}/.{name}.part", content)
             self._files.mv(f"{self._root}/.{name}.part", f"{self._root}/{name}")
 
     def fetch_shard(self, folder: Path, shard: str, flip: object, checksum: int | None) -> bool:
-        """Bring a shard into ``folder``, as far as it is not there; False where the URL does not have all of it.
+        """Download what ``folder`` lacks of a shard; False if the URL does not have all of it.
 
         Args:
-            folder: where files appear whole, the rows last.
-            shard: which.
-            flip: whether mirrored images belong to it.
-            checksum: of its rows, where it is known.
+            folder: of the local copy; the rows file is written last.
+            shard: name of the shard.
+            flip: whether the cache has mirrored images.
+            checksum: of the rows file, None if not known.
         """
         path = rows_file(folder, shard)
         content = self.read(path.name, lambda content: read_rows(content, checksum))
@@ -129,7 +130,7 @@ class Remote:
             return False
         if path.exists() and path.read_bytes() == content and is_whole(folder, shard, flip):
             return True
-        discard(path)
+        remove_file(path)
         rows = read_rows(content)
         for column, kind in enumerate(kinds(flip), start=2):
             if not self._fetch_moments(folder / f"{shard}.{kind}.npy", rows[:, column]):
@@ -145,7 +146,7 @@ class Remote:
             return temporary
 
         try:
-            with suppress(*BROKEN):
+            with suppress(*DAMAGED):
                 check_moments(path, sums)
                 return True
             if self._fetch(path.name, fetch, lambda fetched: check_moments(fetched, sums)) is None:
@@ -161,8 +162,8 @@ class Remote:
             temporary.unlink(missing_ok=True)
 
     def send_shard(self, folder: Path, shard: str, flip: object) -> None:
-        """Send a whole shard, the rows last."""
-        with self._asking(f"send {shard} to"):
+        """Upload a complete shard, the rows file last."""
+        with self._remote_errors(f"send {shard} to"):
             self._files.makedirs(self._root, exist_ok=True)
             for kind in kinds(flip):
                 name = f"{shard}.{kind}.npy"
@@ -170,33 +171,35 @@ class Remote:
         path = rows_file(folder, shard)
         self.write(path.name, path.read_bytes())
 
-    def begin(self, folder: Path, wanted: dict[str, object]) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
-        """Make both sides ready; gives the images left out where all is done, else the manifest that is at the URL.
+    def begin(self, folder: Path, key: dict[str, object]) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
+        """Prepare both sides; returns the skipped images if nothing is left to do, and the URL's manifest otherwise.
 
         Raises:
-            UserError: one of them holds a cache made from other things, or cannot be written.
+            UserError: one of them has a cache with another key, or cannot be written.
         """
         mark = folder / MARK
-        if mark.exists() and mark.read_text() == self.url and (skipped := begin(folder, wanted)) is not None:
+        if mark.exists() and mark.read_text() == self.url and (skipped := begin(folder, key)) is not None:
             return skipped, {}
         content = self.read(MANIFEST)
         manifest = {} if content is None else parse_manifest(content, self.url)
         if content is not None:
-            refuse_others(self.url, manifest, wanted)
-        begin(folder, wanted)
-        discard(mark)
-        unfinished = manifest_text({**wanted, "complete": False})
-        files.write_file(folder / MANIFEST, unfinished)  # also where it is complete: shards may be replaced
+            check_key(self.url, manifest, key)
+        begin(folder, key)
+        remove_file(mark)
+        unfinished = manifest_text({**key, "complete": False})
+        files.write_file(folder / MANIFEST, unfinished)  # even if it is complete, since shards may be replaced
         if content is None:
-            with self._asking("look into"):
+            with self._remote_errors("list"):
                 others = self._files.glob(f"{self._root}/*{ROWS}")
             if others:
-                raise UserError(f"{self.url} holds latents without a {MANIFEST}: delete them or give another --latents")
+                raise UserError(
+                    f"{self.url} contains latents without a {MANIFEST}; delete them or give another --latents"
+                )
             self.write(MANIFEST, unfinished.encode())
         return None, manifest
 
     def finish(self, folder: Path) -> None:
-        """Send the manifest, when all shards are there; remember that the local folder is the same."""
+        """Upload the manifest after all shards; record that the local folder is a complete copy."""
         content = (folder / MANIFEST).read_bytes()
         if self.read(MANIFEST) != content:
             self.write(MANIFEST, content)
@@ -204,19 +207,19 @@ class Remote:
 
 
 def _sums(manifest: dict[str, Any]) -> dict[str, int | None]:
-    """The shards to look for at the URL, each with the checksum of its rows where the manifest there has it."""
+    """Shards that the URL may have, each with the checksum of its rows file if the manifest there has it."""
     if manifest.get("complete"):
         return {shard_of(name): checksum for name, (_, checksum) in manifest["rows"].items()}
     return dict.fromkeys(shard_names(manifest.get("images", 0)))
 
 
 def _take(manifest: dict[str, Any], sums: dict[str, int | None], folder: Path, flip: bool) -> None:
-    """Make the local folder complete by the URL's manifest, where every shard that it names has come."""
+    """Complete the local folder with the URL's manifest, if all its shards are there."""
     if manifest.get("complete") and all(is_whole(folder, shard, flip, sums[shard]) for shard in sums):
         files.write_file(folder / MANIFEST, manifest_text(manifest))
 
 
-def encode_behind(
+def encode_remote(
     url: str,
     dataset: Dataset,
     autoencoder: Autoencoder,
@@ -228,30 +231,30 @@ def encode_behind(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     processes: Processes = ALONE,
 ) -> tuple[str, ...]:
-    """``encode`` for a cache behind a URL: fetches what is there into ``folder``, encodes the rest, and sends that.
+    """``encode`` for a cache at a URL: download the shards found there into ``folder``, encode and upload the others.
 
-    Each process fetches, encodes and sends its own share of the shards. A folder that is a whole copy is used as it is, without
-    a look at the URL.
+    Each process downloads, encodes and uploads its own share of the shards. If the folder is a complete copy, the URL is
+    not accessed.
 
     Args:
         url: of the cache.
         dataset: the images.
-        autoencoder: makes the moments.
+        autoencoder: computes the moments.
         folder: the local copy.
         flip: encode the mirrored images too.
-        batch: images at a time.
-        device: where the encoder runs.
-        progress: called with "fetching" or "sending" and shards, or "encoding" and images: done, and in all.
-        processes: that share the work.
+        batch: images per encoder call.
+        device: device of the encoder.
+        progress: called with "fetching" or "sending" and shards, or "encoding" and images: number done, number in all.
+        processes: the processes that share the work.
 
     Returns:
-        Images left out since they could not be read, each with its reason.
+        Images skipped because they could not be read, each with its reason.
 
     Raises:
-        UserError: as ``encode``, of either side; the URL cannot be reached; or what is there is damaged.
+        UserError: as ``encode``, for either side; the URL cannot be reached, or a file there is damaged.
     """
-    remote, wanted = Remote(url), identity(dataset, autoencoder, flip)
-    skipped, manifest = processes.broadcast_from_main(lambda: remote.begin(folder, wanted))
+    remote, key = RemoteCache(url), cache_key(dataset, autoencoder, flip)
+    skipped, manifest = processes.broadcast_from_main(lambda: remote.begin(folder, key))
     if skipped is not None:
         return skipped
     shards = shard_names(len(dataset))[processes.rank :: processes.size]
@@ -261,9 +264,9 @@ def encode_behind(
         try:
             mine = [shard for shard in shards if shard in sums]
             fetched = pool.map(lambda shard: remote.fetch_shard(folder, shard, flip, sums[shard]), mine)
-            there: set[str] = set()
+            present: set[str] = set()
             for number, (shard, whole) in enumerate(zip(mine, fetched, strict=True), start=1):
-                there |= {shard} if whole else set()
+                present |= {shard} if whole else set()
                 progress("fetching", number, len(mine))
             processes.barrier()
             processes.broadcast_from_main(lambda: _take(manifest, sums, folder, flip))
@@ -271,8 +274,8 @@ def encode_behind(
             def send(shard: str) -> None:
                 for earlier in list(sent.values()):
                     if earlier.done():
-                        earlier.result()  # what could not be sent ends the work now
-                if shard not in there and shard not in sent:
+                        earlier.result()  # a failed upload ends the work
+                if shard not in present and shard not in sent:
                     sent[shard] = pool.submit(remote.send_shard, folder, shard, flip)
 
             skipped = encode(

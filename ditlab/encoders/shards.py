@@ -1,16 +1,16 @@
-"""The files of an encoded cache: a manifest, and shards of a few thousand images each.
+"""The files of a latent cache: a manifest, and shards of a few thousand images each.
 
 ::
 
-    manifest.json                 which images, which autoencoder, which preprocessing; complete or not; once it is,
-                                  the length and the CRC-32 of every rows file
+    manifest.json                 images, autoencoder and preprocessing; whether it is complete; if so, length and
+                                  CRC-32 of every rows file
     00000.moments.npy             float16 (rows, channels, h, w)
-    00000.flipped.npy             the same of the mirrored images, where the recipe flips
-    00000.rows.npy                int64 (rows, 4): each row's image in the source, its label, and the CRC-32 of its
-                                  moments and of its mirrored image's
+    00000.flipped.npy             the same of the mirrored images, if the recipe flips
+    00000.rows.npy                int64 (rows, 4): index of the image in the data set, its class, and the CRC-32 of its
+                                  moments and of those of its mirrored image
 
-The rows file is written last: where it stands, the shard is whole. The manifest vouches for the rows files, and these for
-every row of the moments.
+The rows file is written last: if it exists, the shard is complete. The manifest has the checksums of the rows files,
+which have the checksums of every row of the moments.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ditlab.runtime import files
 
 MANIFEST = "manifest.json"
 ROWS = ".rows.npy"
-# numpy parses headers as Python, which Python 3.11 does not do in two threads at once (python/cpython issue 106905).
+# numpy parses headers as Python code, which is not thread-safe in Python 3.11 (python/cpython issue 106905).
 _HEADERS = threading.Lock()
-BROKEN = (OSError, ValueError)  # what opening a file of a shard raises where it is missing or damaged
+DAMAGED = (OSError, ValueError)  # raised when a file of a shard is missing or damaged
 
 
 def parse_manifest(content: bytes, where: object) -> dict[str, object]:
-    """A manifest's fields; ``where`` is the cache's folder or address, for the message.
+    """A manifest's fields; ``where`` is the cache's folder or URL, for the message.
 
     Raises:
         UserError: it is damaged.
@@ -50,7 +50,7 @@ def parse_manifest(content: bytes, where: object) -> dict[str, object]:
 
 
 def read_manifest(folder: Path) -> dict[str, object] | None:
-    """The manifest of the cache in a folder, None where there is none.
+    """The manifest of the cache in a folder, None if there is none.
 
     Raises:
         UserError: it is damaged, or cannot be read.
@@ -74,46 +74,46 @@ def is_complete(folder: Path) -> bool:
 
 
 def manifest_text(manifest: dict[str, object]) -> str:
-    """What a manifest's file holds."""
+    """Content of a manifest file."""
     return json.dumps(manifest, indent=2) + "\n"
 
 
-def refuse_others(where: object, manifest: dict[str, object], wanted: dict[str, object]) -> None:
-    """Look whether a cache, in a folder or at an address, was made from the things wanted.
+def check_key(where: object, manifest: dict[str, object], key: dict[str, object]) -> None:
+    """Compare the key of a cache, in a folder or at a URL, with the key needed.
 
     Raises:
-        UserError: from others; the message says from which.
+        UserError: they differ; the message names the difference.
     """
     reasons = {
-        "data": f"other images or preprocessing ({manifest.get('describes')}; wanted: {wanted['describes']})",
+        "data": f"other images or preprocessing ({manifest.get('describes')}; needed: {key['describes']})",
         "autoencoder": f"another autoencoder ({manifest.get('kind')} {str(manifest.get('autoencoder'))[:8]})",
         "flip": f"data.flip {manifest.get('flip')}",
     }
-    for key, reason in reasons.items():
-        if manifest.get(key) != wanted[key]:
+    for name, reason in reasons.items():
+        if manifest.get(name) != key[name]:
             raise UserError(f"the latent cache {where} was made with {reason}; delete it or give another --latents")
 
 
 def kinds(flip: object) -> tuple[str, ...]:
-    """The files of moments that a shard has."""
+    """The kinds of moments files of a shard."""
     return ("moments", "flipped") if flip else ("moments",)
 
 
 def rows_file(folder: Path, shard: str) -> Path:
-    """Where a shard's rows are."""
+    """Path of a shard's rows file."""
     return folder / f"{shard}{ROWS}"
 
 
 def shard_of(name: str) -> str:
-    """The shard that a rows file is of."""
+    """Name of the shard of a rows file."""
     return name.removesuffix(ROWS)
 
 
-def discard(path: Path) -> None:
-    """Delete a file that is not what it should be, or is not there at all.
+def remove_file(path: Path) -> None:
+    """Delete a file if it exists.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the folder cannot be written.
     """
     try:
         path.unlink(missing_ok=True)
@@ -127,22 +127,22 @@ def _load(file: Path | io.BytesIO, mmap_mode: Literal["r"] | None = None) -> Any
             return np.load(file, mmap_mode)
         except OSError:
             raise
-        except Exception as error:  # a damaged header, read as Python, raises anything: SyntaxError, TokenError, ...
+        except Exception as error:  # a damaged header raises any error of Python's parser
             raise ValueError(str(error)) from error
 
 
 def read_rows(content: bytes, checksum: int | None = None) -> np.ndarray:
-    """A shard's rows, int64 (N, 4), of what its rows file holds; raises BROKEN where that is not what it was."""
+    """Rows int64 (N, 4) from the content of a rows file; raises DAMAGED if its checksum or shape is wrong."""
     if checksum is not None and zlib.crc32(content) != checksum:
-        raise ValueError("its checksum is another")
+        raise ValueError("wrong checksum")
     rows = _load(io.BytesIO(content))
     if rows.shape[1:] != (4,):
-        raise ValueError("it is of an earlier version")
+        raise ValueError("written by an earlier version")
     return rows
 
 
 def map_moments(path: Path, rows: int) -> np.ndarray:
-    """A shard's moments (rows, channels, h, w), memory-mapped; raises BROKEN where the file is not of that size."""
+    """A shard's moments (rows, channels, h, w), memory-mapped; raises DAMAGED if the file has another size."""
     array = _load(path, mmap_mode="r")
     if len(array) != rows or array.offset + array.nbytes != path.stat().st_size:
         raise ValueError(f"not the size of {rows} rows")
@@ -150,7 +150,7 @@ def map_moments(path: Path, rows: int) -> np.ndarray:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as the content of an .npy file."""
+    """The content of an .npy file of an array."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
@@ -162,18 +162,18 @@ def checksums(rows: np.ndarray) -> np.ndarray:
 
 
 def check_moments(path: Path, sums: np.ndarray) -> None:
-    """Read all of a shard's moments; raises BROKEN where they are not of these checksums (N,)."""
+    """Verify all moments of a shard by their checksums (N,); raises DAMAGED if one differs."""
     changed = np.flatnonzero(checksums(map_moments(path, len(sums))) != sums)
     if len(changed):
         raise ValueError(f"row {changed[0]} has changed")
 
 
 def is_whole(folder: Path, shard: str, flip: object, checksum: int | None = None) -> bool:
-    """Whether a shard's files are all there, of their sizes, and its rows file of ``checksum`` where that is known."""
+    """Whether all files of a shard exist with their right sizes, and its rows file has ``checksum`` if that is known."""
     try:
         rows = read_rows(rows_file(folder, shard).read_bytes(), checksum)
         for kind in kinds(flip):
             map_moments(folder / f"{shard}.{kind}.npy", len(rows))
-    except BROKEN:
+    except DAMAGED:
         return False
     return True

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ChannelStatistics:
-    """Adds up batches (N, c, h, w) and gives each channel's mean and population standard deviation."""
+    """Mean and population standard deviation of each channel of batches (N, c, *size)."""
 
     def __init__(self, channels: int):
         self.count = 0
@@ -15,11 +15,12 @@ class ChannelStatistics:
         self.squares = torch.zeros(channels, dtype=torch.float64)
 
     def add(self, batch: Tensor) -> None:
-        """Add a batch (N, c, h, w)."""
+        """Add a batch (N, c, *size)."""
         values = batch.detach().cpu().double()
         self.count += values.numel() // values.shape[1]
-        self.sum += values.sum(dim=(0, 2, 3))
-        self.squares += values.square().sum(dim=(0, 2, 3))
+        axes = (0, *range(2, values.ndim))
+        self.sum += values.sum(axes)
+        self.squares += values.square().sum(axes)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float64 (c,) each.
@@ -28,6 +29,6 @@ class ChannelStatistics:
             ValueError: nothing was added.
         """
         if not self.count:
-            raise ValueError("statistics of no latents")
+            raise ValueError("no latents were added")
         mean = self.sum / self.count
         return mean, (self.squares / self.count - mean.square()).clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""Convolutional autoencoders of diffusers' make: trained here, or pretrained ones such as Stable Diffusion's."""
+"""Convolutional autoencoders of diffusers: trained here, or pretrained such as Stable Diffusion's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
 from ditlab.errors import UserError
 
-# Stable Diffusion's VAE: the original, and its decoders fine-tuned for the mean squared error and for an average of weights.
+# Stable Diffusion's VAE: with decoders fine-tuned with EMA weights and for the squared error, and the original.
 SD_VAES = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse", "CompVis/stable-diffusion-v1-4")
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """One of diffusers' VAEs: AutoencoderKL, whose moments are means and log variances, or AutoencoderTiny, noiseless."""
+    """A VAE of diffusers: AutoencoderKL, whose moments are means and log variances, or the deterministic AutoencoderTiny."""
 
     def __init__(self, vae: Any, origin: dict[str, object] | None = None):
         config = vae.config
@@ -28,19 +28,19 @@ class DiffusersAutoencoder(Autoencoder):
         super().__init__(config["in_channels"], config["latent_channels"], 2 ** (len(widths) - 1))
         self.vae, self.origin = vae, origin
         self.stochastic = "Tiny" not in type(vae).__name__
-        if origin is not None:  # a pretrained VAE's own record says how its latents are scaled
+        if origin is not None:  # a pretrained VAE's config has the scale of its latents
             scale = float(config.get("scaling_factor") or 1.0)
             shift = float(config.get("shift_factor") or 0.0)
             channels = torch.ones(config["latent_channels"])
             self.set_statistics(channels * shift, channels / scale)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Moments (N, 2 c, h, w): means, then log variances; or the latents (N, c, h, w) where the VAE has no noise."""
+        """Moments (N, 2 c, h, w): means, then log variances; of a deterministic VAE the latents (N, c, h, w)."""
         encoded = self.vae.encode(pixels)
         return encoded.latent_dist.parameters if self.stochastic else encoded.latents
 
     def raw_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Draw from the posterior."""
+        """Sample the posterior: mean + exp(log variance / 2) noise."""
         if not self.stochastic:
             return moments
         mean, log_variance = moments.chunk(2, dim=1)
@@ -52,22 +52,22 @@ class DiffusersAutoencoder(Autoencoder):
 
     @property
     def bounds(self) -> None:
-        """Learned latents have no range."""
+        """None: learned latents have no fixed range."""
         return None
 
     @property
     def shipped(self) -> bool:
-        """Whether this one was trained here."""
+        """Whether it was trained here."""
         return self.origin is None
 
     def record(self) -> dict[str, object]:
-        """The VAE's configuration, or where a pretrained one lies."""
+        """The VAE's configuration, or the path or hub id of a pretrained one."""
         if self.origin is not None:
             return {"kind": "pretrained", **self.origin}
         return {"kind": "kl", "config": self._config()}
 
     def architecture(self) -> dict[str, object]:
-        """The VAE's configuration; where a pretrained one lies and how it scales its latents are no part of it."""
+        """The VAE's configuration, without the path and the latent scale of a pretrained one."""
         if self.origin is None:
             return self.record()
         scaling = ("scaling_factor", "shift_factor")
@@ -78,10 +78,10 @@ class DiffusersAutoencoder(Autoencoder):
 
 
 def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAutoencoder:
-    """A convolutional KL autoencoder (Rombach et al. 2022) of diffusers' make, with weights drawn from ``seed``.
+    """A new convolutional KL autoencoder (Rombach et al. 2022), with weights drawn from ``seed``.
 
     Raises:
-        UserError: impossible widths.
+        UserError: widths, channels or layers below 1.
     """
     if not config.widths or min(config.widths) < 1 or config.latent_channels < 1 or config.layers < 1:
         raise UserError(f"autoencoder widths {config.widths}, channels and layers must be 1 or more")
@@ -99,7 +99,7 @@ def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAuto
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         vae = _diffusers().AutoencoderKL(**kwargs)
-    # Between so few channels a random 1x1 convolution is nearly singular: a direction of the latent would be lost for good.
+    # With so few channels a random 1x1 convolution is nearly singular and would lose a direction of the latent.
     for convolution in (vae.quant_conv, vae.post_quant_conv):
         nn.init.dirac_(convolution.weight)
         nn.init.zeros_(convolution.bias)
@@ -107,8 +107,8 @@ def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAuto
 
 
 def build_kl(config: dict[str, object]) -> DiffusersAutoencoder:
-    """An AutoencoderKL of a recorded configuration, its weights still to be loaded."""
-    with torch.random.fork_rng(devices=[]):  # diffusers draws weights, soon replaced; the caller's chance stays its own
+    """An AutoencoderKL of a recorded configuration; its weights are still to be loaded."""
+    with torch.random.fork_rng(devices=[]):  # the weights drawn are replaced; the global generator is left as it was
         return DiffusersAutoencoder(_diffusers().AutoencoderKL(**config))
 
 
@@ -116,12 +116,12 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
     """A pretrained VAE from a folder in diffusers' layout or from the hub, as ``stabilityai/sd-vae-ft-ema``.
 
     Raises:
-        UserError: nothing readable there, or no such hub id in reach.
+        UserError: nothing readable at the path, or the hub id cannot be downloaded.
     """
     diffusers = _diffusers()
     if not path:
         raise UserError(
-            f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, as {', '.join(SD_VAES)}"
+            f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, such as {', '.join(SD_VAES)}"
         )
     kwargs = {"subfolder": subfolder} if subfolder else {}
     try:
@@ -129,32 +129,32 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
             config = diffusers.AutoencoderKL.load_config(path, **kwargs)
             name = config.get("_class_name", "AutoencoderKL")
             if name not in ("AutoencoderKL", "AutoencoderTiny"):
-                raise UserError(f"{path} holds a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
+                raise UserError(f"{path} contains a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
             kwargs |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-            vae, told = getattr(diffusers, name).from_pretrained(path, **kwargs)
+            vae, loading = getattr(diffusers, name).from_pretrained(path, **kwargs)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         shown = 2 if "state_dict" in lines[0] else 1  # the second line names the tensor that does not fit
         reason = " ".join(line.strip() for line in lines[:shown])
         raise UserError(
             f"cannot load an autoencoder from {path!r} ({reason}); give a folder with config.json and "
-            "safetensors weights, or a hub id where there is a network"
+            "safetensors weights, or a hub id and a network connection"
         ) from error
-    if told["missing_keys"] or told["unexpected_keys"]:
-        lacks = f"lacks tensor {told['missing_keys'][0]!r}" if told["missing_keys"] else ""
+    if loading["missing_keys"] or loading["unexpected_keys"]:
+        lacks = f"lacks tensor {loading['missing_keys'][0]!r}" if loading["missing_keys"] else ""
         raise UserError(
-            f"the weights in {path!r} are of another architecture than its config.json: the file "
-            + (lacks or f"has an unknown tensor {told['unexpected_keys'][0]!r}")
+            f"the weights in {path!r} do not fit its config.json: the file "
+            + (lacks or f"has an unknown tensor {loading['unexpected_keys'][0]!r}")
         )
-    place = str(Path(path).resolve()) if Path(path).is_dir() else path  # found again from any folder
-    autoencoder = DiffusersAutoencoder(vae, {"path": place, "subfolder": subfolder})
+    path = str(Path(path).resolve()) if Path(path).is_dir() else path  # valid in any working directory
+    autoencoder = DiffusersAutoencoder(vae, {"path": path, "subfolder": subfolder})
     autoencoder.eval()
     return autoencoder
 
 
 @contextlib.contextmanager
 def _quiet(diffusers: Any) -> Iterator[None]:
-    """Without what diffusers and the hub's client say to developers while they load: what matters is raised or checked."""
+    """Silence the log lines and warnings of diffusers and the hub client during loading; errors are still raised."""
     verbosity, hub = diffusers.logging.get_verbosity(), logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.CRITICAL)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from ditlab.encoders import autoencoder_kind
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe
 
 R = TypeVar("R", Recipe, AutoencoderRecipe)
@@ -28,7 +29,7 @@ def autoconfigure(recipe: R, device: torch.device, log: Callable[[str], None], o
         recipe = replace(recipe, data=replace(recipe.data, size=(size,)))
         chosen.append(f"size {size} (--data.size)")
     trained = ["train"]
-    if isinstance(recipe, Recipe) and recipe.autoencoder.kind == "kl":
+    if isinstance(recipe, Recipe) and autoencoder_kind(recipe.autoencoder.kind).trained:
         trained.append("autoencoder_train")
     for field in trained:
         if getattr(recipe, field).batch == 0:

@@ -17,12 +17,12 @@ from ditlab.encoders import (
     Autoencoder,
     ChannelStatistics,
     LatentCache,
+    autoencoder_kind,
+    cache_key,
     encode,
-    encode_behind,
-    identity,
+    encode_remote,
     is_complete,
     is_url,
-    load_pretrained,
     new_kl,
     record,
     uint8_to_float,
@@ -198,8 +198,9 @@ def prepare_autoencoder(recipe: Recipe, place: RunContext) -> Autoencoder:
     Raises:
         UserError: it cannot be loaded or trained.
     """
-    if recipe.autoencoder.kind == "pretrained":
-        return load_pretrained(recipe.autoencoder.path, recipe.autoencoder.subfolder)
+    kind = autoencoder_kind(recipe.autoencoder.kind)
+    if not kind.trained:
+        return kind.build(recipe.autoencoder, 0, recipe.seed)  # it has channels of its own
     folder, training = autoencoder_folder(recipe, place), recipe.autoencoder_recipe()
     own = not recipe.autoencoder.path  # with a path the autoencoder may come from any recipe
     if place.processes.broadcast_from_main(lambda: _to_train(training, folder, own)):
@@ -241,7 +242,7 @@ def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoenco
             bar.update(tasks[what], completed=done, total=total)
 
         if is_url(recipe.latents):
-            skipped = encode_behind(
+            skipped = encode_remote(
                 recipe.latents, dataset, autoencoder, folder, flip=flip, device=place.device, progress=show,
                 processes=place.processes,
             )  # fmt: skip
@@ -252,7 +253,7 @@ def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoenco
             )  # fmt: skip
         place.processes.broadcast_from_main(lambda: _update_index(folder / INDEX, dataset))
     _log_skipped(skipped, place.log)
-    cache = LatentCache(folder, identity(dataset, autoencoder, flip))
+    cache = LatentCache(folder, cache_key(dataset, autoencoder, flip))
     at = f", a copy of {recipe.latents}" if is_url(recipe.latents) else ""
     place.log(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
     return cache

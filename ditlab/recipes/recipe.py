@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import AutoencoderConfig, Remote, is_url
+from ditlab.encoders import AutoencoderConfig, RemoteCache, autoencoder_kind, is_url
 from ditlab.errors import UserError, nearest
 from ditlab.models import DiTConfig, NetworkConfig
 from ditlab.models.network import kind, of_record, to_record
@@ -76,7 +76,7 @@ class AutoencoderRecipe:
     def check(self, flags: str = "train") -> None:
         """Raise UserError for a value that is wrong for any images; ``flags`` is what the flags of training start with."""
         _check_seed(self.seed)
-        if self.autoencoder.kind != "kl":
+        if not autoencoder_kind(self.autoencoder.kind).trained:
             raise UserError(
                 f"recipe {self.name!r} has no autoencoder to train: its kind is {self.autoencoder.kind!r}, not 'kl'"
             )
@@ -132,8 +132,8 @@ class Recipe:
         self.train.check()
         self.diffusion.check()
         if is_url(self.latents):
-            Remote(self.latents)  # raises for a URL that cannot be opened
-        if self.autoencoder.kind == "kl":
+            RemoteCache(self.latents)  # raises for a URL that cannot be opened
+        if autoencoder_kind(self.autoencoder.kind).trained:
             self.autoencoder_recipe().check("autoencoder-train")
 
     def to_json(self) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from ditlab.data import Dataset, Images
 from ditlab.diffusion import build_loss, samplers
-from ditlab.encoders import Autoencoder, LatentCache, new_kl
+from ditlab.encoders import Autoencoder, LatentCache, autoencoder_kind
 from ditlab.errors import UserError, check_divisible
 from ditlab.models import NetworkInput, build, cost
 from ditlab.models.network import describe, divisor, kind
@@ -48,7 +48,7 @@ def encode_latents(recipe: Recipe, place: RunContext) -> Path:
     Raises:
         UserError: the recipe works on pixels, or a cache of other things is in the place.
     """
-    if recipe.autoencoder.kind == "pixels":
+    if not autoencoder_kind(recipe.autoencoder.kind).latents:
         raise UserError(f"recipe {recipe.name!r} works on pixels: there is nothing to encode")
     recipe.check()
     dataset = open_images(recipe, place, relist=True)
@@ -88,11 +88,10 @@ def build_model(
 
 def _check_before(recipe: Recipe, dataset: Dataset) -> None:
     """Find what does not go together before hours of reading, of training an autoencoder, and of encoding."""
-    config, channels = recipe.autoencoder, dataset.shape[0]
-    if config.kind == "pixels":
-        build_model(recipe, Autoencoder(channels, channels, 1), dataset.shape, dataset.names)
-    elif config.kind == "kl" and not config.path:
-        build_model(recipe, new_kl(config, channels, recipe.seed), dataset.shape, dataset.names)
+    config = recipe.autoencoder
+    kind = autoencoder_kind(config.kind)
+    if (kind.trained and not config.path) or not kind.latents:  # others are loaded, and checked then
+        build_model(recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names)
 
 
 def train_recipe(recipe: Recipe, place: RunContext) -> Pipeline:
@@ -113,7 +112,7 @@ def train_recipe(recipe: Recipe, place: RunContext) -> Pipeline:
 
 def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
     data: Images | LatentCache
-    if recipe.autoencoder.kind == "pixels":
+    if not autoencoder_kind(recipe.autoencoder.kind).latents:
         data = load_images(dataset, place)
         autoencoder = pixel_autoencoder(data)
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)

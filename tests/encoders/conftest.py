@@ -1,4 +1,4 @@
-"""Tiny real autoencoders, and the one check that every message to a person must pass."""
+"""Tiny real autoencoders."""
 
 from __future__ import annotations
 

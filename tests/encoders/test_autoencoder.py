@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, uint8_to_float
+from ditlab.encoders import Autoencoder, AutoencoderConfig, float_to_uint8, new_kl, uint8_to_float
 
 
 def images(count: int, channels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -17,6 +17,12 @@ def test_bytes_become_numbers_from_minus_one_to_one_and_the_array_stays_as_it_wa
     assert uint8_to_float(pixels).flatten().tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
     assert uint8_to_float(pixels).dtype == torch.float32
     assert pixels.flatten().tolist() == [0, 51, 255]
+
+
+def test_every_byte_survives_the_way_to_floats_and_back_and_what_is_beyond_the_range_is_clamped():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 1, 16, 16)  # of a clip too
+    assert torch.equal(float_to_uint8(uint8_to_float(pixels)), pixels)
+    assert float_to_uint8(torch.tensor([-3.0, -1.0, 0.001, 1.0, 7.0])).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_pixels_go_through_the_identity_and_come_back_whatever_the_statistics():

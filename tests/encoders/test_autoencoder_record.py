@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, record
+from ditlab.encoders import AUTOENCODERS, Autoencoder, AutoencoderConfig, new_kl, record
 
 
 @pytest.fixture
@@ -36,6 +36,18 @@ def test_the_pixel_identity_is_saved_too(tmp_path: Path):
     record.save(autoencoder, tmp_path)
     back = record.load(tmp_path)
     assert (type(back), back.channels, back.mean.flatten().tolist()) == (Autoencoder, 3, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("kind", AUTOENCODERS)
+def test_every_kind_of_the_registry_is_built_and_restored_from_its_record(kind: str, folder: Path, kl: Callable):
+    (folder / "vae").mkdir()
+    kl(channels=3).vae.save_pretrained(folder / "vae")
+    config = AutoencoderConfig(kind=kind, path=str(folder / "vae"), latent_channels=2, widths=(8, 16))  # pyright: ignore
+    built = AUTOENCODERS[kind].build(config, 3, 0)
+    again = record.restore(json.loads(json.dumps(built.record())))
+    assert (again.channels, again.factor, again.architecture()) == (3, built.factor, built.architecture())
+    assert AUTOENCODERS[kind].latents == (built.factor > 1)
+    assert not (AUTOENCODERS[kind].trained and not built.shipped)
 
 
 def test_nothing_there_says_how_to_make_one(tmp_path: Path, refuses: Callable):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ditlab.data import DataConfig, Dataset, open_data
-from ditlab.encoders import Autoencoder, LatentCache, cache, encode, identity, record, shards
+from ditlab.encoders import Autoencoder, LatentCache, cache, cache_key, encode, record, shards
 from ditlab.errors import UserError
 
 SHARD = 100
@@ -56,7 +56,7 @@ class Counting(Autoencoder):
 
 
 def opened(dataset: Dataset, autoencoder: Autoencoder, folder: Path, flip: bool = False) -> LatentCache:
-    return LatentCache(folder, identity(dataset, autoencoder, flip))
+    return LatentCache(folder, cache_key(dataset, autoencoder, flip))
 
 
 def read_all(latents: LatentCache, flip: bool = False) -> np.ndarray:

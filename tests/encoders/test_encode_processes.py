@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ditlab.data import open_data
-from ditlab.encoders import LatentCache, cache, identity, record
+from ditlab.encoders import LatentCache, cache, cache_key, record
 from ditlab.recipes import find_recipe
 
 SHARD = "\nfrom ditlab.encoders import cache\n\ncache.SHARD = 100\n"  # at the end of a recipe file: six shards, not one
@@ -163,7 +163,7 @@ def test_unreadable_images_are_told_whichever_process_met_them(
     assert listed[1] == 0  # the first process lists for both
     autoencoder = record.load(Path(str(beside[1])))
     config = replace(find_recipe(str(recipe))[0].data, source="folder", path=str(tmp_path / "photos"), limit=0)
-    latents = LatentCache(tmp_path / "two-latents", identity(open_data(config), autoencoder, True))
+    latents = LatentCache(tmp_path / "two-latents", cache_key(open_data(config), autoencoder, True))
     assert np.bincount(latents.labels).tolist() == [198, 29]
 
 

@@ -17,7 +17,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ditlab.data import DataConfig, Dataset, open_data
-from ditlab.encoders import Autoencoder, LatentCache, cache, encode, encode_behind, identity
+from ditlab.encoders import Autoencoder, LatentCache, cache, cache_key, encode, encode_remote
 from ditlab.errors import UserError
 
 SHARD = 100
@@ -124,7 +124,7 @@ class Counting(Autoencoder):
 def run(url: str, dataset: Dataset, folder: Path, autoencoder: Autoencoder | None = None, **more: Any) -> int:
     """Images encoded by one start, each mirrored one too."""
     counting = autoencoder or Counting()
-    encode_behind(url, dataset, counting, folder, flip=True, batch=40, **more)
+    encode_remote(url, dataset, counting, folder, flip=True, batch=40, **more)
     return getattr(counting, "seen", -1)
 
 
@@ -159,7 +159,7 @@ def test_what_is_sent_is_the_plain_cache_and_another_machine_fetches_it_without_
     assert here(tmp_path / "b") == whole
     assert at(url) == whole
     autoencoder = Autoencoder(1, 1, 1)
-    latents = LatentCache(tmp_path / "b", identity(digits, autoencoder, True))
+    latents = LatentCache(tmp_path / "b", cache_key(digits, autoencoder, True))
     pixels, _ = digits.read(np.arange(250))
     rows = latents.read(np.arange(250), np.ones(250, bool))
     np.testing.assert_allclose(rows, pixels[..., ::-1] / 127.5 - 1, atol=1e-3)
@@ -202,7 +202,7 @@ def test_images_left_out_are_told_by_those_who_only_fetch(url: str, tmp_path: Pa
     broken.write_bytes(broken.read_bytes()[:60])
     config = DataConfig(source="folder", path=str(photos))
     for name in ("a", "b", "b"):
-        skipped = encode_behind(url, open_data(config), Autoencoder(3, 3, 1), tmp_path / name, flip=False)
+        skipped = encode_remote(url, open_data(config), Autoencoder(3, 3, 1), tmp_path / name, flip=False)
         assert [line.split(":")[0] for line in skipped] == ["dog/7.png"]
 
 
@@ -257,7 +257,7 @@ KILLS = """
 import os, signal, sys
 from pathlib import Path
 from ditlab.data import DataConfig, open_data
-from ditlab.encoders import Autoencoder, cache, encode, encode_behind
+from ditlab.encoders import Autoencoder, cache, encode, encode_remote
 
 cache.SHARD = 60
 base, fetching = Path(sys.argv[1]), sys.argv[2] == "fetching"
@@ -279,7 +279,7 @@ def start(url, local, last):
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
         try:
-            encode_behind(f"file://{url}", digits, Autoencoder(1, 1, 1), local, flip=True)
+            encode_remote(f"file://{url}", digits, Autoencoder(1, 1, 1), local, flip=True)
         except BaseException as error:
             print(repr(error), flush=True)
             os._exit(1)
@@ -331,7 +331,7 @@ def test_a_url_with_a_cache_of_other_things_is_refused_and_nothing_changes(
     there = whole if finished else whole | {"manifest.json": unfinished(whole)}
     put(url, there)
     dataset, autoencoder, flip = other()
-    call = lambda: encode_behind(url, dataset, autoencoder, tmp_path / "b", flip=flip)  # noqa: E731
+    call = lambda: encode_remote(url, dataset, autoencoder, tmp_path / "b", flip=flip)  # noqa: E731
     refuses(call, url, words, "--latents")
     assert at(url) == there
     assert not (tmp_path / "b").exists()
@@ -340,9 +340,9 @@ def test_a_url_with_a_cache_of_other_things_is_refused_and_nothing_changes(
 def test_another_autoencoders_cache_at_a_url_is_refused(
     url: str, digits: Dataset, kl: Callable, tmp_path: Path, refuses: Callable
 ):
-    encode_behind(url, digits, kl(seed=0), tmp_path / "a", flip=False)
+    encode_remote(url, digits, kl(seed=0), tmp_path / "a", flip=False)
     there = at(url)
-    refuses(lambda: encode_behind(url, digits, kl(seed=1), tmp_path / "b", flip=False), url, "another autoencoder")
+    refuses(lambda: encode_remote(url, digits, kl(seed=1), tmp_path / "b", flip=False), url, "another autoencoder")
     assert at(url) == there
 
 
@@ -350,7 +350,7 @@ def test_a_local_folder_with_a_cache_of_other_things_is_refused_before_anything_
     url: str, digits: Dataset, tmp_path: Path, whole: dict[str, bytes], refuses: Callable
 ):
     dataset, autoencoder, flip = other_images()
-    refuses(lambda: encode_behind(url, dataset, autoencoder, tmp_path / "whole", flip=flip), str(tmp_path / "whole"))
+    refuses(lambda: encode_remote(url, dataset, autoencoder, tmp_path / "whole", flip=flip), str(tmp_path / "whole"))
     files, root = fsspec.url_to_fs(url)
     assert not files.exists(root)
     assert here(tmp_path / "whole") == whole
