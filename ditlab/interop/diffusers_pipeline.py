@@ -1,11 +1,11 @@
-"""Models as diffusers keeps them: a folder that its ``DiTPipeline.from_pretrained`` loads, written and read.
+"""Read and write folders of diffusers' DiTPipeline.
 
-Where the two differ, weights take up the difference, so that both make the same images of the same noise:
+Weights absorb the differences, so that both make the same images from the same noise:
 
-- The pipeline scales latents by one number, ditlab by a mean and a spread a channel. Those go into the 1x1 convolutions on
-  both sides of the latent.
-- Its null class is number 1000, whatever the data. The label table grows to 1001 rows.
-- Its 128 frequencies of a timestep end at 1/10000, ditlab's and the public code's just before it; see ``refit``.
+- The pipeline scales latents by one number, ditlab by a mean and a standard deviation per channel. Those are folded into the
+  1x1 convolutions on both sides of the latent.
+- Its null class is number 1000, whatever the data. The label table is extended to 1001 rows.
+- Its 128 timestep frequencies end at 1/10000, ditlab's and the public code's just before it; see ``refit``.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
 
 INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model.safetensors"
-NULL = 1000  # the pipeline's number of no class
-STEPS = (1000, 500, 250, 125, 50, 25, 10, 5)  # of sampling; a network's timesteps are mended for one of them
-CLOSE = 2e-5  # of what an embedding's entries are, where it is mended
+NULL = 1000  # the pipeline's label of the null class
+STEPS = (1000, 500, 250, 125, 50, 25, 10, 5)  # numbers of timesteps that refit tries to reproduce
+TOLERANCE = 2e-5  # of a refitted embedding, relative to its largest entry
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "epsilon",
     "trained_betas": None,
 }  # fmt: skip
 SAMPLING = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "leading"}
-# The public layout's names of each tensor that is in every block there, and of those that are there once.
+# Names in the public layout and in the pipeline: of tensors in every block, and of the others.
 BLOCK = {
     "adaLN_modulation.1": "norm1.linear", "attn.proj": "attn1.to_out.0", "mlp.fc1": "ff.net.0.proj", "mlp.fc2": "ff.net.2",
 }  # fmt: skip
@@ -60,18 +60,18 @@ def export(model: Pipeline, out: Path, force: bool = False) -> int:
     Args:
         model: an adaln-zero DiT of the paper's process, on latents of a KL autoencoder.
         out: the folder.
-        force: replace a pipeline that is there.
+        force: replace an existing pipeline.
 
     Returns:
-        The number of steps for which, and for whose divisors, the pipeline's timesteps are the model's (``refit``).
+        The number of sampling steps at which, and at whose divisors, the timestep embeddings are exact (``refit``).
 
     Raises:
-        UserError: the pipeline has no place for this model, or ``out`` holds something.
+        UserError: the pipeline does not support this model, or ``out`` is not empty.
     """
     network, autoencoder = _parts(model)
     if out.exists() and not (force and (out / INDEX).is_file()) and not (out.is_dir() and not any(out.iterdir())):
-        mend = "say --force to replace it" if (out / INDEX).is_file() else "choose another folder"
-        raise UserError(f"{out} is there already; {mend}")
+        advice = "use --force to replace it" if (out / INDEX).is_file() else "choose another folder"
+        raise UserError(f"{out} already exists; {advice}")
     tensors = official.state_dict(network)
     steps = refit(tensors, ours=False)
     config, shape = network.config, network.input
@@ -106,10 +106,10 @@ def export(model: Pipeline, out: Path, force: bool = False) -> int:
 
 
 def read(folder: Path) -> Pipeline:
-    """A model from a folder of diffusers' DiTPipeline; it samples with 50 DDIM steps unless told otherwise, as that does.
+    """Read a folder of diffusers' DiTPipeline; by default the model samples with 50 DDIM steps, as the pipeline does.
 
     Raises:
-        UserError: no such pipeline, or one that does what ditlab does not.
+        UserError: the pipeline is missing, or has features that ditlab does not support.
     """
     index = _record(folder / INDEX)
     if index.get("_class_name") != "DiTPipeline":
@@ -128,7 +128,7 @@ def read(folder: Path) -> Pipeline:
     tensors[official.POSITIONS] = sincos_positions(width, side // patch, side // patch)[None]
     names = index.get("id2label") or {}
     known = [names.get(str(label)) for label in range(len(names))]
-    if known and None not in known and len(known) < len(tensors[TABLE]):  # the other rows are of labels without a name
+    if known and None not in known and len(known) < len(tensors[TABLE]):  # the other rows are of unnamed labels
         tensors[TABLE] = torch.cat([tensors[TABLE][: len(known)], tensors[TABLE][-1:]])
     refit(tensors, ours=True)
     network = official.network(tensors, path, heads)
@@ -147,18 +147,18 @@ def read(folder: Path) -> Pipeline:
 
 
 def refit(tensors: dict[str, Tensor], ours: bool) -> int:
-    """Change the second Linear of a timestep's embedding so that it gives the same with the other frequencies.
+    """Change the second Linear of the timestep embedding so that its outputs are the same with the other frequencies.
 
-    Sines of other frequencies are not sums of the given ones, but the hidden layer's D outputs and its bias, between them,
-    can be weighted to give any D + 1 timesteps exactly: the smallest change that does so is taken, for as many evenly spaced
-    timesteps as there is room for (all 1000 in DiT-XL, 250 in DiT-S).
+    Sines of other frequencies are not linear combinations of the given ones, but weights of the hidden layer's D outputs and a
+    bias can reproduce the embeddings of any D + 1 timesteps exactly. The smallest change that does so is used, for as many
+    evenly spaced timesteps as possible (all 1000 in DiT-XL, 250 in DiT-S).
 
     Args:
         tensors: in the public layout; changed.
-        ours: to ditlab's frequencies; otherwise from them to diffusers'.
+        ours: convert to ditlab's frequencies; otherwise from them to diffusers'.
 
     Returns:
-        How many evenly spaced timesteps, from 0, are right; so are those of any divisor of it.
+        The number of evenly spaced timesteps, from 0, that are exact; those of any divisor of it are too.
     """
     first, bias = (tensors[f"t_embedder.mlp.0.{kind}"].double() for kind in KINDS)
     second, offset = (tensors[f"t_embedder.mlp.2.{kind}"].double() for kind in KINDS)
@@ -166,7 +166,7 @@ def refit(tensors: dict[str, Tensor], ours: bool) -> int:
 
     def hidden(intervals: int) -> Tensor:
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / intervals)
-        angles = torch.arange(1000, dtype=torch.float32)[:, None] * frequencies  # rounded as both networks round them
+        angles = torch.arange(1000, dtype=torch.float32)[:, None] * frequencies  # rounded as in both networks
         return F.silu(F.linear(torch.cat([angles.cos(), angles.sin()], dim=1).double(), first, bias))
 
     before, after = hidden(half - 1 if ours else half), hidden(half if ours else half - 1)
@@ -179,15 +179,15 @@ def refit(tensors: dict[str, Tensor], ours: bool) -> int:
             change = torch.linalg.lstsq(after[rows], wanted[rows] - after[rows] @ start, driver="gelsd").solution
             found = (start + change).float()
             off = (after[rows].float() @ found - wanted[rows].float()).abs().max()
-            if off <= CLOSE * wanted.abs().max():
+            if off <= TOLERANCE * wanted.abs().max():
                 tensors["t_embedder.mlp.2.weight"] = found[:-1].T.contiguous()
                 tensors["t_embedder.mlp.2.bias"] = found[-1].clone()
                 return steps
-    raise UserError("the timesteps' embedding has too few different values to be carried over")
+    raise UserError("the timestep embedding has too few distinct values to be converted")
 
 
 def scaled(autoencoder: DiffusersAutoencoder) -> Any:
-    """The VAE with the statistics of its latents inside: what it encodes is normalised, what it decodes is expected so."""
+    """The VAE with its latent statistics folded in, so that its latents are normalised."""
     vae, mean, std = copy.deepcopy(autoencoder.vae).cpu(), autoencoder.mean.cpu(), autoencoder.std.cpu()
     if _one_scale(autoencoder):
         vae.register_to_config(scaling_factor=1 / std[0].item(), shift_factor=None)
@@ -205,12 +205,12 @@ def scaled(autoencoder: DiffusersAutoencoder) -> Any:
 
 
 def _one_scale(autoencoder: DiffusersAutoencoder) -> bool:
-    """Whether one number scales all channels of the latents, as the pipeline has it."""
+    """Whether one number scales all latent channels, as in the pipeline."""
     return not autoencoder.mean.any() and bool((autoencoder.std == autoencoder.std[0]).all())
 
 
 def _parts(model: Pipeline) -> tuple[DiT, DiffusersAutoencoder]:
-    """Network and autoencoder of a model that the pipeline has a place for; others are refused."""
+    """Network and autoencoder of a model that the pipeline supports; others are refused."""
     network, autoencoder = official.paper(model, "diffusers' DiTPipeline"), model.autoencoder
     if not 0 < network.input.classes <= NULL:
         raise UserError(f"diffusers' DiTPipeline takes 1 to {NULL} classes; this model has {network.input.classes}")
@@ -231,9 +231,9 @@ def _parts(model: Pipeline) -> tuple[DiT, DiffusersAutoencoder]:
 
 
 def _names(depth: int) -> Iterator[tuple[str, str]]:
-    """Each tensor's name in the public layout and in the pipeline, but those of queries, keys and values.
+    """Names of the tensors in the public layout and in the pipeline, except those of queries, keys and values.
 
-    Every block of the pipeline carries a copy of the embeddings, so that some of the public names come more than once.
+    Every block of the pipeline has a copy of the embeddings, so some of the public names occur more than once.
     """
     for n in range(depth):
         block = f"transformer_blocks.{n}"
@@ -249,14 +249,14 @@ def _names(depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _qkv(depth: int) -> Iterator[tuple[str, list[str]]]:
-    """The name of queries, keys and values in the public layout, where they are one, and their names in the pipeline."""
+    """The name of queries, keys and values in the public layout, where they are one tensor, and their names in the pipeline."""
     for n in range(depth):
         for kind in KINDS:
             yield f"blocks.{n}.attn.qkv.{kind}", [f"transformer_blocks.{n}.attn1.{name}.{kind}" for name in QKV]
 
 
 def _theirs(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The pipeline's tensors of those in the public layout."""
+    """From tensors of the public layout to those of the pipeline."""
     found = {theirs: tensors[public] for public, theirs in _names(depth)}
     for public, names in _qkv(depth):
         found |= dict(zip(names, tensors[public].chunk(3), strict=True))
@@ -264,10 +264,10 @@ def _theirs(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 
 
 def _public(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The public layout's tensors of the pipeline's.
+    """From tensors of the pipeline to those of the public layout.
 
     Raises:
-        ValueError: its blocks have embeddings of their own, where ditlab has one for all.
+        ValueError: its blocks have different embeddings; ditlab has one for all.
     """
     tensors: dict[str, Tensor] = {}
     for public, name in _names(depth):
@@ -282,7 +282,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); a pipeline's folder has it") from error
+        raise UserError(f"{path} cannot be read ({error}); a pipeline folder contains it") from error
     if not isinstance(record, dict):
-        raise UserError(f"{path} is not a record")
+        raise UserError(f"{path} is not a JSON object")
     return record

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: the two files of a model and a card that says what it is."""
+"""Models on the Hugging Face hub: the two files of a model, and a model card."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ from ditlab.pipelines.pipeline import RECORD, WEIGHTS
 from ditlab.runtime.console import markdown_table
 
 CARD = "README.md"
-PICTURE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")  # and its file in Markdown
-FILES = (RECORD, WEIGHTS, "model_index.json", "*/*.json", "*/*.safetensors")  # of a model, ditlab's or a pipeline's
+PICTURE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")  # in Markdown; the group is its file
+FILES = (RECORD, WEIGHTS, "model_index.json", "*/*.json", "*/*.safetensors")  # of a model of ditlab or of diffusers
 
 
 def push(run: Path, name: str, private: bool = False) -> str:
-    """Upload a model, its card with it.
+    """Upload a model and its card.
 
     Args:
         run: run folder, or ``model.safetensors``.
-        name: on the hub, ``user/name``; made where it is not there.
-        private: whether only you see it.
+        name: on the hub, ``user/name``; created if it is missing.
+        private: create it as a private repository.
 
     Returns:
-        Its address.
+        The model's URL.
 
     Raises:
-        UserError: no model there, no such account, or the hub is out of reach.
+        UserError: the model or the account is missing, or the hub cannot be reached.
     """
     hub, model = _hub(), Pipeline.load(run)
     folder = run.parent if run.suffix == ".safetensors" else run
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        model.save(place)
-        (place / CARD).write_text(card(model, name, folder))
+        content = Path(temporary)
+        model.save(content)
+        (content / CARD).write_text(card(model, name, folder))
         for _, pictures in _pages(folder):
             for picture in pictures:
-                _copy(folder / picture, place / picture)
+                _copy(folder / picture, content / picture)
         try:
             api = hub.HfApi()
             api.create_repo(name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=name, folder_path=place, commit_message="a model, by ditlab")
+            api.upload_folder(repo_id=name, folder_path=content, commit_message="Upload a model with ditlab")
         except (OSError, ValueError) as error:  # the client's own errors are both
             raise UserError(
-                f"cannot push to {name} ({_first_line(error)}); log in with `hf auth login`, and name it USER/NAME"
+                f"cannot push to {name} ({_first_line(error)}); log in with `hf auth login`, and use a name USER/NAME"
             ) from error
     return f"https://huggingface.co/{name}"
 
 
 def download(name: str) -> Path:
-    """The folder of a model on the hub, in the hub's own cache; what is there already is not fetched again.
+    """Download a model into the hub's cache, if it is not there, and return its folder.
 
     Raises:
-        UserError: no such model, or the hub is out of reach.
+        UserError: the model is missing, or the hub cannot be reached.
     """
     hub = _hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name} is no folder here and cannot be had from the hub ({_first_line(error)}); give a run folder, or USER/NAME "
-            "of a model that is on it"
+            f"{name} is not a local folder and cannot be downloaded from the hub ({_first_line(error)}); give a run folder, or "
+            "USER/NAME of a model on the hub"
         ) from error
 
 
 def card(model: Pipeline, name: str, folder: Path) -> str:
-    """A model's card in Markdown: what it makes, how it is used, then the pages its run has, of training and of measuring.
+    """The model card in Markdown: images, network, usage, then the run's reports of training and evaluation.
 
     Args:
-        model: it is of.
+        model: the model.
         name: on the hub.
-        folder: the run's.
+        folder: of the run.
     """
     config, shape = model.network.config, model.network.input
     counted, (channels, height, width) = cost(config, shape), model.pixels
@@ -103,15 +103,15 @@ def card(model: Pipeline, name: str, folder: Path) -> str:
 
 
 def _pages(folder: Path) -> list[tuple[str, list[str]]]:
-    """What a run says of its training and of its measuring: text, and the pictures in it, whose places are the folder's."""
+    """The reports of a run: their text, and the paths of their pictures relative to the folder."""
     return [_page(folder, part) for part in ("", "evaluation") if (folder / part / "report.md").is_file()]
 
 
 def _page(folder: Path, part: str) -> tuple[str, list[str]]:
-    def placed(found: re.Match[str]) -> str:
+    def prefixed(found: re.Match[str]) -> str:
         return found[0].replace(found[1], (Path(part) / found[1]).as_posix())
 
-    text = PICTURE.sub(placed, (folder / part / "report.md").read_text())
+    text = PICTURE.sub(prefixed, (folder / part / "report.md").read_text())
     return text, PICTURE.findall(text)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints in the public DiT layout, in and out.
+"""Read and write checkpoints in the public DiT layout.
 
-The layout is a flat dictionary of tensors, bare or under "ema", in a .pt file; it says nothing of heads, whose number is
-that of the paper's model of the same width, or width / 64.
+The layout is a flat dictionary of tensors, at the top level or under "ema", in a .pt file. It does not contain the number of
+heads, which is that of the paper's model of the same width, or width / 64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
 from ditlab.runtime.weights import load_tensors, load_weights
 
-# ditlab's name of each tensor in the public layout, N being a block's number.
+# Parts of tensor names: in the public layout, and in ditlab.
 NAMES = {
     "x_embedder.proj": "patch_embedding",
     "t_embedder.mlp": "timestep_embedding.mlp",
@@ -55,28 +55,30 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise UserError(f"{path} is not in the public DiT layout: expected tensors by name, bare or under 'ema'")
+        raise UserError(
+            f"{path} is not in the public DiT layout: expected tensors by name, at the top level or under 'ema'"
+        )
     return content
 
 
 def read(path: str | Path, heads: int = 0) -> DiT:
     """A DiT from a checkpoint in the public layout, in evaluation mode.
 
-    Depth, width, patch, channels, classes and image size are read off the tensors. Call it as
+    Depth, width, patch, channels, classes and image size are inferred from the tensors. Call it as
     ``network(x, t, Condition(labels))`` with t from 0 to 999.
 
     Args:
         path: a .pt, read without running code, or a .safetensors.
-        heads: attention heads; 0 is those of the paper's model of the same width, or width / 64.
+        heads: attention heads; 0 for those of the paper's model of the same width, or width / 64.
 
     Raises:
-        UserError: no such file, a pickle with code in it, or another architecture.
+        UserError: a missing file, a pickle that contains code, or another architecture.
     """
     return network(_read_tensors(Path(path)), Path(path), heads)
 
 
 def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
-    """A DiT of tensors in the public layout; see ``read``, whose errors speak of ``path``."""
+    """A DiT from tensors in the public layout, as ``read``; ``path`` is for its errors."""
     try:
         kernel = tensors["x_embedder.proj.weight"]
         width, channels, patch, _ = kernel.shape
@@ -111,10 +113,10 @@ def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
 
 
 def fits(network: Network, what: str = "the public DiT layout") -> DiT:
-    """The network, if it is the paper's: adaln-zero blocks, a square latent, a null class, and nothing that came later.
+    """Check that a network is the paper's: adaln-zero blocks, a square latent, a null class, and no later options.
 
     Raises:
-        UserError: it is another; ``what`` is said to have no place for it.
+        UserError: it is another; the message names ``what`` and the difference.
     """
     if not isinstance(network, DiT):
         raise UserError(f"{what} holds diffusion transformers; this network is a U-Net")
@@ -133,36 +135,36 @@ def fits(network: Network, what: str = "the public DiT layout") -> DiT:
 
 
 def paper(model: Pipeline, what: str = "the public DiT layout") -> DiT:
-    """The network of a model that is the paper's, process included.
+    """The network of a model that is the paper's in network and process.
 
     Raises:
-        UserError: it is not; ``what`` is said to have no place for it.
+        UserError: it is another; the message names ``what`` and the difference.
     """
     network, diffusion = fits(model.network, what), model.diffusion
     if (diffusion.schedule, diffusion.target) != ("linear-beta", "epsilon"):
         raise UserError(
-            f"{what} holds networks that predict epsilon, of linear betas; this one is of {diffusion.schedule} and predicts "
+            f"{what} holds networks that predict epsilon with linear betas; this one has {diffusion.schedule} and predicts "
             f"{diffusion.target}"
         )
     return network
 
 
 def export(model: Pipeline, out: Path, force: bool = False) -> None:
-    """Write a network as a checkpoint in the public layout, which the public code's ``load_state_dict`` takes.
+    """Write a network as a checkpoint for the public code's ``load_state_dict``.
 
     Args:
-        model: of the paper's process.
+        model: with the paper's process.
         out: a .pt or a .safetensors.
-        force: replace a file that is there.
+        force: replace an existing file.
 
     Raises:
-        UserError: the layout has no place for this model, ``out`` is there or has another ending, or cannot be written.
+        UserError: the layout does not support this model, ``out`` exists or has another suffix, or cannot be written.
     """
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state_dict(paper(model)).items()}
     if out.suffix not in (".pt", ".safetensors"):
         raise UserError(f"{out} must end in .pt or .safetensors")
     if out.exists() and not force:
-        raise UserError(f"{out} is there already; choose another file or say --force")
+        raise UserError(f"{out} already exists; choose another file or use --force")
     buffer = io.BytesIO()
     if out.suffix == ".pt":
         torch.save(tensors, buffer)
@@ -170,10 +172,10 @@ def export(model: Pipeline, out: Path, force: bool = False) -> None:
 
 
 def state_dict(network: Network) -> dict[str, Tensor]:
-    """A DiT's weights in the public layout, which does not say how many heads there are.
+    """A DiT's weights in the public layout, which does not contain the number of heads.
 
     Raises:
-        UserError: the public layout has no place for this network.
+        UserError: the public layout does not support this network.
     """
     paper = fits(network)
     config, shape = paper.config, paper.input
@@ -192,13 +194,13 @@ def import_checkpoint(checkpoint: Path, out: Path, vae: str, force: bool = False
         checkpoint: in the public layout.
         out: folder of the new model.
         vae: the VAE of its latents, a folder or a hub id.
-        force: replace a model that is there.
+        force: replace an existing model.
 
     Raises:
-        UserError: the checkpoint cannot be read, ``out`` holds a model, or the VAE is not to be had.
+        UserError: the checkpoint or the VAE cannot be read, or ``out`` contains a model.
     """
     if (out / "model.json").exists() and not force:
-        raise UserError(f"{out} holds a model already; choose another folder or say --force")
+        raise UserError(f"{out} already contains a model; choose another folder or use --force")
     network = read(checkpoint)
     shape = network.input
     autoencoder = load_pretrained(vae)

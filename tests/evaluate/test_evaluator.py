@@ -28,11 +28,9 @@ def efficientnet() -> FeatureNetwork:
 
 
 @pytest.fixture(scope="module")
-def judge(efficientnet: FeatureNetwork, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
-    """All digits in EfficientNet's features."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        found = Evaluator.of(open_data(DataConfig()), efficientnet)
+def judge(efficientnet: FeatureNetwork) -> Evaluator:
+    """All digits in EfficientNet's features, from the cache that all tests share."""
+    found = Evaluator.of(open_data(DataConfig()), efficientnet)
     assert found is not None
     return found
 

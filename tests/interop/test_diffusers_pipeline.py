@@ -81,10 +81,10 @@ def test_what_is_written_is_read_back(model: Build, tmp_path: Path):
 
 def test_a_pipeline_is_measured_as_a_model_not_as_a_folder_of_images(model: Build, tmp_path: Path):
     diffusers_pipeline.export(model(), tmp_path / "out")
-    samples = open_samples(str(tmp_path / "out"), 3, 1, 2, lambda made: SampleConfig("ddim", 4), ALONE)
-    made = np.concatenate(list(samples.batches()))
+    samples = open_samples(str(tmp_path / "out"), 3, 1, "turn", 2, lambda model: SampleConfig("ddim", 4), ALONE)
+    generated = np.concatenate(list(samples.batches()))
     back = diffusers_pipeline.read(tmp_path / "out")
-    assert np.abs(made.astype(int) - back.sample(None, sampler="ddim", steps=4, seed=1, count=3)).max() <= 1
+    assert np.abs(generated.astype(int) - back.sample(None, sampler="ddim", steps=4, seed=1, count=3)).max() <= 1
 
 
 def test_a_pipeline_of_diffusers_own_is_read_as_it_runs(tmp_path: Path):
