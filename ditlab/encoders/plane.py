@@ -36,28 +36,24 @@ def plane_figure(
     across, down = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(high[1], low[1], side))
     points = torch.from_numpy(np.stack([across.ravel(), down.ravel()], axis=1)).float()
     with torch.no_grad():
-        device = autoencoder.mean.device
-        decoded = (
-            autoencoder.decode_raw(points[:, :, None, None].to(device)).float().cpu().clamp(-1, 1).add(1).div(2).numpy()
-        )
-    sheet = rearrange(decoded, "(down across) c h w -> (down h) (across w) c", down=side)
+        decoded = autoencoder.decode_raw(points[:, :, None, None].to(autoencoder.mean.device))
+    tiles = decoded.float().cpu().clamp(-1, 1).add(1).div(2).numpy()
+    sheet = rearrange(tiles, "(down across) c h w -> (down h) (across w) c", down=side)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 7), layout="constrained")
+    shown = names or [str(index) for index in range(int(classes.max()) + 1)]
+    handles = []
     for index in range(int(classes.max()) + 1):
-        points_of_class = coordinates[classes == index]
-        colour, name = plt.get_cmap("tab10")(index % 10), names[index] if names else str(index)
-        left.scatter(points_of_class[:, 0], points_of_class[:, 1], s=12, color=colour, alpha=0.7, linewidths=0)
-        left.scatter([], [], s=40, color=colour, label=name)
+        x, y = coordinates[classes == index].T
+        colour = plt.get_cmap("tab10")(index % 10)
+        left.scatter(x, y, s=12, color=colour, alpha=0.7, linewidths=0)
+        handles.append(left.scatter([], [], s=40, color=colour))
     left.set(xlabel="first latent number", ylabel="second latent number", title="images as two numbers each")
     reach = np.percentile(coordinates, [0.5, 99.5], axis=0)
     left.set(xlim=reach[:, 0], ylim=reach[:, 1])
-    left.legend(loc="best", framealpha=0.9)
-    right.imshow(
-        sheet[..., 0] if sheet.shape[2] == 1 else sheet,
-        cmap="gray",
-        extent=(low[0], high[0], low[1], high[1]),
-        aspect="auto",
-    )
+    left.legend(handles, shown, loc="best", framealpha=0.9)
+    sheet = sheet[..., 0] if sheet.shape[2] == 1 else sheet
+    right.imshow(sheet, cmap="gray", extent=(low[0], high[0], low[1], high[1]), aspect="auto")
     right.set(xlabel="first latent number", ylabel="second latent number", title="decoded from a grid over the plane")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from ditlab.data import Dataset
 from ditlab.encoders.autoencoder import Autoencoder
@@ -226,10 +225,9 @@ def encode_remote(
     folder: Path,
     *,
     flip: bool,
-    batch: int = 64,
-    device: torch.device | str = "cpu",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     processes: Processes = ALONE,
+    **options: Any,
 ) -> tuple[str, ...]:
     """``encode`` for a cache at a URL: download the shards found there into ``folder``, encode and upload the others.
 
@@ -242,10 +240,9 @@ def encode_remote(
         autoencoder: computes the moments.
         folder: the local copy.
         flip: encode the mirrored images too.
-        batch: images per encoder call.
-        device: device of the encoder.
         progress: called with "fetching" or "sending" and shards, or "encoding" and images: number done, number in all.
         processes: the processes that share the work.
+        options: ``batch`` and ``device`` of ``encode``.
 
     Returns:
         Images skipped because they could not be read, each with its reason.
@@ -279,8 +276,8 @@ def encode_remote(
                     sent[shard] = pool.submit(remote.send_shard, folder, shard, flip)
 
             skipped = encode(
-                dataset, autoencoder, folder, flip=flip, batch=batch, device=device,
-                progress=partial(progress, "encoding"), finished=send, processes=processes,
+                dataset, autoencoder, folder, flip=flip, progress=partial(progress, "encoding"), finished=send,
+                processes=processes, **options,
             )  # fmt: skip
             for shard in shards:
                 if rows_file(folder, shard).exists():

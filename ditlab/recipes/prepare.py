@@ -94,7 +94,7 @@ def _indexed(recipe: Recipe, place: RunContext) -> DataInfo | None:
 
 
 def load_images(dataset: Dataset, place: RunContext) -> Images:
-    """All of them in memory; says which were left out."""
+    """All images in memory; logs the skipped ones."""
     with progress_bar(shown=place.processes.is_main) as bar:
         task = bar.add_task("reading images", total=len(dataset), rate="")
         images = dataset.load(lambda done, total: bar.update(task, completed=done, total=total))
@@ -105,7 +105,7 @@ def load_images(dataset: Dataset, place: RunContext) -> Images:
 def _log_skipped(skipped: tuple[str, ...], log: Log) -> None:
     if skipped:
         shown = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-        log(f"{len(skipped):,} image{'s' * (len(skipped) != 1)} left out, unreadable: {shown}")
+        log(f"{len(skipped):,} unreadable image{'s' * (len(skipped) != 1)} skipped: {shown}")
 
 
 def autoencoder_folder(recipe: Recipe, place: RunContext) -> Path:

@@ -143,7 +143,7 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         profile=place.profile,
     )
     facts = {
-        "data": dataset.describe() + (f", {len(data.skipped):,} left out" if data.skipped else ""),
+        "data": dataset.describe() + (f", {len(data.skipped):,} skipped" if data.skipped else ""),
         "autoencoder": f"{recipe.autoencoder.kind}, factor {autoencoder.factor}",
         "network": describe(recipe.model),
         "parameters": f"{count.total_parameters:,}",

@@ -155,7 +155,7 @@ def test_unreadable_images_are_told_whichever_process_met_them(
     two = together(2, "encode", counting, *flags, "--out", tmp_path / "two")
     assert (one.code, two.returncode) == (0, 0), two.stderr
     for said in (one.out, two.stdout):
-        assert said.count("3 images left out, unreadable: ") == 1
+        assert said.count("3 unreadable images skipped: ") == 1
         assert all(said.count(f"{name}: ") == 1 for name in broken), said
     assert tree(tmp_path / "one-latents") == tree(tmp_path / "two-latents")
     listed = [int((tmp_path / f"listed{rank}").read_text()) for rank in range(2)]

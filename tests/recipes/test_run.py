@@ -203,7 +203,7 @@ def test_a_folder_trains_with_a_truncated_image_named_and_left_out(tmp_path: Pat
     assert (ended.code, ended.err) == (0, ""), ended
     assert "size 32 (--data.size)" in ended.out
     assert "10 images of 3x32x32, 2 classes" in ended.out
-    assert "1 image left out, unreadable: bee/3.png" in ended.out
+    assert "1 unreadable image skipped: bee/3.png" in ended.out
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert (stored["data"]["size"], stored["train"]["batch"]) == ([32], 16)
     again = ditlab("train", tmp_path / "run")  # a run folder is a recipe: the choices made for it are in it
