@@ -31,7 +31,7 @@ TINY = (
 )
 SHORT = "--train.images 640 --train.log 160 --train.checkpoint 320 --train.samples 640"
 
-CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu")  # metrics that differ from run to run
+CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu", "mfu_of_tflops")  # metrics that differ from run to run
 
 # Files of tests that take longest. They start first, so that no worker is left with a long file at the end.
 LONGEST = (

@@ -43,7 +43,18 @@ from ditlab.pipelines import Pipeline, SampleConfig, denoising, interpolating, l
 from ditlab.recipes import Recipe
 from ditlab.recipes.prepare import RunContext, pixel_autoencoder
 from ditlab.recipes.run import build_model, train_recipe
-from ditlab.train import AutoencoderTask, DiffusionTask, TrainConfig, read_metrics, train
+from ditlab.train import (
+    AutoencoderFile,
+    AutoencoderTask,
+    Callback,
+    DiffusionTask,
+    ModelFile,
+    Reconstructions,
+    SampleGrid,
+    TrainConfig,
+    read_metrics,
+    train,
+)
 
 Tensors = dict[str, Tensor]
 Case = Callable[[], Tensors]
@@ -74,10 +85,20 @@ def short_training(batch: int, steps: int = 20, every: int = 1, rate: float = 3e
     )  # fmt: skip
 
 
-def run_training(objective: AutoencoderTask | DiffusionTask, folder: Path) -> Tensors:
+def run_training(task: AutoencoderTask | DiffusionTask, folder: Path, *callbacks: Callback) -> Tensors:
     """20 steps of 8 images into a folder; the loss of each, and PSNR where it is measured."""
     config = short_training(8)
-    train(objective, config, seed=0, flip=True, folder=folder, device=CPU, log=lambda _: None, title="reference")
+    train(
+        task,
+        config,
+        seed=0,
+        flip=True,
+        folder=folder,
+        device=CPU,
+        log=lambda _: None,
+        title="reference",
+        callbacks=callbacks,
+    )
     return rows_of(folder)
 
 
@@ -108,9 +129,9 @@ def trained_diffusion(network: NetworkConfig, diffusion: DiffusionConfig, config
     data = random_images()
     autoencoder = pixel_autoencoder(data)
     model = build_model(Recipe(model=network, diffusion=diffusion, sample=config), autoencoder, data.shape, data.names)
-    objective = DiffusionTask(model.network, build_loss(diffusion), autoencoder, data, model, 4, 0)
+    task = DiffusionTask(model.network, build_loss(diffusion), autoencoder, data)
     with tempfile.TemporaryDirectory() as folder:
-        losses = run_training(objective, Path(folder))
+        losses = run_training(task, Path(folder), SampleGrid(model, 4, 0), ModelFile(model))
         averaged = Pipeline.load(folder)
         return {**losses, "output": told(averaged.network), **sampled(averaged, config)}
 
@@ -122,7 +143,8 @@ def trained_autoencoder() -> Tensors:
     autoencoder = new_kl(config, data.shape[0], 0)
     few = Images(data.pixels[:16], data.labels[:16], data.names, data.fingerprint, ())
     with tempfile.TemporaryDirectory() as folder:
-        losses = run_training(AutoencoderTask(autoencoder, data, few, config.kl_weight), Path(folder))
+        task = AutoencoderTask(autoencoder, data, config.kl_weight)
+        losses = run_training(task, Path(folder), Reconstructions(few), AutoencoderFile(data))
     pixels = torch.from_numpy(few.pixels).float() / 127.5 - 1
     with torch.no_grad():
         moments = autoencoder.encode(pixels)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .command import expect
 
-CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu")  # metrics that differ from run to run
+CLOCK = ("images_per_second", "seconds", "memory_gib", "mfu", "mfu_of_tflops")  # metrics that differ from run to run
 PARTS = ("", "-autoencoder", "-latents")  # a run folder, and the folders next to it
 
 

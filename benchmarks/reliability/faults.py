@@ -2,12 +2,14 @@
 
 BAD_LOSSES = """
 from ditlab.train.tasks import DiffusionTask
-losses, step = DiffusionTask.losses, -1
-def bad(self, *arguments):
+loss, step = DiffusionTask.loss, -1
+def bad(self, module, *arguments):
     global step
+    if not module.training:  # the average, for the held-out loss
+        return loss(self, module, *arguments)
     step += 1
-    return losses(self, *arguments) * float(({factor})(step))
-DiffusionTask.losses = bad
+    return loss(self, module, *arguments) * float(({factor})(step))
+DiffusionTask.loss = bad
 """
 BLOCKED_READ = """
 import threading

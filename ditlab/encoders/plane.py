@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from ditlab.data import Images
 from ditlab.encoders.autoencoder import Autoencoder
 
 
@@ -59,3 +60,8 @@ def plane_figure(
     figure.savefig(buffer, format="png", dpi=90)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def plane_of_images(autoencoder: Autoencoder, coordinates: np.ndarray, images: Images) -> bytes:
+    """``plane_figure`` of images and their raw latents (N, 2)."""
+    return plane_figure(autoencoder, coordinates, images.labels, images.names)

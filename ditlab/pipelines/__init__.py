@@ -11,7 +11,7 @@ from ditlab.pipelines.generate import (
     random_labels,
     to_images,
 )
-from ditlab.pipelines.pictures import filmstrip, grid, png, single, strip, write_png, write_zip
+from ditlab.pipelines.pictures import filmstrip, grid, png, sample_grid, single, strip, write_png, write_zip
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
 from ditlab.pipelines.sharded import weights_digest, write_samples
 
@@ -29,6 +29,7 @@ __all__ = [
     "label_indices",
     "png",
     "random_labels",
+    "sample_grid",
     "single",
     "strip",
     "to_images",

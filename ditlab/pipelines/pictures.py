@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ditlab.diffusion import State
-from ditlab.pipelines.generate import denoising, label_indices, to_images
+from ditlab.pipelines.generate import denoising, gather, generate, label_indices, to_images
 from ditlab.pipelines.pipeline import Pipeline, SampleConfig
 from ditlab.runtime import files
+from ditlab.runtime.distributed import ALONE, Processes
 
 BACKGROUND, TEXT = 255, 40
 TILE = 64  # pixels a side, at least, of an image in a grid
@@ -67,6 +68,17 @@ def grid(
         tile = single(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         canvas.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
     return canvas
+
+
+def sample_grid(model: Pipeline, count: int, seed: int, processes: Processes = ALONE) -> Image.Image | None:
+    """About ``count`` samples in a square, one row per class; every process makes some, the main one returns the picture."""
+    columns = max(1, round(count**0.5))
+    rows, classes = max(1, count // columns), model.classes
+    labels = [row % classes for row in range(rows) for _ in range(columns)] if classes else None
+    batch = min(64, -(-rows * columns // processes.size))
+    images = gather(generate(model, labels, seed, rows * columns, model.defaults, batch, processes), processes)
+    names = [model.names[row % classes] for row in range(rows)] if classes and model.names else ()
+    return grid(images, columns, names) if processes.is_main else None
 
 
 def _truncated(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -12,7 +12,6 @@ import torch
 from rich.progress import TaskID
 
 from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_index
-from ditlab.data.source import Once
 from ditlab.encoders import (
     Autoencoder,
     ChannelStatistics,
@@ -28,11 +27,20 @@ from ditlab.encoders import (
     uint8_to_float,
 )
 from ditlab.errors import UserError
+from ditlab.recipes.held_out import encode_held_out, held_out_images
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, refuse_other, save_recipe
 from ditlab.runtime import files
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import ALONE, Processes
-from ditlab.train import AutoencoderTask, TrainConfig, train, write_report
+from ditlab.train import (
+    AutoencoderFile,
+    AutoencoderTask,
+    HeldOutLoss,
+    Reconstructions,
+    TrainConfig,
+    train,
+    write_report,
+)
 from ditlab.train.checkpoint import existing
 
 Log = Callable[[str], None]
@@ -144,10 +152,13 @@ def _train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
     images = load_images(dataset, place)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     place.log(f"autoencoder: {from_to}, {parameters:,} parameters")
-    held_out, what = _held_out(recipe, images, place.processes.broadcast_from_main)
-    objective = AutoencoderTask(autoencoder, images, held_out, recipe.autoencoder.kl_weight)
+    held_out, what = held_out_images(recipe, images, 1000, place.processes.broadcast_from_main)
+    kl_weight = recipe.autoencoder.kl_weight
+    callbacks = [
+        HeldOutLoss(AutoencoderTask(autoencoder, held_out, kl_weight)), Reconstructions(held_out), AutoencoderFile(images)
+    ]  # fmt: skip
     train(
-        objective,
+        AutoencoderTask(autoencoder, images, kl_weight),
         recipe.train,
         seed=recipe.seed,
         flip=recipe.data.flip,
@@ -155,6 +166,7 @@ def _train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
         device=place.device,
         log=place.log,
         title="autoencoder",
+        callbacks=callbacks,
         processes=place.processes,
         profile=place.profile,
     )
@@ -162,24 +174,13 @@ def _train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
         "data": dataset.describe(),
         "image to latent": from_to,
         "parameters": f"{parameters:,}",
-        "PSNR is of": what,
+        "PSNR and held-out loss are of": what,
     }
     command = f"ditlab autoencoder {place.out}"
     report = place.processes.broadcast_from_main(
         lambda: write_report(place.out, f"Autoencoder of {recipe.name}", command, facts)
     )
     place.log(f"autoencoder: {place.out}, report: {report}")
-
-
-def _held_out(recipe: Recipe | AutoencoderRecipe, images: Images, once: Once) -> tuple[Images, str]:
-    """Images to measure reconstruction on: of the test split where the data has one."""
-    try:
-        held_out = open_data(replace(recipe.data, split="test", limit=1000), once).load()
-    except UserError as error:
-        first = slice(0, 1000)
-        few = replace(images, pixels=images.pixels[first], labels=images.labels[first])
-        return few, f"{len(few):,} training images, since none are held out ({error})"
-    return held_out, f"{len(held_out):,} images of the test split"
 
 
 def pixel_autoencoder(images: Images) -> Autoencoder:
@@ -252,6 +253,7 @@ def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoenco
                 processes=place.processes,
             )  # fmt: skip
         place.processes.broadcast_from_main(lambda: _update_index(folder / INDEX, dataset))
+        place.processes.broadcast_from_main(lambda: encode_held_out(recipe, folder, autoencoder, place.device))
     _log_skipped(skipped, place.log)
     cache = LatentCache(folder, cache_key(dataset, autoencoder, flip))
     at = f", a copy of {recipe.latents}" if is_url(recipe.latents) else ""

@@ -45,6 +45,9 @@ FREE = (
     "parallel",
     "microbatch",
     "activation_checkpointing",
+    "shard_size",
+    "reshard_after_forward",
+    "monitor_blocks",
     "timeout",
 )
 

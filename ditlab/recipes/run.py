@@ -13,6 +13,7 @@ from ditlab.errors import UserError, check_divisible
 from ditlab.models import NetworkInput, build, cost
 from ditlab.models.network import describe, divisor, kind
 from ditlab.pipelines import Pipeline
+from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import (
     RunContext,
     cache_folder,
@@ -24,7 +25,7 @@ from ditlab.recipes.prepare import (
     prepare_autoencoder,
 )
 from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
-from ditlab.train import DiffusionTask, train, write_report
+from ditlab.train import DiffusionTask, HeldOutLoss, ModelFile, SampleGrid, train, write_report
 
 
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
@@ -129,9 +130,15 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         f"batch {recipe.train.batch}, {recipe.train.precision_on(place.device)}, {place.device}"
     )
     loss = build_loss(recipe.diffusion)
-    objective = DiffusionTask(model.network, loss, autoencoder, data, model, recipe.sample_images, recipe.seed)
+    task = DiffusionTask(model.network, loss, autoencoder, data)
+    held_out, what = held_out_data(recipe, data, cache_folder(recipe, place), place.processes.broadcast_from_main)
+    callbacks = [
+        HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out)),
+        SampleGrid(model, recipe.sample_images, recipe.seed),
+        ModelFile(model),
+    ]
     train(
-        objective,
+        task,
         recipe.train,
         seed=recipe.seed,
         flip=recipe.data.flip,
@@ -139,6 +146,7 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         device=place.device,
         log=place.log,
         title=recipe.name,
+        callbacks=callbacks,
         processes=place.processes,
         profile=place.profile,
     )
@@ -150,6 +158,7 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         "GMACs a sample": f"{count.gmacs:.4g}",
         "diffusion": f"{recipe.diffusion.schedule}, {recipe.diffusion.target}, times {recipe.diffusion.times}",
         "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.lr:g}, {recipe.train.ema:g}",
+        "held-out loss is of": what,
         "samples": f"{recipe.sample.sampler}, {recipe.sample.steps} steps, guidance {recipe.sample.guidance.scale:g}",
     }
     report = place.processes.broadcast_from_main(

@@ -1,14 +1,25 @@
-"""The training loop, its objectives, checkpoints and report."""
+"""The training loop, its tasks and callbacks, checkpoints and report."""
 
+from ditlab.train.callbacks import AutoencoderFile, Callback, Event, ModelFile, Reconstructions, SampleGrid
 from ditlab.train.config import TrainConfig
 from ditlab.train.loop import train
 from ditlab.train.meter import read_metrics
+from ditlab.train.monitor import BlockMonitor, HeldOutLoss
 from ditlab.train.report import loss_figure, write_report
-from ditlab.train.tasks import AutoencoderTask, DiffusionTask, Task
+from ditlab.train.task import Task
+from ditlab.train.tasks import AutoencoderTask, DiffusionTask
 
 __all__ = [
+    "AutoencoderFile",
     "AutoencoderTask",
+    "BlockMonitor",
+    "Callback",
     "DiffusionTask",
+    "Event",
+    "HeldOutLoss",
+    "ModelFile",
+    "Reconstructions",
+    "SampleGrid",
     "Task",
     "TrainConfig",
     "loss_figure",

@@ -1,6 +1,6 @@
-"""Checkpoints: folders that are whole or absent, checked when read, the last good one found.
+"""Checkpoints: folders that are complete or absent, verified when read; the newest intact one is used.
 
-A checkpoint ``checkpoints/000012800/`` holds the tensors in torch.distributed.checkpoint's format, which can be read back
+A checkpoint ``checkpoints/000012800/`` holds the tensors in torch.distributed.checkpoint's format, which can be read
 by another number of processes, ``state.json`` and ``checksums.json``.
 """
 
@@ -10,28 +10,31 @@ import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor
 
 from ditlab.errors import UserError
 from ditlab.runtime import files
+from ditlab.runtime.device import thread_pool
 from ditlab.runtime.distributed import ALONE, Processes
 
+CPU = torch.device("cpu")
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Log = Callable[[str], None]
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Reads the format's index, which is a pickle, and nothing else: only the data classes such an index is made of."""
+    """Reads the format's index, which is a pickle: only the data classes of such an index are allowed."""
 
     allowed: ClassVar[dict[str, set[str]]] = {
         "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
@@ -65,7 +68,7 @@ def _checksum(file: Path) -> str:
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """What torch wrapped, maybe twice: a full disk, or Ctrl-C; the error itself where it was neither."""
+    """The OSError or KeyboardInterrupt that torch wrapped, maybe twice; otherwise the error itself."""
     cause: BaseException | None = next(iter(error.failures.values()))[0]
     while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
         cause = cause.__cause__ or cause.__context__
@@ -73,12 +76,12 @@ def _cause(error: CheckpointException) -> BaseException:
 
 
 def existing(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with the files of a checkpoint, or nothing."""
+    """What is wrong with the files of a checkpoint; empty if they are intact."""
     try:
         sums = json.loads((path / CHECKSUMS).read_text())
         for name, expected in sums.items():
@@ -92,39 +95,48 @@ def _damage(path: Path) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run, written while training goes on.
+    """The checkpoints of a run, written while training continues.
 
     Args:
         folder: ``checkpoints`` of the run.
         keep: how many to keep.
         processes: of the run.
-        log: is told of damaged ones.
-        sharded: each process writes the shards that lie with it; otherwise the first writes what all have.
+        log: gets a line for each damaged checkpoint.
+        sharded: each process writes its own shards; otherwise the main process writes everything.
+        device: of the tensors.
     """
 
-    def __init__(self, folder: Path, keep: int, processes: Processes, log: Log, sharded: bool = False):
+    def __init__(
+        self, folder: Path, keep: int, processes: Processes, log: Log, sharded: bool = False,
+        device: torch.device = CPU,
+    ):  # fmt: skip
         self.folder, self.keep, self.processes, self.log = folder, keep, processes, log
         self.sharded = sharded
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._found: Path | None = None
+        self._snapshot = Snapshot(device)
+        self._writer = thread_pool(device, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def load(self, tensors: dict[str, Tensor]) -> dict[str, object] | None:
-        """Read the newest good checkpoint into ``tensors``, in place; damaged ones are named and passed over.
-
-        Returns:
-            The state written with it, or nothing where there is no checkpoint.
+    def find(self) -> dict[str, Any] | None:
+        """The state of the newest intact checkpoint, or None without a checkpoint; damaged ones are logged and skipped.
 
         Raises:
-            UserError: the checkpoint belongs to another architecture, every one is damaged, or there can be none.
+            UserError: every checkpoint is damaged, or the folder cannot be created.
         """
-        path = self.processes.broadcast_from_main(self._newest_good)
-        if path is None:
-            return None
-        _read(path, tensors, self.processes if self.sharded else ALONE)
-        return json.loads((path / STATE).read_text())
+        self._found = self.processes.broadcast_from_main(self._newest_intact)
+        return None if self._found is None else json.loads((self._found / STATE).read_text())
 
-    def _newest_good(self) -> Path | None:
-        try:  # where a file has its name, or a link leads nowhere, a run that began anew would be lost later
+    def read(self, tensors: dict[str, Tensor]) -> None:
+        """Read the checkpoint that ``find`` found into ``tensors``, in place.
+
+        Raises:
+            UserError: the checkpoint is of another architecture.
+        """
+        assert self._found is not None
+        _read(self._found, tensors, self.processes if self.sharded else ALONE)
+
+    def _newest_intact(self) -> Path | None:
+        try:  # a run whose checkpoints cannot be written later would lose its work
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise files.cannot_write(self.folder, error) from error
@@ -143,33 +155,50 @@ class Checkpoints:
             raise UserError(f"{what}; delete {self.folder} to train from the beginning")
         return None
 
-    def save(self, images: int, tensors: dict[str, Tensor], state: dict[str, object]) -> None:
-        """Copy everything to memory, and write it to disk from there while training goes on; then delete old ones.
+    def save(
+        self,
+        images: int,
+        tensors: dict[str, Tensor],
+        state: dict[str, object],
+        before: Sequence[Callable[[], None] | None] = (),
+    ) -> None:
+        """Copy everything to the host, and write it from there while training continues; then delete old checkpoints.
 
         Args:
-            images: images trained on, the checkpoint's name.
+            images: trained on, the checkpoint's name.
             tensors: weights, average and optimiser.
             state: numbers that go with them, as JSON.
+            before: called first, in the thread that writes: a run that has its last checkpoint has its model file.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; earlier checkpoints stand.
+            UserError: the disk is full or the folder cannot be written; earlier checkpoints are intact.
         """
         self.wait()
         path = self.folder / f"{images:012d}"
         unfinished = self.processes.broadcast_from_main(lambda: files.begin_folder(path))
         if not (self.sharded or self.processes.is_main):
             return
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        self._writing = self._writer.submit(self._write, copies, unfinished, path, state)
+        copies, ready = self._snapshot(tensors)
+
+        def write() -> None:
+            for job in before:
+                if job is not None:
+                    job()
+            ready()
+            self._write(copies, unfinished, path, state)
+
+        self._writing = self._writer.submit(write)
 
     def _write(self, copies: dict[str, Tensor], unfinished: Path, path: Path, state: dict[str, object]) -> None:
         try:
             with files.finishing_folder(unfinished, path) if self.processes.is_main else nullcontext():
-                _quiet()
+                _ignore_warnings()
+                # Copy-ahead is for tensors on a GPU: it would synchronise a stream for each of these, which are on the host.
+                writer = dcp.FileSystemWriter(unfinished, sync_files=self.sharded, per_thread_copy_ahead=0)
                 try:
-                    dcp.save(  # ends in the first process when all processes have written
+                    dcp.save(  # returns in the main process when all processes have written
                         copies,
-                        storage_writer=dcp.FileSystemWriter(unfinished, sync_files=self.sharded),
+                        storage_writer=writer,
                         process_group=self.processes.checkpoint_group,
                         no_dist=not self.sharded,
                     )
@@ -182,24 +211,54 @@ class Checkpoints:
         except OSError as error:
             raise files.cannot_write(path, error) from error
         if self.processes.is_main:
-            # Newer ones can only be damaged ones that were passed over: they do not count.
+            # Newer checkpoints can only be damaged ones that were skipped: they do not count.
             for old in [other for other in existing(self.folder) if other.name <= path.name][: -self.keep]:
                 files.remove_folder(old)
 
     def poll(self) -> None:
-        """Raise what went wrong with the last ``save``, if it is known by now."""
+        """Raise the error of the last ``save``, if it has failed by now."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the last ``save`` is on disk; raises what went wrong with it."""
+        """Wait until the last ``save`` is on disk; raises its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Let a checkpoint that is being written become whole."""
+        """Wait until a checkpoint that is being written is complete."""
         self._writer.shutdown(wait=True)
+
+
+class Snapshot:
+    """Copies tensors to the host with one synchronisation, in the thread that writes, not one for each tensor.
+
+    From a GPU they are copied into pinned memory, which is kept for the next checkpoint, on a stream of their own; the next
+    step waits for the copy on the GPU (10.8 GB of XL/2, computed at 50 GB/s: 0.2 s), the host does not wait.
+    """
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pinned: dict[str, Tensor] = {}
+
+    def __call__(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """The copies, and a function that waits until they are complete."""
+        if self.stream is None:
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, lambda: None
+        copies, current = {}, torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            for name, tensor in tensors.items():
+                source = tensor.detach()
+                if isinstance(source, DTensor):  # a shard has no pinned form
+                    copies[name] = source.to("cpu", copy=True)
+                    continue
+                if name not in self.pinned:
+                    self.pinned[name] = torch.empty_like(source, device="cpu", pin_memory=True)
+                copies[name] = self.pinned[name].copy_(source, non_blocking=True)
+        current.wait_stream(self.stream)
+        return copies, self.stream.record_event().synchronize
 
 
 def load_average(path: Path, module: nn.Module) -> None:
@@ -210,12 +269,12 @@ def load_average(path: Path, module: nn.Module) -> None:
     """
     damage = _damage(path)
     if damage:
-        raise UserError(f"checkpoint {path} is damaged ({damage}); take another")
+        raise UserError(f"checkpoint {path} is damaged ({damage}); use another one")
     _read(path, {f"average.{name}": tensor for name, tensor in module.state_dict().items()}, ALONE, "average.")
 
 
-def _quiet() -> None:
-    """No warnings of what torch's own checkpoint code does; for good, since it goes on in threads."""
+def _ignore_warnings() -> None:
+    """Ignore warnings of torch's own checkpoint code, permanently, since it runs in threads."""
     for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
         warnings.filterwarnings("ignore", message)
 
@@ -234,7 +293,7 @@ def _read(path: Path, tensors: dict[str, Tensor], processes: Processes, prefix: 
         if shape != tuple(tensors[name].shape):
             wanted = tuple(tensors[name].shape)
             raise UserError(f"checkpoint {path} is of another architecture: {name} is {shape}, not {wanted}")
-    _quiet()
+    _ignore_warnings()
     try:
         dcp.load(tensors, storage_reader=reader, process_group=processes.cpu_group, no_dist=processes.size == 1)
     except CheckpointException as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from ditlab.errors import UserError
+from ditlab.runtime.device import matmul_precision
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,27 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     warmup: float = 0.0
-    """Share of the run, at its beginning, over which the rate rises from zero."""
+    """Share of the run, at its start, over which the learning rate rises from zero."""
     cooldown: float = 0.0
-    """Share of the run, at its end, over which the rate falls to zero."""
+    """Share of the run, at its end, over which the learning rate falls to zero."""
     ema: float = 0.9999
-    """Decay a step of the exponential moving average of the weights, which is what samples are made with."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes matrix products in bfloat16 over float32 weights; auto takes it on GPUs."""
+    """Decay per step of the exponential moving average of the weights, which samples are made with."""
+    ema_warmup: bool = True
+    """Average with decay (1 + step) / (10 + step) while that is less than --train.ema; False is the paper's constant."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """bf16 computes matrix products in bfloat16 over float32 weights, tf32 in TensorFloat-32; auto is bf16 on GPUs."""
     max_grad_norm: float = 0.0
-    """Largest norm of the gradient; longer ones are shortened to it. 0 leaves them as they are."""
+    """Clip the gradient to this norm; 0 does not clip."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """On many processes: a copy of everything in each, or a shard of every parameter."""
+    shard_size: int = 0
+    """With fsdp, processes that hold one copy together; 0 is all of them, less is hybrid sharding."""
+    reshard_after_forward: bool = True
+    """With fsdp, free each block's gathered weights until the backward pass; False takes memory and saves an exchange."""
     microbatch: int = 0
-    """Images a process computes at a time, whose gradients are added up to a batch; 0 finds what fits in memory."""
+    """Images a process computes at a time, with gradients accumulated to a batch; 0 finds what fits in memory."""
     activation_checkpointing: bool = False
-    """Keep only what enters each block and compute the rest again going back: less memory, a third more work."""
+    """Keep only the input of each block and recompute the rest in the backward pass: less memory, a third more work."""
     timeout: float = 1800.0
     """Seconds without a finished step after which a process that hangs is ended."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -52,9 +60,11 @@ class TrainConfig:
     """Images between sample pictures."""
     keep_checkpoints: int = 2
     """Checkpoints kept."""
+    monitor_blocks: bool = False
+    """Add the root mean square of each block's activations and their gradients to the rows of metrics.jsonl."""
 
     def check(self, flags: str = "train") -> None:
-        """Raise UserError where a value makes no sense; ``flags`` is what its flags begin with."""
+        """Raise UserError for a value out of range; ``flags`` is the prefix of the flags."""
         for name in ("images", "batch", "log", "checkpoint", "samples", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{flags}.{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
@@ -73,11 +83,15 @@ class TrainConfig:
             raise UserError(f"--{flags}.timeout {self.timeout} is in seconds, more than 0")
         if self.microbatch < 0:
             raise UserError(f"--{flags}.microbatch {self.microbatch} must be 0, which finds what fits, or more")
+        if self.shard_size < 0:
+            raise UserError(f"--{flags}.shard-size {self.shard_size} must be 0, which is all processes, or more")
         if self.images < self.batch:
             raise UserError(f"--{flags}.images {self.images} is less than one batch of {self.batch}")
 
     def check_processes(self, size: int) -> None:
-        """Raise UserError where a batch does not divide among ``size`` processes."""
+        """Raise UserError if a batch, or the processes, cannot be divided evenly."""
+        if self.shard_size and (size % self.shard_size or self.shard_size > size):
+            raise UserError(f"--train.shard-size {self.shard_size} must divide the number of processes, {size}")
         if self.batch % size:
             below = self.batch // size * size
             nearest = f"{below} or {below + size}" if below else str(size)
@@ -85,7 +99,7 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all; images beyond the last whole batch are not trained on."""
+        """Optimiser steps in all; images beyond the last whole batch are not used."""
         return self.images // self.batch
 
     def lr_at(self, step: int) -> float:
@@ -95,8 +109,18 @@ class TrainConfig:
         falling = min(1.0, (1 - done) / self.cooldown) if self.cooldown else 1.0
         return self.lr * rising * falling
 
+    def due(self, step: int) -> set[str]:
+        """Which of ``log``, ``samples`` and ``checkpoint`` are due after ``step`` steps; all of them after the last."""
+        after, before = step * self.batch, (step - 1) * self.batch
+        every = {"log": self.log, "samples": self.samples, "checkpoint": self.checkpoint}
+        return {name for name, images in every.items() if step == self.steps or before // images != after // images}
+
+    def shards(self, size: int) -> bool:
+        """Whether parameters are sharded among ``size`` processes."""
+        return size > 1 and self.parallel == "fsdp"
+
     def precision_on(self, device: torch.device) -> str:
-        """The precision of matrix products on a device: fp32 or bf16."""
+        """The precision of matrix products on a device: fp32, tf32 or bf16."""
         if self.precision == "auto":
             return "bf16" if device.type == "cuda" else "fp32"
         return self.precision
@@ -108,3 +132,8 @@ class TrainConfig:
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context networks run in: bfloat16 matrix products, or nothing."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision_on(device) == "bf16")
+
+    def matmul_precision(self, device: torch.device) -> AbstractContextManager:
+        """The context a run is in: float32 matrix products in TF32 or not; nothing in bf16."""
+        precision = self.precision_on(device)
+        return nullcontext() if precision == "bf16" else matmul_precision(precision == "tf32")

@@ -7,43 +7,52 @@ import copy
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ditlab.train.parallel import here
+from ditlab.train.parallel import local
 
 
 class EMA:
-    """A copy of a module whose parameters follow the trained ones: a <- decay * a + (1 - decay) * p, in float32.
+    """A copy of a module whose parameters follow the trained ones: a <- decay a + (1 - decay) p, in float32.
 
-    The first steps follow faster, with decay (1 + step) / (10 + step), so that the average of a short run is not its
-    random beginning.
+    torch's AveragedModel is not used: it reads its count of updates on the host, which waits for the GPU in each step,
+    has no warm-up, and cannot be gathered from shards.
+
+    Args:
+        module: the trained one.
+        decay: of each step.
+        warmup: use decay (1 + step) / (10 + step) while that is less, so that the average of a short run is not
+            dominated by its initial weights. Without it the decay is constant, as in the paper.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.trained = decay, module
+    def __init__(self, module: nn.Module, decay: float, warmup: bool = True):
+        self.decay, self.warmup, self.trained = decay, warmup, module
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._shape = copy.deepcopy(self.module).to("meta")  # a sharded module cannot be copied
+        self._empty = copy.deepcopy(self.module).to("meta")  # a sharded module cannot be copied
 
-    @torch.no_grad()
+    def decay_at(self, step: int) -> float:
+        """The decay of optimiser step ``step``, 0 the first."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
     def update(self, step: int) -> None:
-        """Follow the weights after optimiser step ``step``, 0 the first."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        """Follow the weights after optimiser step ``step``."""
         average, trained = (
-            [here(parameter.detach()) for parameter in module.parameters()] for module in (self.module, self.trained)
+            [local(parameter.detach()) for parameter in module.parameters()] for module in (self.module, self.trained)
         )
-        torch._foreach_lerp_(average, trained, 1 - decay)
+        get_ema_multi_avg_fn(self.decay_at(step))(average, trained, step)
+
+    def whole(self) -> nn.Module:
+        """The averaged module with all of its weights in this process; if it is sharded, every process must call it."""
+        if not any(isinstance(parameter, DTensor) for parameter in self.module.parameters()):
+            return self.module
+        return self.copy_to(next(self.module.buffers()).device)
 
     @torch.no_grad()
-    def whole(self) -> nn.Module:
-        """The averaged module with all of its weights in this process; where it is sharded, every process must ask."""
-        parameters = dict(self.module.named_parameters())
-        if not any(isinstance(parameter, DTensor) for parameter in parameters.values()):
-            return self.module
-        buffers = dict(self.module.named_buffers())
-        module = copy.deepcopy(self._shape).to_empty(device=next(iter(buffers.values())).device)
-        for name, value in module.named_parameters():
-            sharded = parameters[name]
-            assert isinstance(sharded, DTensor)
-            value.copy_(sharded.full_tensor())
-        for name, value in module.named_buffers():
-            value.copy_(buffers[name])
+    def copy_to(self, device: torch.device) -> nn.Module:
+        """A copy on a device with all of the weights; if the average is sharded, every process must call it."""
+        module = copy.deepcopy(self._empty).to_empty(device=device)
+        for mine, other in zip(
+            (*module.parameters(), *module.buffers()), (*self.module.parameters(), *self.module.buffers()), strict=True
+        ):
+            mine.copy_(other.full_tensor() if isinstance(other, DTensor) else other)
         return module

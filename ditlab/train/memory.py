@@ -1,6 +1,6 @@
-"""What a GPU holds while a network trains, counted on the real network and loss, for which no GPU and no memory is needed.
+"""GPU memory of training, counted with the real network and loss on the meta device: it needs no GPU and no memory.
 
-All of it is computed. What the allocator and CUDA itself take, and what a kernel takes while it runs, is not in it.
+All of it is computed. Not included: the allocator, CUDA itself, and workspace of kernels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FORMAT = 1800  # bytes that torch.distributed.checkpoint adds to each tensor, it
 
 
 class OnGPU(TorchFunctionMode):
-    """Sends tensors of the meta device the way of a GPU: through its autocast and its fused attention.
+    """Treats tensors of the meta device as a GPU does: with its autocast and its fused attention.
 
-    The meta device has neither, and a CPU's own keep other tensors. Attention is the flash kernel in bfloat16 and the
+    The meta device has neither, and the CPU's keep other tensors. Attention is the flash kernel in bfloat16 and the
     memory-efficient one in float32: they keep queries, keys, values, the result and one logarithm a row, never T x T scores.
 
     Args:
@@ -130,7 +130,7 @@ def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[i
     latent = (subject.shape.channels, subject.shape.height, subject.shape.width)
     drawn = loss.draw(torch.Generator(), 1, latent)  # to know names and types
     draws = {name: value.to("meta").expand(images, *value.shape[1:]).clone() for name, value in drawn.items()}
-    x0, labels = torch.empty(images, *latent, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
+    x0, classes = torch.empty(images, *latent, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
     owners: dict[int, nn.Module | None] = {}  # the block that a storage was first kept in
     running: list[nn.Module] = []
@@ -146,7 +146,7 @@ def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[i
         block.register_forward_hook(lambda *_: running.clear())
     gpu = OnGPU(bf16)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), gpu:
-        loss.to("meta")(network, x0, Condition(labels), draws)
+        loss.to("meta")(network, x0, Condition(classes), draws)
     copies = list(gpu.copies.values())
     for tensor in (*network.parameters(), *network.buffers(), *loss.buffers(), *copies):
         storages.pop(tensor.untyped_storage()._cdata, None)
@@ -183,14 +183,14 @@ def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str
 
     Args:
         subject: what is trained.
-        train: batch, part (0: all of a GPU's share at a time), precision (auto: bf16) and recompute.
+        train: batch, part (0: all of a GPU's share at a time), precision (auto is bf16) and recompute.
         gpus: how many share a batch.
 
     Raises:
         UserError: the batch does not divide.
     """
     train.check_processes(gpus)
-    share, bf16 = train.batch // gpus, train.precision != "fp32"
+    share, bf16 = train.batch // gpus, train.precision in ("auto", "bf16")
     part = min(train.microbatch or share, share)
     network = subject.network()
     activations, copies = kept_bytes(subject, part, bf16, train.activation_checkpointing)

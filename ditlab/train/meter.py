@@ -1,4 +1,4 @@
-"""What a run tells of itself: losses by time since the last row, steps left out, and metrics.jsonl."""
+"""Metrics of a run: losses by time since the last row, skipped steps, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ METRICS = "metrics.jsonl"
 
 
 class MetricAverager:
-    """Losses added up on the device since the last row of metrics, in all and by bin of time; steps left out.
+    """Sums losses on the device since the last row of metrics, in all and by bin of time, and counts skipped steps.
 
-    Each process adds its own share of the losses; whether a step was left out is the same for all.
+    Each process adds its own share of the losses; whether a step is skipped is the same for all.
     """
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(BINS, dtype=torch.float64, device=device)
         self.counts = torch.zeros(BINS, dtype=torch.float64, device=device)
-        self.skipped = torch.zeros(3, dtype=torch.int64, device=device)  # in all, in a row now, longest row
+        self.skipped = torch.zeros(3, dtype=torch.int64, device=device)  # in all, in a row now, most in a row
+        self.timed = False
 
     def add(self, losses: Tensor, times: Tensor | None, finite: Tensor) -> None:
-        """Add losses (N,) at times (N,) in [0, 1] of a step that was taken where ``finite`` (), and left out else.
+        """Add losses (N,) at times (N,) in [0, 1] of a step, or count it as skipped if ``finite`` () is false.
 
-        Without times they fall into the first bin.
+        Without times they go into the first bin.
         """
+        self.timed = times is not None
         if times is None:
             bins = torch.zeros_like(losses, dtype=torch.int64)
         else:
@@ -43,24 +45,24 @@ class MetricAverager:
         total, row = self.skipped[0] + skipped, (self.skipped[1] + 1) * skipped
         self.skipped.copy_(torch.stack([total, row, torch.maximum(self.skipped[2], row)]))
 
-    def result(self, processes: Processes, timed: bool) -> dict[str, object]:
-        """Mean loss, mean loss by bin (None where a bin is empty), steps left out so far; then start anew."""
+    def result(self, processes: Processes) -> dict[str, object]:
+        """Mean loss, mean loss by bin if there are times (None for an empty bin), skipped steps so far; then reset."""
         both = processes.all_reduce_sum(torch.stack([self.sums, self.counts]))
         sums, counts = both.tolist()
         self.sums.zero_()
         self.counts.zero_()
         row: dict[str, object] = {"loss": sum(sums) / sum(counts) if sum(counts) else None}
-        if timed:
+        if self.timed:
             row["loss_by_time"] = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
         return row | {"skipped": int(self.skipped[0])}
 
     def state(self, processes: Processes) -> dict[str, list[float]]:
-        """Everything here, over all processes, as numbers; float64 goes through JSON unchanged."""
+        """The state over all processes, as numbers; float64 survives JSON unchanged."""
         both = processes.all_reduce_sum(torch.stack([self.sums, self.counts]))
         return {"sums": both[0].tolist(), "counts": both[1].tolist(), "skipped": self.skipped.tolist()}
 
     def restore(self, state: dict[str, list[float]], processes: Processes) -> None:
-        """Go on from a state; the first process takes what all had added up."""
+        """Continue from a state; the main process takes the sums of all."""
         for name in ("sums", "counts"):
             values = torch.tensor(state[name], dtype=torch.float64)
             getattr(self, name).copy_(values if processes.is_main else values * 0)
@@ -68,7 +70,7 @@ class MetricAverager:
 
 
 class Metrics:
-    """metrics.jsonl: rows up to the checkpoint a run goes on from are kept, later ones are made again."""
+    """metrics.jsonl: rows up to the checkpoint that a run resumes from are kept, later ones are repeated."""
 
     def __init__(self, folder: Path, images: int):
         self.path = folder / METRICS
@@ -91,7 +93,7 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a half-written last line is passed over."""
+    """The rows of a run's metrics.jsonl; a half-written last line is skipped."""
     path = folder / METRICS
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():

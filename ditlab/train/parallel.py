@@ -1,4 +1,4 @@
-"""One network on many processes: a copy each (DDP), or a shard each (FSDP2)."""
+"""One network on several processes: a copy in each (DDP), or a shard in each (FSDP2)."""
 
 from __future__ import annotations
 
@@ -16,90 +16,103 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ditlab.runtime.distributed import Processes
 from ditlab.train.config import TrainConfig
-from ditlab.train.tasks import Batch, Task
+from ditlab.train.task import Batch, Task
+
+BUCKET_MB = 100  # of gradients that DDP exchanges at a time: 25 of XL/2's 675M parameters, 27 buckets
 
 
-class Losses(nn.Module):
-    """An objective's losses as a module, which is what DDP wraps: called with a batch and its draws, gives (N,)."""
+class TaskLoss(nn.Module):
+    """A task's loss as a module, which is what DDP wraps: called with a batch and its draws, returns (N,)."""
 
-    def __init__(self, objective: Task):
+    def __init__(self, task: Task):
         super().__init__()
-        self.module = objective.module
-        self._losses = objective.losses
+        self.module = task.module
+        self._loss = task.loss
 
     def forward(self, batch: Batch, draws: Batch) -> Tensor:
-        """One loss an image."""
-        return self._losses(batch, draws)
+        """The loss of each image."""
+        return self._loss(self.module, batch, draws)
 
 
 class Parallel:
-    """The losses of this process's share of a batch, with gradients that end up averaged over all processes.
+    """Losses of this process's share of a batch, and gradients averaged over all processes.
 
     Args:
-        objective: gives the losses; its module is sharded in place where the configuration asks for FSDP.
-        config: how.
-        processes: over which.
+        task: its module is sharded already if the configuration says FSDP.
+        config: of training.
+        processes: of the run.
         device: of this process.
     """
 
-    def __init__(self, objective: Task, config: TrainConfig, processes: Processes, device: torch.device):
-        self.losses: nn.Module = Losses(objective)
+    def __init__(self, task: Task, config: TrainConfig, processes: Processes, device: torch.device):
+        self.loss: nn.Module = TaskLoss(task)
         self.processes = processes
         if processes.size > 1 and config.parallel == "ddp":
+            # Else Dynamo cuts every compiled block at the borders of buckets (pytorch/pytorch#108966); the blocks are small
+            # enough for their gradients to overlap with the exchange anyway.
+            torch._dynamo.config.optimize_ddp = False
             with warnings.catch_warnings():
-                # torch 2.13 renames the argument, 2.9 has this name only
-                warnings.simplefilter("ignore", FutureWarning)
-                self.losses = DistributedDataParallel(
-                    self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # torch 2.13 renames broadcast_buffers, 2.9 lacks the new name
+                self.loss = DistributedDataParallel(
+                    self.loss, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
                 )
         self.autocast = config.autocast(device)
 
-    def backward(self, batch: Batch, draws: Batch, part: int) -> Tensor:
-        """Add the gradient of the mean loss, in parts of ``part`` images at a time; gives the losses (N,)."""
+    def backward(self, batch: Batch, draws: Batch, microbatch: int) -> Tensor:
+        """Accumulate the gradient of the mean loss, ``microbatch`` images at a time; returns the losses (N,)."""
         count = len(next(iter(batch.values())))
         found = []
-        for start in range(0, count, part):
-            here = slice(start, start + part)
-            with self._meeting(start + part >= count):
+        for start in range(0, count, microbatch):
+            part = slice(start, start + microbatch)
+            with self._gradient_exchange(start + microbatch >= count):
                 with self.autocast:
-                    losses = self.losses(_slice(batch, here), _slice(draws, here))
+                    losses = self.loss(_slice(batch, part), _slice(draws, part))
                 (losses.sum() / count).backward()
             found.append(losses.detach())
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def everywhere(self, true: Tensor) -> Tensor:
-        """Whether something, a bool () on the device, is true in every process."""
+    def all_true(self, value: Tensor) -> Tensor:
+        """Whether a bool () on the device is true in every process."""
         if self.processes.size == 1:
-            return true
-        least = true.float()
-        dist.all_reduce(least, op=dist.ReduceOp.MIN)
-        return least.bool()
+            return value
+        smallest = value.float()
+        dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+        return smallest.bool()
 
     @contextmanager
-    def _meeting(self, last: bool) -> Iterator[None]:
-        """Copies exchange gradients in the last part only; shards in each, or they would hold whole gradients meanwhile."""
-        if isinstance(self.losses, DistributedDataParallel) and not last:
-            with self.losses.no_sync():
+    def _gradient_exchange(self, last: bool) -> Iterator[None]:
+        """DDP exchanges gradients in the last microbatch only; FSDP in each, or it would hold unsharded gradients."""
+        if isinstance(self.loss, DistributedDataParallel) and not last:
+            with self.loss.no_sync():
                 yield
         else:
             yield
 
 
-def shard(module: nn.Module, objective: Task, config: TrainConfig, processes: Processes, device: torch.device):
-    """Leave each process a shard of every parameter (FSDP2), block by block as the objective names them, in place."""
-    mesh = init_device_mesh(device.type, (processes.size,))
+def shard(module: nn.Module, task: Task, config: TrainConfig, processes: Processes, device: torch.device) -> None:
+    """Shard every parameter over the processes (FSDP2), part by part as the task lists them, in place.
+
+    With ``shard_size`` below the number of processes, groups of that many hold the shards of one copy (hybrid sharding).
+    """
+    size = config.shard_size or processes.size
+    if size == processes.size:
+        mesh = init_device_mesh(device.type, (size,))
+    else:
+        mesh = init_device_mesh(device.type, (processes.size // size, size), mesh_dim_names=("replicate", "shard"))
     bf16 = config.precision_on(device) == "bf16"
     # Inputs are not cast: a timestep in bfloat16 would be another timestep. Gradients are averaged in float32.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for part in objective.parts(module):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+    for part in task.parts(module):
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
-def here(tensor: Tensor) -> Tensor:
-    """What of a tensor lies in this process."""
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is in this process."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -109,5 +122,5 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _slice(tensors: Batch, here: slice) -> Batch:
-    return {name: value[here] for name, value in tensors.items()}
+def _slice(tensors: Batch, part: slice) -> Batch:
+    return {name: value[part] for name, value in tensors.items()}

@@ -1,46 +1,47 @@
-"""Batches made ready while the step before them computes."""
+"""Batches read in the background while the steps before them compute."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ditlab.data import DataOrder
+from ditlab.runtime.device import thread_pool
 from ditlab.runtime.distributed import Processes
-from ditlab.train.tasks import Batch, Task
+from ditlab.train.task import Batch, Task
 
-AHEAD = 2  # steps read before they are asked for
+AHEAD = 2  # steps read in advance
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of everything drawn in a step."""
+    """The generator of all draws of a step."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 class Prefetcher:
-    """This process's share of every step's images and draws, read by a thread of its own, on the device when asked for.
+    """This process's share of every step's images and draws, read by one thread.
 
-    Step k trains on images k * batch .. (k + 1) * batch of the order, and what it draws is drawn for all of them: each
-    process takes its slice, so the run is the same on any number of processes.
+    Step k trains on images k * batch .. (k + 1) * batch of the order. Its draws are made for all of them, and each process
+    takes its slice, so the run is the same on any number of processes.
 
     Args:
-        objective: reads and draws.
+        task: reads and draws.
         order: of the images.
         seed: of the draws.
         batch: images a step, over all processes.
         steps: of the run; nothing is read beyond.
-        first: the first step to be asked for.
-        processes: how many share a step.
-        device: where batches go; for a GPU through pinned memory, without waiting.
+        first: the first step.
+        processes: that share a step.
+        device: of the batches; copies to a GPU go through pinned memory, asynchronously.
     """
 
     def __init__(
         self,
-        objective: Task,
+        task: Task,
         order: DataOrder,
         seed: int,
         batch: int,
@@ -49,11 +50,11 @@ class Prefetcher:
         processes: Processes,
         device: torch.device,
     ):
-        self.objective, self.order, self.seed, self.batch, self.steps = objective, order, seed, batch, steps
+        self.task, self.order, self.seed, self.batch, self.steps = task, order, seed, batch, steps
         self.device = device
         share = batch // processes.size
-        self.here = slice(processes.rank * share, (processes.rank + 1) * share)
-        self._pool = ThreadPoolExecutor(1, "feed")
+        self.share = slice(processes.rank * share, (processes.rank + 1) * share)
+        self._pool = thread_pool(device, "prefetch")
         self._next = first
         self._ready: list[Future[tuple[Batch, Batch]]] = []
         self._fill()
@@ -64,10 +65,10 @@ class Prefetcher:
             self._next += 1
 
     def _read(self, step: int) -> tuple[Batch, Batch]:
-        draws = self.objective.draw(step_generator(self.seed, step), self.batch)
+        draws = self.task.draw(step_generator(self.seed, step), self.batch)
         indices, flips = self.order.batch(step * self.batch, self.batch)
-        batch = self.objective.read(indices[self.here], flips[self.here])
-        return self._pin(batch), self._pin({name: value[self.here] for name, value in draws.items()})
+        batch = self.task.read(indices[self.share], flips[self.share])
+        return self._pin(batch), self._pin({name: value[self.share] for name, value in draws.items()})
 
     def _pin(self, tensors: Batch) -> Batch:
         if self.device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Where a step's time goes: a trace and a table."""
+"""The time of each phase and operation of a step: a trace and a table."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ditlab.runtime import files
 
-WARM, STEPS = 3, 5  # steps before, since the first ones compile and allocate, and steps that are looked at
+WARM, STEPS = 3, 5  # warm-up steps, which compile and allocate, and profiled steps
 PREFIX = "ditlab: "
 
 
 class Profile:
-    """Looks at a few steps of training and writes ``trace.json`` and ``profile.txt``.
+    """Profiles a few steps of training and writes ``trace.json`` and ``profile.txt``.
 
     Args:
-        folder: where to; nothing is looked at without one.
-        log: is told where the result is.
+        folder: of the files; None does not profile.
+        log: gets a line with their paths.
     """
 
     def __init__(self, folder: Path | None, log: Callable[[str], None]):
@@ -36,11 +36,11 @@ class Profile:
         if self._profiler is not None:
             self._profiler.stop()
         if self.folder is not None:
-            self.log(f"no profile: it takes {WARM + STEPS} steps, and this start of the run had {self._step}")
+            self.log(f"no profile: it takes {WARM + STEPS} steps, this session had {self._step}")
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A part of a step, with a row of its own in the table."""
+        """A phase of a step, a row of the table."""
         if self._profiler is None:
             yield
         else:
@@ -48,12 +48,12 @@ class Profile:
                 yield
 
     def step(self) -> None:
-        """A step is over."""
+        """A step has ended."""
         if self.folder is None:
             return
         self._step += 1
         if self._step == WARM:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it prints lines of its own
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints lines
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)

@@ -1,4 +1,4 @@
-"""What a run was and what came of it, on one page: report.md with the loss curve and the last pictures."""
+"""report.md: the settings and results of a run on one page, with the loss curve and the last pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
     Args:
         folder: the run's.
         title: of the page.
-        command: what makes this run again.
+        command: reproduces the run.
         facts: lines of the table, name to value.
 
     Raises:
@@ -34,6 +34,12 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
         facts["images trained on"] = f"{last['images']:,}"
         facts[f"loss, last {len(losses[-10:])} rows"] = f"{_mean(losses[-10:]):.4f}"
         facts["images/s, median"] = f"{speed:,.0f} on {_machine()}"
+        if "mfu" in last:
+            mfu = sorted(row.get("mfu", 0.0) for row in losses)[len(losses) // 2]
+            facts["MFU, median"] = f"{mfu:.1%} of {last['mfu_of_tflops']:.4g} TFLOP/s, the measured matrix product rate"
+    held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
+    if held_out:
+        facts["held-out loss, last"] = f"{held_out[-1]:.4f}"
     measured = [row["psnr"] for row in rows if "psnr" in row]
     if measured:
         facts["PSNR, last"] = f"{measured[-1]:.2f} dB"
@@ -60,33 +66,33 @@ def _machine() -> str:
 
 
 def loss_figure(rows: list[dict]) -> bytes:
-    """Rows of metrics with a loss as a PNG: over images the loss, the loss by time where that is known, and the speed."""
+    """Rows of metrics with a loss as a PNG: over images the loss, the held-out loss, the loss by time, and the speed."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures for itself and is for one thread only
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state and is not thread-safe
     from matplotlib.ticker import EngFormatter
 
     images, timed = [row["images"] for row in rows], "loss_by_time" in rows[-1]
     figure = Figure(figsize=(15 if timed else 11, 4), layout="constrained")
     axes = list(figure.subplots(1, 3 if timed else 2))
+    held_out = [(row["images"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
     axes[0].plot(images, [row["loss"] for row in rows])
-    axes[0].set(ylabel="loss", title="loss, mean since the row before", yscale="log")
+    axes[0].plot(*zip(*held_out, strict=True), "o-", markersize=3) if held_out else None
+    axes[0].legend(["training", "held out"][: len(axes[0].lines)])
+    axes[0].set(title="loss", yscale="log")
     if timed:
-        for index in range(len(rows[-1]["loss_by_time"])):
+        bins = range(len(rows[-1]["loss_by_time"]))
+        for index in bins:
             values = [row["loss_by_time"][index] for row in rows]
             axes[1].plot(
-                images,
-                [float("nan") if v is None else v for v in values],
-                label=f"t {index / 10:.1f}-{(index + 1) / 10:.1f}",
-                color=colormaps["viridis"](index / 9),
+                images, [float("nan") if v is None else v for v in values], color=colormaps["viridis"](index / 9)
             )
         axes[1].set(title="loss by time t (1 is noise)", yscale="log")
-        axes[1].legend(fontsize=7, ncols=2)
+        axes[1].legend([f"t {index / 10:.1f}-{(index + 1) / 10:.1f}" for index in bins], fontsize=7, ncols=2)
     axes[-1].plot(images, [row["images_per_second"] for row in rows])
-    axes[-1].set(ylabel="images/s", title="speed")
+    axes[-1].set(title="images/s")
     axes[-1].set_ylim(bottom=0)
     for axis in axes:
-        axis.set(xlabel="images")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_formatter(EngFormatter(sep="", unit=" images"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""SIGTERM: what a scheduler sends before it takes the machine away. The run saves and ends."""
+"""SIGTERM, which schedulers send before they end a job: the run saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from ditlab.runtime.distributed import Processes
 
 
 class StopSignal:
-    """Whether a run was asked to stop; all processes learn of it at the same step.
+    """Whether SIGTERM was received, by any process; all processes learn of it at the same step.
 
-    They tell each other beside the step, on CPUs, and hear the answer one step later, so nobody waits.
+    The flag is all-reduced on CPUs during the next step, so no step waits for it.
 
     Attributes:
-        asked: whether to stop now.
+        requested: whether to stop now.
     """
 
     def __init__(self, processes: Processes):
-        self.processes, self.asked = processes, False
-        self._here = False
+        self.processes, self.requested = processes, False
+        self._received = False
         self._flag = torch.zeros((), dtype=torch.int64)
-        self._telling: Any = None
-        self._before: Any = None
+        self._reduction: Any = None
+        self._previous: Any = None
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
-    def _note(self, *_: object) -> None:
-        self._here = True
+    def _receive(self, *_: object) -> None:
+        self._received = True
 
-    def listen(self) -> None:
-        """Once a step: hear what was known a step ago, and tell what is known now."""
+    def poll(self) -> None:
+        """Once a step: read the flag of the step before, and start to reduce the flag of this one."""
         if self.processes.size == 1:
-            self.asked = self._here
+            self.requested = self._received
             return
-        if self._telling is not None:
-            self._telling.wait()
-            self.asked = bool(self._flag)
-        self._flag = torch.tensor(int(self._here))
-        self._telling = dist.all_reduce(self._flag, group=self.processes.cpu_group, async_op=True)
+        if self._reduction is not None:
+            self._reduction.wait()
+            self.requested = bool(self._flag)
+        self._flag = torch.tensor(int(self._received))
+        self._reduction = dist.all_reduce(self._flag, group=self.processes.cpu_group, async_op=True)

@@ -1,4 +1,4 @@
-"""A run that hangs, or whose other processes are gone, ends and says so."""
+"""Ends a run that hangs, or that lost another process, with one line."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ HUNG = 3  # exit code
 
 
 class Watchdog:
-    """Ends the process with one line and exit code 3 where no step is finished for ``timeout`` seconds.
+    """Ends the process with one line and exit code 3 if no step finishes for ``timeout`` seconds.
 
-    A process that waits for another one, for a file system or for a GPU that stopped answering would wait for ever; under
-    ``torchrun --max-restarts`` its end is what brings the run back. Likewise where talking to another process failed,
-    since that one was killed, or hangs and had its time.
+    A process that waits for another process, a file system or a GPU that stopped responding would wait forever; under
+    ``torchrun --max-restarts`` its end restarts the run. The same if a collective failed because another process ended.
+
+    A thread of ours, since ``faulthandler.dump_traceback_later`` ends a process with exit code 1 and without a message.
 
     Args:
         timeout: seconds.
-        folder: where ``hang-RANK.txt`` tells what every thread was doing.
-        processes: this process among those of the run.
+        folder: of ``hang-RANK.txt``, which gets the stack of every thread.
+        processes: of the run.
     """
 
     def __init__(self, timeout: float, folder: Path, processes: Processes = ALONE):
@@ -52,12 +53,12 @@ class Watchdog:
             self._end(f"lost another process ({reason}) and ends")
 
     def beat(self) -> None:
-        """A step is finished."""
+        """A step has finished."""
         self._last = time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Work that may take its time: pictures, checkpoints."""
+        """Work without a time limit: pictures, checkpoints."""
         self._paused += 1
         try:
             yield
@@ -72,21 +73,21 @@ class Watchdog:
                 with contextlib.suppress(OSError), self.path.open("w") as file:
                     faulthandler.dump_traceback(file)
                 self._end(
-                    f"finished no step for {waited:.0f} s (--train.timeout {self.timeout:g}) and ends; {self.path} says "
-                    "where it hung"
+                    f"finished no step for {waited:.0f} s (--train.timeout {self.timeout:g}) and ends; its stacks are "
+                    f"in {self.path}"
                 )
 
     def _end(self, what: str) -> NoReturn:
-        """One line, and out: closing down in order would wait for what does not answer."""
+        """Print one line and exit at once: an orderly shutdown would wait for what does not respond."""
         who = f"process {self.processes.rank}" if self.processes.size > 1 else "training"
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        line = f"{cursor}ditlab: {who} {what}; the same command goes on from the last checkpoint\n"
-        os.write(2, line.encode())  # one piece, whatever other processes write at the same time
+        line = f"{cursor}ditlab: {who} {what}; run the same command to resume from the last checkpoint\n"
+        os.write(2, line.encode())  # one write, not interleaved with other processes
         os._exit(HUNG)
 
 
 def _unreachable(error: BaseException) -> str:
-    """Why another process could not be reached, where that is what went wrong; empty for any other error."""
+    """Why a collective failed; empty for any other error."""
     if not isinstance(error, (RuntimeError, CheckpointException)):
         return ""
     found = re.search(r"(?:gloo|nccl).*?\] ?(.*?)(?:\. |$)", str(error), re.IGNORECASE | re.MULTILINE)

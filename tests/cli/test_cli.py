@@ -186,7 +186,7 @@ def test_a_run_of_other_settings_is_refused_and_untouched_and_a_longer_one_goes_
     rows = metrics(run)
     ended = ditlab(*command, "--train.images", "960")
     assert (ended.code, ended.err) == (0, ""), ended
-    assert "going on from 640 of 960 images" in ended.out
+    assert "resumed from the checkpoint at 640 of 960 images" in ended.out
     assert metrics(run)[: len(rows)] == rows
     assert metrics(run)[-1]["images"] == 960
     assert json.loads((run / "recipe.json").read_text())["train"]["images"] == 960
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_said_and_the_run_ends_as_it_did(run: Path, tiny
     ended = ditlab("train", "digits", *tiny, "--out", run)
     assert (ended.code, ended.err) == (0, ""), ended
     assert "000000000640 is damaged (__0_0.distcp is missing); using the one before" in ended.out
-    assert "going on from 320 of 640 images" in ended.out
+    assert "resumed from the checkpoint at 320 of 640 images" in ended.out
     after = tree(run)
     for name in ("model.safetensors", "model.json", "samples/000000000640.png"):
         assert after[name] == before[name]

@@ -69,7 +69,7 @@ def test_a_unets_run_goes_on_bit_for_bit_and_refuses_another_network(
     shutil.rmtree(run / "checkpoints" / "000000000640")
     command = ["train", "digits", *SMALL, "--out", run]
     ended = ditlab(*command)
-    assert "going on from 320 of 640 images" in ended.out, ended
+    assert "resumed from the checkpoint at 320 of 640 images" in ended.out, ended
     assert metrics(run) == metrics(unet_run)
     assert (run / "model.safetensors").read_bytes() == (unet_run / "model.safetensors").read_bytes()
     before = tree(run)

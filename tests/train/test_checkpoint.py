@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import io
 import json
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +50,11 @@ def save(folder: Path, images: int, value: float) -> None:
 
 
 def load_into(folder: Path, tensors: dict[str, Tensor], log: Callable[[str], None]) -> dict[str, object] | None:
-    return checkpoint.Checkpoints(folder, 3, ALONE, log).load(tensors)
+    checkpoints = checkpoint.Checkpoints(folder, 3, ALONE, log)
+    state = checkpoints.find()
+    if state is not None:
+        checkpoints.read(tensors)
+    return state
 
 
 def load(folder: Path) -> tuple[float, dict[str, object] | None, list[str]]:
@@ -237,7 +243,8 @@ def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path)
     checkpoints.save(10, tensors, {"step": 1})
     tensors["weights.a"].fill_(2.0)  # as training does while the disk is busy
     checkpoints.wait()
-    assert checkpoints.load(tensors) == {"step": 1}
+    assert checkpoints.find() == {"step": 1}
+    checkpoints.read(tensors)
     assert (tensors["weights.a"] == 1).all()
     checkpoints.close()
 
@@ -281,4 +288,86 @@ def test_the_average_of_a_damaged_or_another_checkpoint_is_refused(digits_run: P
     refuses(lambda: checkpoint.load_average(last, torch.nn.Linear(2, 2)), "another architecture", "weight")
     (file,) = last.glob("*.distcp")
     file.write_bytes(file.read_bytes()[:-1])
-    refuses(lambda: checkpoint.load_average(last, network), "is damaged", "take another")
+    refuses(lambda: checkpoint.load_average(last, network), "is damaged", "use another one")
+
+
+def test_tensors_are_on_the_host_when_they_are_written_and_no_stream_is_synchronised_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """DCP's copy-ahead loader, used unless copy-ahead is 0, synchronises a stream for each tensor."""
+    asked, devices = [], set()
+    init, save = dcp.FileSystemWriter.__init__, dcp.save
+
+    def note_writer(self: dcp.FileSystemWriter, *arguments: object, **more: object) -> None:
+        asked.append(more["per_thread_copy_ahead"])
+        init(self, *arguments, **more)  # type: ignore[arg-type]
+
+    def note_tensors(tensors: dict[str, Tensor], **more: object) -> object:
+        devices.update(tensor.device.type for tensor in tensors.values())
+        return save(tensors, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "__init__", note_writer)
+    monkeypatch.setattr(dcp, "save", note_tensors)
+    save_one = checkpoint.Checkpoints(tmp_path, 3, ALONE, print)
+    save_one.save(10, make(1), {"step": 1})
+    save_one.close()
+    save_one.wait()
+    assert asked == [0]
+    assert devices == {"cpu"}
+
+
+class Stream:
+    """Stands in for a CUDA stream: counts what is asked of it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.waited, self.synchronised = 0, 0
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited += 1
+
+    def record_event(self) -> Stream:
+        return self
+
+    def synchronize(self) -> None:
+        self.synchronised += 1
+
+
+def test_a_snapshot_of_a_gpu_synchronises_once_in_the_writer_and_reuses_its_buffers(monkeypatch: pytest.MonkeyPatch):
+    current, own = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    empty_like = torch.empty_like
+    pinned: list[bool] = []
+
+    def allocate(tensor: Tensor, device: str, pin_memory: bool) -> Tensor:
+        pinned.append(pin_memory)
+        return empty_like(tensor, device=device)
+
+    monkeypatch.setattr(torch, "empty_like", allocate)
+    snapshot = checkpoint.Snapshot(torch.device("cpu"))
+    snapshot.stream = own  # type: ignore[assignment]
+    tensors = {str(index): torch.full((4,), float(index)) for index in range(574)}  # as many as XL/2 has
+    for _ in range(2):
+        copies, ready = snapshot(tensors)
+        assert own.synchronised == 0 or _ == 1  # the training thread waits for nothing
+        ready()
+    assert own.synchronised == 2
+    assert len(pinned) == 574  # and not again for the second checkpoint
+    assert all(pinned)
+    assert current.waited == own.waited == 2
+    assert all(torch.equal(copies[name], tensor) for name, tensor in tensors.items())
+
+
+def test_what_goes_before_a_checkpoint_is_done_in_the_thread_that_writes_it(tmp_path: Path):
+    checkpoints, order = checkpoint.Checkpoints(tmp_path, 3, ALONE, print), []
+
+    def job() -> None:
+        order.append((threading.current_thread() is threading.main_thread(), checkpoint.existing(tmp_path)))
+
+    checkpoints.save(10, make(1), {"step": 1}, [None, job])
+    checkpoints.wait()
+    checkpoints.close()
+    assert order == [(False, [])]
+    assert len(checkpoint.existing(tmp_path)) == 1

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ditlab.data import DataOrder
 from ditlab.errors import UserError
 from ditlab.pipelines import grid, write_png
-from ditlab.runtime.distributed import ALONE, Processes
-from ditlab.train import Task, TrainConfig, read_metrics, train
-from ditlab.train.loop import MOST_SKIPPED
+from ditlab.runtime.distributed import ALONE
+from ditlab.train import Callback, Event, Task, TrainConfig, read_metrics, train
 from ditlab.train.meter import MetricAverager
 from ditlab.train.prefetch import step_generator
+from ditlab.train.trainer import MOST_SKIPPED
 
 CPU = torch.device("cpu")
 COUNT = 40
@@ -45,12 +45,12 @@ class Line(Task):
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
         return {"t": torch.rand(count, generator=generator), "noise": torch.randn(count, 3, generator=generator)}
 
-    def losses(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+    def loss(self, module: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
         if self.steps_left == 0:
             raise InterruptedError("stopped by the test")
         self.steps_left -= 1
         noised = batch["x"] + draws["t"][:, None] * draws["noise"]
-        losses = (self.module(noised) - batch["y"]).square().mean(dim=1)
+        losses = (module(noised) - batch["y"]).square().mean(dim=1)
         if self.poison == "loss":
             losses = torch.where(batch["bad"], torch.nan, losses)
         if self.poison == "gradient" and batch["bad"].any():  # adds zero to the loss and infinity to its gradient
@@ -58,12 +58,16 @@ class Line(Task):
             losses = losses + (weight - weight.detach()).sqrt()
         return losses
 
-    def save(self, average: nn.Module, folder: Path, images: int) -> None:
-        torch.save(average.state_dict(), folder / "model.pt")
 
-    def picture(self, average: nn.Module, path: Path, processes: Processes) -> dict[str, float]:
-        write_png(grid(np.zeros((1, 8, 8, 1), np.uint8), 1), path)
-        return {"weight": float(average.weight.sum())}  # type: ignore[operator]
+class Files(Callback):
+    """Writes the averaged weights and a picture."""
+
+    def on_checkpoint(self, event: Event) -> None:
+        torch.save(event.average.state_dict(), event.folder / "model.pt")
+
+    def on_samples(self, event: Event) -> dict[str, object]:
+        write_png(grid(np.zeros((1, 8, 8, 1), np.uint8), 1), event.picture)
+        return {"weight": float(event.average.weight.sum())}  # type: ignore[operator]
 
 
 CONFIG = TrainConfig(
@@ -72,16 +76,27 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 
 
-def run(objective: Task, folder: Path, config: TrainConfig = CONFIG, seed: int = 3) -> list[str]:
-    said: list[str] = []
-    train(objective, config, seed=seed, flip=True, folder=folder, device=CPU, log=said.append, title="line")
-    return said
+def run(task: Task, folder: Path, config: TrainConfig = CONFIG, seed: int = 3) -> list[str]:
+    """Train; returns the log lines."""
+    lines: list[str] = []
+    train(
+        task,
+        config,
+        seed=seed,
+        flip=True,
+        folder=folder,
+        device=CPU,
+        log=lines.append,
+        title="line",
+        callbacks=[Files()],
+    )
+    return lines
 
 
 def test_the_loop_is_adamw_and_ema_over_the_order_and_the_draws(tmp_path: Path):
     run(Line(), tmp_path)
-    objective = Line()
-    network = objective.module
+    task = Line()
+    network = task.module
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     order, losses = DataOrder(COUNT, 3, True), []
@@ -89,8 +104,8 @@ def test_the_loop_is_adamw_and_ema_over_the_order_and_the_draws(tmp_path: Path):
         generator = step_generator(3, step)
         t, noise = torch.rand(16, generator=generator), torch.randn(16, 3, generator=generator)
         indices, flips = order.batch(16 * step, 16)
-        x = objective.x[indices] * torch.where(torch.from_numpy(flips), -1.0, 1.0)[:, None]
-        error = network(x + t[:, None] * noise) - objective.y[indices]
+        x = task.x[indices] * torch.where(torch.from_numpy(flips), -1.0, 1.0)[:, None]
+        error = network(x + t[:, None] * noise) - task.y[indices]
         loss = error.square().mean(dim=1)
         optimiser.zero_grad()
         loss.mean().backward()
@@ -120,15 +135,15 @@ def test_every_step_has_draws_of_its_own_and_the_same_again():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 11])
-def test_a_run_stopped_after_any_step_goes_on_to_the_same_end(tmp_path: Path, steps: int, metrics):
+def test_a_run_stopped_after_any_step_resumes_to_the_same_end(tmp_path: Path, steps: int, metrics):
     run(Line(), tmp_path / "whole")
     with pytest.raises(InterruptedError):
         run(Line(stop_after=steps), tmp_path / "parts")
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"images": 11')  # a row cut off in the middle
-    said = run(Line(), tmp_path / "parts")
+    lines = run(Line(), tmp_path / "parts")
     done = steps // 3 * 48
-    assert said == ([f"going on from {done:,} of 192 images"] if done else [])
+    assert lines == ([f"resumed from the checkpoint at {done:,} of 192 images"] if done else [])
     for folder in ("whole", "parts"):
         assert [path.name for path in sorted((tmp_path / folder / "checkpoints").iterdir())] == [
             "000000000144",
@@ -165,7 +180,7 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one_just_written(
         )
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["000000000128", "000000000160"]
-    assert run(Line(), tmp_path, config)[-1] == "going on from 128 of 160 images"
+    assert run(Line(), tmp_path, config)[-1] == "resumed from the checkpoint at 128 of 160 images"
 
 
 def first_step_with(index: int) -> int:
@@ -174,16 +189,16 @@ def first_step_with(index: int) -> int:
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_a_step_whose_gradient_is_no_number_is_left_out_and_counted(tmp_path: Path, poison: str):
+def test_a_step_with_a_nan_gradient_is_skipped_and_counted(tmp_path: Path, poison: str):
     index = int(DataOrder(COUNT, 3, True).batch(16 * 2, 8)[0][-1])  # first met in step 2
     bad = [step for step in range(12) if index in DataOrder(COUNT, 3, True).batch(16 * step, 16)[0]]
     assert bad[0] == 2
-    objective = Line(poison, index)
-    run(objective, tmp_path)
+    task = Line(poison, index)
+    run(task, tmp_path)
     rows = read_metrics(tmp_path)
     assert [row["skipped"] for row in rows] == [sum(step < row["images"] / 16 for step in bad) for row in rows]
     assert all(np.isfinite(row["loss"]) for row in rows)
-    assert all(parameter.isfinite().all() for parameter in objective.module.parameters())
+    assert all(parameter.isfinite().all() for parameter in task.module.parameters())
     # By hand, without those steps: AdamW has not seen them, and the average stood where the weights stood.
     by_hand = Line()
     optimiser = torch.optim.AdamW(by_hand.module.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -192,18 +207,18 @@ def test_a_step_whose_gradient_is_no_number_is_left_out_and_counted(tmp_path: Pa
         draws = by_hand.draw(generator, 16)
         batch = by_hand.read(*DataOrder(COUNT, 3, True).batch(16 * step, 16))
         optimiser.zero_grad()
-        by_hand.losses(batch, draws).mean().backward()
+        by_hand.loss(by_hand.module, batch, draws).mean().backward()
         optimiser.param_groups[0]["lr"] = CONFIG.lr_at(step)
         optimiser.step()
-    trained, expected = objective.module.state_dict(), by_hand.module.state_dict()
+    trained, expected = task.module.state_dict(), by_hand.module.state_dict()
     assert all(torch.equal(trained[name], expected[name]) for name in expected)
 
 
 class Poisoned(Line):
-    """From some step on every gradient is no number."""
+    """From some step on every gradient is NaN."""
 
-    def losses(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
-        return super().losses(batch, draws) * (torch.nan if self.steps_left < -30 else 1.0)
+    def loss(self, module: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        return super().loss(module, batch, draws) * (torch.nan if self.steps_left < -30 else 1.0)
 
 
 def test_too_many_such_steps_in_a_row_stop_with_advice_and_earlier_checkpoints_stand(tmp_path: Path):
@@ -221,22 +236,22 @@ def test_too_many_such_steps_in_a_row_stop_with_advice_and_earlier_checkpoints_s
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].isfinite().all()
 
 
-def test_weights_that_are_no_numbers_reach_no_checkpoint(tmp_path: Path):
-    objective = Line()
+def test_nan_weights_reach_no_checkpoint(tmp_path: Path):
+    task = Line()
     config = TrainConfig(images=32, batch=16, lr=0.9, weight_decay=0.0, log=16, checkpoint=16)
-    objective.module.bias.data.fill_(torch.inf)  # type: ignore[operator, union-attr]
-    with pytest.raises(UserError, match="no longer a number"):
-        run(objective, tmp_path, config)
+    task.module.bias.data.fill_(torch.inf)  # type: ignore[operator, union-attr]
+    with pytest.raises(UserError, match="a weight is NaN or infinite"):
+        run(task, tmp_path, config)
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-def test_a_long_gradient_is_shortened(tmp_path: Path):
+def test_a_long_gradient_is_clipped(tmp_path: Path):
     runs = {}
     for clip in (0.0, 1e-3, 1e9):
-        objective = Line()
+        task = Line()
         config = TrainConfig(images=16, batch=16, lr=0.1, beta2=0.0, max_grad_norm=clip)
-        run(objective, tmp_path / str(clip), config)
-        runs[clip] = objective.module.state_dict()
+        run(task, tmp_path / str(clip), config)
+        runs[clip] = task.module.state_dict()
     assert all(torch.equal(runs[0.0][name], runs[1e9][name]) for name in runs[0.0])
     start = Line().module.state_dict()
     # AdamW's first step does not see the gradient's length but for its epsilon of 1e-8: shorter is a little less.
@@ -275,16 +290,16 @@ def test_losses_fall_into_the_bins_of_their_times():
     meter.add(losses[:2], times[:2], YES)
     meter.add(losses[2:], times[2:], YES)
     meter.add(losses * torch.nan, times, ~YES)
-    row = meter.result(ALONE, timed=True)
+    row = meter.result(ALONE)
     assert row["loss"] == pytest.approx(31 / 5)
     assert row["loss_by_time"] == [1.5, 4.0, None, None, None, None, None, None, None, 12.0]
     assert row["skipped"] == 1
-    assert meter.result(ALONE, timed=True) == {"loss": None, "loss_by_time": [None] * 10, "skipped": 1}
+    assert meter.result(ALONE) == {"loss": None, "loss_by_time": [None] * 10, "skipped": 1}
     meter.add(losses, None, YES)
-    assert meter.result(ALONE, timed=False) == {"loss": pytest.approx(31 / 5), "skipped": 1}
+    assert meter.result(ALONE) == {"loss": pytest.approx(31 / 5), "skipped": 1}
 
 
-def test_steps_left_out_are_counted_in_all_and_in_a_row():
+def test_skipped_steps_are_counted_in_all_and_in_a_row():
     meter = MetricAverager(CPU)
     for finite in (True, False, False, True, False, False, False, True, False):
         meter.add(torch.ones(2), None, torch.tensor(finite))
@@ -298,7 +313,7 @@ def test_many_small_losses_are_added_without_rounding_away():
     meter = MetricAverager(CPU)
     for _ in range(100):
         meter.add(torch.full((1000,), 0.1), torch.full((1000,), 0.35), YES)
-    assert meter.result(ALONE, timed=True)["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+    assert meter.result(ALONE)["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
 def test_metrics_pass_over_what_is_no_row(tmp_path: Path):
@@ -308,12 +323,12 @@ def test_metrics_pass_over_what_is_no_row(tmp_path: Path):
     assert read_metrics(tmp_path / "nowhere") == []
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path: Path):
+def test_a_run_does_not_resume_with_other_images(tmp_path: Path):
     with pytest.raises(InterruptedError):
         run(Line(stop_after=5), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     other = Line()
     other.fingerprint = "other points"
-    with pytest.raises(UserError, match="not those"):
+    with pytest.raises(UserError, match="trained on other images"):
         run(other, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

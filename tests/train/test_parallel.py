@@ -1,9 +1,10 @@
-"""The same run on one process and on several, which talk through gloo."""
+"""The same run on one process and on several, connected by gloo."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,82 +14,125 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent.parent
-# Runs commands one after another in every process, so that torch is imported once.
+# Imports everything once and forks the processes of each group, with the variables that torchrun sets, one group after
+# another; the processes of a group run its commands. Prints how many graphs were compiled.
 DRIVER = """
-import json, sys
+import json, os, sys, traceback
+import matplotlib.figure, sklearn.datasets, torch, torch._inductor.compile_fx
+import torch.distributed.checkpoint, torch.distributed.fsdp
+import ditlab.recipes
 from ditlab.cli.main import main
 from ditlab.runtime.distributed import leave
-for arguments in json.loads(sys.argv[1]):
-    main(arguments)
-leave()
+from ditlab.train import parallel
+
+parallel.BUCKET_MB = 0.005  # so that a block's gradients fill several buckets
+
+def work(rank, size, port, commands):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port)}
+    for arguments in commands:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        main(arguments)
+        graphs = torch._dynamo.utils.counters["aot_autograd"]["total"]
+        if rank == 0:
+            print(f"{graphs} graphs: {' '.join(arguments)}", flush=True)
+    leave()
+
+for size, port, commands in json.loads(sys.argv[1]):
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(rank, size, port, commands)
+                code = 0
+            except SystemExit as stop:
+                code = stop.code
+            except BaseException:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print("exit codes:", size, *codes, flush=True)
 """
 FLAGS = (
     "--model.depth 2 --model.width 32 --model.heads 2 --train.batch 32 --train.precision fp32 --train.warmup 0 "
     "--train.cooldown 0 --sample-images 8 --sample.steps 2 --train.images 640 --train.log 160 --train.checkpoint 320 "
     "--train.samples 640"
 )
+HALF = ("--train.images", 320)
+CLIP = ("--train.max-grad-norm", 0.05, "--train.images", 320)
+FSDP = ("--train.parallel", "fsdp")
 
 
-def together(count: int, commands: list[list[object]], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run commands in ``count`` processes that torchrun starts."""
-    driver = folder / "driver.py"
-    driver.write_text(DRIVER)
-    words = json.dumps([[str(word) for word in command] for command in commands])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run(
-        [*launcher, str(driver), words], check=False, capture_output=True, text=True, timeout=200,
-        env=environment, cwd=folder,
-    )  # fmt: skip
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
 
 
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def train(out: Path, *more: object) -> list[object]:
-    return ["train", "digits", *FLAGS.split(), "--out", out, *more]
+def train(out: Path, *more: object) -> list[str]:
+    return ["train", "digits", *FLAGS.split(), "--out", str(out), *map(str, more)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
     """Runs on one process, on four with a copy each and with a shard each, and halves of such runs."""
     folder = tmp_path_factory.mktemp("runs")
-    half = ("--train.images", 320)
-    alone = together(1, [train(folder / "alone")], folder)
-    assert alone.returncode == 0, alone.stderr
-    commands = [
-        train(folder / "ddp"),
-        train(folder / "fsdp", "--train.parallel", "fsdp"),
+    for command in (train(folder / "alone"), train(folder / "clip", *CLIP), train(folder / "free", *HALF)):
+        ended = ditlab(*command)
+        assert ended.code == 0, ended
+    archive = ("--out", folder / "four.npz", "--no-filmstrip")
+    four = [
+        train(folder / "ddp", "--train.monitor-blocks"),
+        train(folder / "fsdp", *FSDP, "--train.monitor-blocks"),
         train(folder / "parts", "--train.microbatch", 3),
-        train(
-            folder / "recompute-fsdp",
-            "--train.parallel",
-            "fsdp",
-            "--train.activation-checkpointing",
-            "--train.microbatch",
-            3,
-        ),
-        train(folder / "ddp-to-1", *half),
-        train(folder / "fsdp-to-1", *half, "--train.parallel", "fsdp"),
-        train(folder / "fsdp-to-2", *half, "--train.parallel", "fsdp"),
-        ["sample", folder / "alone", "--count", 11, "--batch", 2, "--out", folder / "four.npz", "--no-filmstrip"],
+        train(folder / "recompute-fsdp", *FSDP, "--train.activation-checkpointing", "--train.microbatch", 3),
+        train(folder / "hybrid", *FSDP, "--train.shard-size", 2, "--train.no-reshard-after-forward"),
+        train(folder / "ddp-to-1", *HALF),
+        train(folder / "fsdp-to-1", *HALF, *FSDP),
+        train(folder / "fsdp-to-2", *HALF, *FSDP),
+        ["sample", str(folder / "alone"), "--count", "11", "--batch", "2", *map(str, archive)],
     ]
-    four = together(4, commands, folder)
-    assert four.returncode == 0, four.stderr
-    assert four.stdout.count("11 images") == 1, four.stdout
-    one = together(1, [train(folder / "ddp-to-1"), train(folder / "fsdp-to-1")], folder)
-    assert one.stdout.count("going on from 320 of 640 images") == 2, one.stderr
-    two = together(2, [train(folder / "fsdp-to-2", "--train.parallel", "fsdp")], folder)
-    assert two.stdout.count("going on from 320 of 640 images") == 1, two.stderr
+    compiled = (*CLIP, "--train.compile", "on")
+    two = [
+        train(folder / "fsdp-to-2", *FSDP),
+        train(folder / "compiled-ddp", *compiled),
+        train(folder / "compiled-fsdp", *compiled, *FSDP),
+    ]
+    three = [train(folder / "refused")]
+    driver = folder / "driver.py"
+    driver.write_text(DRIVER)
+    port = 20_000 + os.getpid() % 20_000
+    groups = json.dumps([(4, port, four), (2, port + 1, two), (3, port + 2, three)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(
+        [sys.executable, str(driver), groups], check=False, capture_output=True, text=True, timeout=280, env=environment,
+        cwd=folder,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (folder / "out").write_text(ended.stdout)
+    (folder / "err").write_text(ended.stderr)
+    assert "exit codes: 4 0 0 0 0" in ended.stdout, ended.stderr
+    assert "exit codes: 2 0 0" in ended.stdout, ended.stderr
+    assert ended.stdout.count("11 images") == 1
+    assert ended.stdout.count("resumed from the checkpoint at 320 of 640 images") == 1  # fsdp-to-2
+    for name in ("ddp-to-1", "fsdp-to-1"):
+        resumed = ditlab(*train(folder / name))
+        assert "resumed from the checkpoint at 320 of 640 images" in resumed.out, resumed
     return folder
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "parts", "recompute-fsdp", "ddp-to-1", "fsdp-to-1", "fsdp-to-2"])
+@pytest.mark.parametrize(
+    "name", ["ddp", "fsdp", "parts", "recompute-fsdp", "hybrid", "ddp-to-1", "fsdp-to-1", "fsdp-to-2"]
+)
 def test_any_number_of_processes_and_any_change_of_it_gives_the_same_run_to_float_order(runs: Path, name: str):
     expected = losses(runs / "alone")
     assert len(expected) == 4
     np.testing.assert_allclose(losses(runs / name), expected, rtol=2e-6)
+    np.testing.assert_allclose(losses(runs / name, "held_out_loss"), losses(runs / "alone", "held_out_loss"), rtol=1e-5)
     weights, others = load_file(runs / "alone" / "model.safetensors"), load_file(runs / name / "model.safetensors")
     assert weights.keys() == others.keys()
     for key, value in weights.items():
@@ -97,19 +141,27 @@ def test_any_number_of_processes_and_any_change_of_it_gives_the_same_run_to_floa
         np.testing.assert_allclose(others[key], value, rtol=1e-3, atol=2e-4, err_msg=key)
 
 
-def test_compiled_blocks_and_clipped_gradients_go_with_many_processes(tmp_path: Path):
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_compiled_blocks_and_clipped_gradients_go_with_many_processes(runs: Path, name: str):
     """What a GPU does by default, on CPUs: the same losses as one process that compiles nothing."""
-    clip = ("--train.max-grad-norm", 0.05, "--train.images", 320)
-    alone = together(1, [train(tmp_path / "alone", *clip), train(tmp_path / "free", "--train.images", 320)], tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    compiled = (*clip, "--train.compile", "on")
-    runs = [train(tmp_path / "ddp", *compiled), train(tmp_path / "fsdp", *compiled, "--train.parallel", "fsdp")]
-    two = together(2, runs, tmp_path)
-    assert two.returncode == 0, two.stderr
-    expected = losses(tmp_path / "alone")
-    assert not np.allclose(losses(tmp_path / "free"), expected, rtol=1e-4)  # gradients were longer than the clip
-    for name in ("ddp", "fsdp"):
-        np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=5e-6)
+    expected = losses(runs / "clip")
+    assert not np.allclose(losses(runs / "free"), expected, rtol=1e-4)  # gradients were longer than the clip
+    np.testing.assert_allclose(losses(runs / f"compiled-{name}"), expected, rtol=5e-6)
+
+
+def test_a_block_is_one_graph_under_ddp(runs: Path):
+    """Dynamo's own DDP optimiser would cut it at the borders of buckets."""
+    (graphs,) = re.findall(r"(\d+) graphs: .*compiled-ddp", (runs / "out").read_text())
+    assert graphs == "1"
+
+
+def test_blocks_are_monitored_alike_in_copies_and_shards(runs: Path):
+    for name in ("activation_rms", "gradient_rms"):
+        copies, shards = (np.array(losses(runs / run, name)) for run in ("ddp", "fsdp"))
+        assert copies.shape == (4, 2)
+        assert (copies > 0).all()
+        np.testing.assert_allclose(copies, shards, rtol=1e-4)
+    assert not losses(runs / "parts", "activation_rms")
 
 
 def test_samples_do_not_depend_on_the_number_of_processes(runs: Path, ditlab):
@@ -127,8 +179,7 @@ def test_each_process_keeps_a_shard_only(runs: Path):
     assert max(sizes) < 2 * min(sizes)
 
 
-def test_a_batch_that_does_not_divide_is_refused_by_every_process(tmp_path: Path):
-    ended = together(3, [train(tmp_path / "run")], tmp_path)
-    assert ended.returncode != 0
-    assert "a batch of 32 does not divide among 3 processes; nearest: 30 or 33" in ended.stderr
-    assert not (tmp_path / "run").exists()
+def test_a_batch_that_does_not_divide_is_refused_by_every_process(runs: Path):
+    assert "exit codes: 3 2 2 2" in (runs / "out").read_text()
+    assert "a batch of 32 does not divide among 3 processes; nearest: 30 or 33" in (runs / "err").read_text()
+    assert not (runs / "refused").exists()

@@ -52,7 +52,7 @@ def test_a_step_is_its_images_and_what_its_generator_draws():
     made.close()
 
 
-def test_a_run_that_goes_on_is_fed_as_if_it_had_not_stopped():
+def test_a_resumed_run_is_fed_as_if_it_had_not_stopped():
     whole, late = feed(), feed(first=2)
     whole.take()
     whole.take()
@@ -76,15 +76,15 @@ def test_processes_share_a_step_in_order():
 
 def test_it_reads_ahead_and_no_further_than_the_end():
     made = feed(steps=3)
-    objective = made.objective
+    task = made.task
     end = time.monotonic() + 10
-    while len(objective.steps_read) < AHEAD and time.monotonic() < end:  # type: ignore[attr-defined]
+    while len(task.steps_read) < AHEAD and time.monotonic() < end:  # type: ignore[attr-defined]
         time.sleep(0.01)
-    assert len(objective.steps_read) == AHEAD  # type: ignore[attr-defined]
+    assert len(task.steps_read) == AHEAD  # type: ignore[attr-defined]
     for _ in range(3):
         made.take()
     made.close()
-    assert len(objective.steps_read) == 3  # type: ignore[attr-defined]
+    assert len(task.steps_read) == 3  # type: ignore[attr-defined]
 
 
 def test_what_goes_wrong_while_reading_reaches_the_step_that_needs_it():
@@ -101,6 +101,6 @@ def test_a_profile_says_where_a_step_goes(tmp_path: Path, ditlab, tiny: list[str
     assert ended.code == 0, ended
     assert "profile.txt" in ended.out
     table = (tmp_path / "run" / "profile" / "profile.txt").read_text()
-    for phase in ("waiting for data", "forward and backward", "optimiser", "average", "aten::addmm"):
+    for phase in ("waiting for data", "forward and backward", "optimiser", "EMA", "aten::addmm"):
         assert phase in table
     assert (tmp_path / "run" / "profile" / "trace.json").stat().st_size > 10_000

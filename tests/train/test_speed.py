@@ -61,3 +61,26 @@ def test_the_matrix_rate_is_operations_over_time(clock: Clock, monkeypatch: pyte
 
     monkeypatch.setattr("ditlab.train.speed.torch.mm", slow)
     assert matrix_rate(torch.device("cpu"), "fp32") == pytest.approx(2 * 1024**3 / 0.25)
+
+
+def test_rows_are_windows_and_the_step_that_compiles_counts_in_none(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ditlab.train.speed.matrix_rate", lambda *_: 5e9)
+    speed = Speed("fp32", 6e6, torch.device("cpu"), ALONE)
+    speed.start()
+    clock.now += 60  # compiles
+    speed.add(100)
+    for _ in range(2):
+        clock.now += 0.5
+        speed.add(100)
+    rows = [speed.row()]
+    for _ in range(2):
+        clock.now += 1.0
+        speed.add(100)
+    rows.append(speed.row())
+    assert [row["images_per_second"] for row in rows] == [200, 100]
+    assert [row["mfu"] for row in rows] == [pytest.approx(0.24), pytest.approx(0.12)]
+    assert [row["mfu_of_tflops"] for row in rows] == [0.005, 0.005]
+    assert rows[-1]["seconds"] == 63
+    assert speed.images_per_second == 100  # of the last window, as no step came since

@@ -18,7 +18,7 @@ from ditlab.diffusion import DiffusionConfig, build_loss
 from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, record, uint8_to_float
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
-from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.pipelines import Pipeline
 from ditlab.train import AutoencoderTask, DiffusionTask, read_metrics
 from ditlab.train.prefetch import step_generator
 
@@ -91,9 +91,8 @@ def test_sample_pictures_are_drawn_on_the_way_and_shown_in_the_report(digits_run
 def test_labels_the_network_does_not_know_are_refused():
     images = open_data(DataConfig(source="digits", limit=50)).load()
     network = DiT(DiTConfig(depth=1, width=16, heads=2), NetworkInput(1, 8, 8, classes=5))
-    model = Pipeline(network, FLOW, Autoencoder(1, 1, 1), (1, 8, 8), "01234", SampleConfig())
     with pytest.raises(UserError, match="label 9 in the data is out of range: the network has 5 classes"):
-        DiffusionTask(network, build_loss(FLOW), model.autoencoder, images, model, 4, 0)
+        DiffusionTask(network, build_loss(FLOW), Autoencoder(1, 1, 1), images)
 
 
 def test_training_the_autoencoder_gives_images_back_ever_better(kl_run: Path):
@@ -131,11 +130,11 @@ def test_latents_have_zero_mean_and_unit_variance_in_every_channel(kl_run: Path)
 def test_the_autoencoders_loss_is_squared_error_and_divergence_as_torch_has_it():
     images = open_data(DataConfig(source="digits", limit=8)).load()
     autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16)), 1, seed=0)
-    objective = AutoencoderTask(autoencoder, images, images, kl_weight=0.3)
-    batch = objective.read(np.arange(8), np.zeros(8, bool))
-    draws = objective.draw(step_generator(0, 0), 8)
+    task = AutoencoderTask(autoencoder, images, kl_weight=0.3)
+    batch = task.read(np.arange(8), np.zeros(8, bool))
+    draws = task.draw(step_generator(0, 0), 8)
     with torch.no_grad():
-        losses = objective.losses(batch, draws)
+        losses = task.loss(autoencoder, batch, draws)
         mean, log_variance = autoencoder.encode(uint8_to_float(batch["pixels"])).chunk(2, dim=1)
         normal = torch.distributions.Normal(mean.double(), (0.5 * log_variance.double()).exp())
         standard = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())

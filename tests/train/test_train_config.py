@@ -112,3 +112,47 @@ def test_the_average_is_a_module_apart_and_asks_for_no_gradients():
     with torch.no_grad():
         network[0].weight.fill_(7.0)  # type: ignore[operator]
     assert torch.equal(average.module[0].weight, before)  # type: ignore[index]
+
+
+def test_a_constant_decay_is_the_papers():
+    network = nn.Linear(2, 2)
+    warm, constant = EMA(network, 0.9999), EMA(network, 0.9999, warmup=False)
+    assert [warm.decay_at(step) for step in (0, 10, 10**6)] == [0.1, 0.55, 0.9999]
+    assert {constant.decay_at(step) for step in (0, 10, 10**6)} == {0.9999}
+    before = {name: value.double().clone() for name, value in constant.module.state_dict().items()}
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    constant.update(0)
+    after = constant.module.state_dict()["weight"].double()
+    torch.testing.assert_close(after, before["weight"] + 1e-4, rtol=0, atol=1e-7)
+
+
+def test_tf32_is_set_for_the_run_only():
+    assert torch.get_float32_matmul_precision() == "highest"
+    with TrainConfig(precision="tf32").matmul_precision(CPU):
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision("high")
+    try:
+        with TrainConfig(precision="fp32").matmul_precision(CPU):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with TrainConfig(precision="tf32").autocast(CPU):
+        assert nn.Linear(4, 4)(torch.ones(2, 4)).dtype == torch.float32
+
+
+def test_what_is_due_after_a_step():
+    config = TrainConfig(images=160, batch=16, log=32, samples=64, checkpoint=80)
+    due = {step: config.due(step) for step in range(1, 11)}
+    assert [step for step in due if "log" in due[step]] == [2, 4, 6, 8, 10]
+    assert [step for step in due if "samples" in due[step]] == [4, 8, 10]
+    assert [step for step in due if "checkpoint" in due[step]] == [5, 10]
+
+
+def test_a_shard_size_divides_the_processes():
+    TrainConfig(shard_size=2).check_processes(4)
+    with pytest.raises(UserError, match=r"--train\.shard-size 3 must divide the number of processes, 4"):
+        TrainConfig(shard_size=3).check_processes(4)

@@ -15,10 +15,10 @@ from ditlab.diffusion import DiffusionConfig, build_loss
 from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl
 from ditlab.errors import UserError
 from ditlab.models import DiT, DiTConfig, NetworkInput
-from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime.distributed import ALONE
 from ditlab.train import AutoencoderTask, DiffusionTask, TrainConfig, read_metrics, train
-from ditlab.train.speed import matrix_rate, microbatch_that_fits, saved_bytes
+from ditlab.train.microbatch import largest_microbatch, saved_bytes
+from ditlab.train.speed import matrix_rate
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -27,7 +27,7 @@ CONFIG = TrainConfig(
 BLOCKS = ("adaln-zero", "adaln", "cross-attention", "in-context")
 
 
-def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionTask:
+def make_task(block: str = "adaln-zero", tokens: int = 4) -> DiffusionTask:
     images = open_data(DataConfig(source="digits", limit=64)).load()
     shape = NetworkInput(1, 8, 8, classes=10, learned_variance=True)
     network = DiT(DiTConfig(depth=2, width=16, heads=2, patch=8 // tokens, block=block), shape)  # type: ignore[arg-type]
@@ -36,8 +36,7 @@ def objective(block: str = "adaln-zero", tokens: int = 4) -> DiffusionTask:
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
     diffusion, autoencoder = DiffusionConfig(), Autoencoder(1, 1, 1)
-    model = Pipeline(network, diffusion, autoencoder, (1, 8, 8), images.names, SampleConfig("ddim", 2))
-    return DiffusionTask(network, build_loss(diffusion), autoencoder, images, model, 4, 0)
+    return DiffusionTask(network, build_loss(diffusion), autoencoder, images)
 
 
 def losses(folder: Path, made: DiffusionTask | AutoencoderTask, **changes: object) -> np.ndarray:
@@ -51,8 +50,8 @@ def losses(folder: Path, made: DiffusionTask | AutoencoderTask, **changes: objec
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_computing_again_going_back_gives_the_same_losses(tmp_path: Path, block: str):
-    kept = losses(tmp_path / "kept", objective(block))
-    again = losses(tmp_path / "again", objective(block), activation_checkpointing=True)
+    kept = losses(tmp_path / "kept", make_task(block))
+    again = losses(tmp_path / "again", make_task(block), activation_checkpointing=True)
     assert len(kept) == 10
     np.testing.assert_allclose(again, kept, rtol=1e-6)
 
@@ -60,20 +59,20 @@ def test_computing_again_going_back_gives_the_same_losses(tmp_path: Path, block:
 @pytest.mark.parametrize("part", [1, 6, 8])
 def test_a_batch_in_parts_gives_the_same_losses(tmp_path: Path, part: int):
     np.testing.assert_allclose(
-        losses(tmp_path / "parts", objective(), microbatch=part), losses(tmp_path / "whole", objective()), rtol=1e-5
+        losses(tmp_path / "parts", make_task(), microbatch=part), losses(tmp_path / "whole", make_task()), rtol=1e-5
     )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Path):
-    eager = losses(tmp_path / "eager", objective())
+    eager = losses(tmp_path / "eager", make_task())
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    made = objective()
+    made = make_task()
     compiled = losses(tmp_path / "compiled", made, compile="on")
     np.testing.assert_allclose(compiled, eager, rtol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # two blocks, one graph
-    again = losses(tmp_path / "again", objective(), compile="on", activation_checkpointing=True, microbatch=8)
+    again = losses(tmp_path / "again", make_task(), compile="on", activation_checkpointing=True, microbatch=8)
     np.testing.assert_allclose(again, eager, rtol=1e-5)
     torch._dynamo.reset()
 
@@ -81,12 +80,12 @@ def test_compiled_blocks_give_the_same_losses_and_are_compiled_once(tmp_path: Pa
 def test_where_there_is_no_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"torch\.compile needs a compiler"):
-        losses(tmp_path / "run", objective(), compile="on")
+        losses(tmp_path / "run", make_task(), compile="on")
 
 
 def test_bfloat16_training_follows_float32_closely(tmp_path: Path):
-    exact = losses(tmp_path / "fp32", objective())
-    made = objective()
+    exact = losses(tmp_path / "fp32", make_task())
+    made = make_task()
     rounded = losses(tmp_path / "bf16", made, precision="bf16")
     assert not np.array_equal(rounded, exact)
     np.testing.assert_allclose(rounded, exact, rtol=0.02)
@@ -96,41 +95,41 @@ def test_bfloat16_training_follows_float32_closely(tmp_path: Path):
 def test_an_autoencoder_has_nothing_to_compute_again(tmp_path: Path):
     images = open_data(DataConfig(source="digits", limit=32)).load()
     autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(4, 8)), 1, 0)
-    made = AutoencoderTask(autoencoder, images, images, 1e-3)
+    made = AutoencoderTask(autoencoder, images, 1e-3)
     with pytest.raises(UserError, match="diffusion networks only"):
         losses(tmp_path, made, activation_checkpointing=True)
 
 
 def test_recompute_keeps_less_for_the_backward_pass():
-    made = objective(tokens=8)
+    made = make_task(tokens=8)
     kept = saved_bytes(made, CONFIG, CPU, 8)
-    made.recompute()
+    made.activation_checkpointing()
     assert saved_bytes(made, CONFIG, CPU, 8) < kept / 2
 
 
 def test_what_is_kept_grows_with_the_images_and_decides_the_part(monkeypatch: pytest.MonkeyPatch):
-    made = objective(tokens=8)
+    made = make_task(tokens=8)
     one, two, four = (saved_bytes(made, CONFIG, CPU, count) for count in (1, 2, 4))
     each = two - one
     assert abs(four - (one + 3 * each)) < 0.02 * four
     made.module.train()
-    assert microbatch_that_fits(made, CONFIG, CPU, ALONE) == 16
+    assert largest_microbatch(made, CONFIG, CPU, ALONE) == 16
     state = 16 * sum(parameter.numel() for parameter in made.module.parameters())
     for room, expected in ((5.5 * each, 4), (1.3 * each, 1), (16.5 * each, 16), (0.1 * each, 1)):
-        monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=room: state + room / 0.8)
-        assert microbatch_that_fits(made, CONFIG, CPU, ALONE) == expected
+        monkeypatch.setattr("ditlab.train.microbatch.free_memory", lambda *_, room=room: state + room / 0.8)
+        assert largest_microbatch(made, CONFIG, CPU, ALONE) == expected
 
 
 def test_the_block_computed_again_counts_among_what_has_to_fit(monkeypatch: pytest.MonkeyPatch):
-    made, config = objective(tokens=8), replace(CONFIG, activation_checkpointing=True)
+    made, config = make_task(tokens=8), replace(CONFIG, activation_checkpointing=True)
     whole = saved_bytes(made, CONFIG, CPU, 2) - saved_bytes(made, CONFIG, CPU, 1)
-    made.recompute()
+    made.activation_checkpointing()
     inputs = saved_bytes(made, config, CPU, 2) - saved_bytes(made, config, CPU, 1)
     each = inputs + (whole - inputs) / 2  # of two blocks alike one is there at a time
     state = 16 * sum(parameter.numel() for parameter in made.module.parameters())
     for images, expected in ((4.1, 4), (3.9, 2), (16.1, 16)):
-        monkeypatch.setattr("ditlab.train.speed.free_memory", lambda *_, room=images: state + room * each / 0.8)
-        assert microbatch_that_fits(made, config, CPU, ALONE) == expected
+        monkeypatch.setattr("ditlab.train.microbatch.free_memory", lambda *_, room=images: state + room * each / 0.8)
+        assert largest_microbatch(made, config, CPU, ALONE) == expected
     assert saved_bytes(made, config, CPU, 2) - saved_bytes(made, config, CPU, 1) == inputs  # it is on again
 
 
@@ -147,8 +146,8 @@ def test_what_is_kept_is_what_autograd_holds():
         def draw(self, generator, count):
             return {}
 
-        def losses(self, batch, draws):
-            return self.module(batch["x"]).square().mean(dim=1)
+        def loss(self, module, batch, draws):
+            return module(batch["x"]).square().mean(dim=1)
 
     assert saved_bytes(Layer(), CONFIG, CPU, 8) == 8 * (32 + 64) * 4
 

@@ -1,0 +1,111 @@
+"""How many images fit in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditlab.runtime.distributed import Processes
+from ditlab.train.config import TrainConfig
+from ditlab.train.prefetch import step_generator
+from ditlab.train.task import Task
+
+STATE = 16  # bytes a parameter of gradient, two moments and average
+MARGIN = 0.8  # share of the free memory for activations
+PROBES = (2, 4)  # images of the probes: a compiled graph would be specialised to a batch of one
+
+
+def free_memory(device: torch.device, processes: Processes) -> float:
+    """Bytes this process may still take: of its GPU, or its share of the machine's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 / processes.size
+
+
+def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: int) -> int:
+    """Bytes that a forward pass of ``count`` images keeps for the backward pass."""
+    batch = task.read(np.arange(count) % task.count, np.zeros(count, bool))
+    draws = task.draw(step_generator(0, 0), count)
+    kept: dict[int, int] = {parameter.data_ptr(): 0 for parameter in task.module.parameters()}
+    alive: list[torch.UntypedStorage] = []  # a freed address would be counted once for two tensors
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        alive.append(storage)
+        return tensor
+
+    moved = [{name: value.to(device) for name, value in tensors.items()} for tensors in (batch, draws)]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), config.autocast(device):
+        losses = task.loss(task.module, *moved)
+    del losses
+    return sum(kept.values())
+
+
+@contextmanager
+def _partitioned(task: Task, on: bool) -> Iterator[None]:
+    """Let every part keep what it keeps when it is compiled: the min-cut partitioner alone, without kernels."""
+    if not on:
+        yield
+        return
+    parts = task.parts(task.module)
+    for part in parts:
+        part.compile(backend="aot_eager_decomp_partition", dynamic=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
+        torch._dynamo.reset()
+
+
+def largest_microbatch(task: Task, config: TrainConfig, device: torch.device, processes: Processes) -> int:
+    """The most images, of the divisors of this process's share of a batch, whose activations fit in memory.
+
+    Two small forward passes give the bytes an image keeps for the backward pass, compiled if training is; gradients, moments
+    and average, not allocated yet, are subtracted from the free memory. With activation checkpointing one part holds all of
+    its activations at a time: the blocks of a DiT are equal, of a U-Net the mean is taken.
+    """
+    share = config.batch // processes.size
+    if share == 1:
+        return 1
+
+    def of_an_image() -> int:
+        few, more = (saved_bytes(task, config, device, count) for count in PROBES)
+        return (more - few) // (PROBES[1] - PROBES[0])
+
+    with _partitioned(task, config.compiles_on(device)):
+        image = of_an_image()
+        if config.activation_checkpointing:
+            task.activation_checkpointing(False)
+            image += (of_an_image() - image) // max(len(task.parts(task.module)), 1)
+            task.activation_checkpointing()
+    state = STATE * sum(parameter.numel() for parameter in task.module.parameters())
+    room = free_memory(device, processes) - state / (processes.size if config.parallel == "fsdp" else 1)
+    fit = max(1, int(MARGIN * room / max(image, 1)))
+    return max(divisor for divisor in range(1, share + 1) if share % divisor == 0 and divisor <= fit)
+
+
+def memory_settings(config: TrainConfig, processes: Processes, device: torch.device) -> str:
+    """What decides which microbatch fits, as text."""
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    return (
+        f"{processes.size} processes, {config.parallel}, {config.precision_on(device)}, compiled {config.compiles_on(device)}, "
+        f"activation checkpointing {config.activation_checkpointing}, {device.type} {memory >> 30} GiB"
+    )
+
+
+def stored_microbatch(
+    state: dict[str, Any] | None, config: TrainConfig, processes: Processes, device: torch.device
+) -> int:
+    """The microbatch to use: given, or found by an earlier start with the same settings; 0 if it is to be found."""
+    found, settings = (state or {}).get("microbatch", [0, ""])
+    return config.microbatch or (found if settings == memory_settings(config, processes, device) else 0)

@@ -1,0 +1,61 @@
+"""What the loop trains: a module, its data, the random draws and the loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ditlab.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+class Task(ABC):
+    """Reads batches, makes the random draws and computes losses. Everything else is the loop's or a callback's.
+
+    Attributes:
+        module: the module to train.
+        count: images in the training set.
+        fingerprint: of the training set.
+        macs: multiply-accumulates of a forward pass of one image; 0 if unknown.
+    """
+
+    module: nn.Module
+    count: int
+    fingerprint: str
+    macs: float = 0.0
+
+    @abstractmethod
+    def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
+        """The images ``indices`` (N,) of the training set, mirrored where ``flips`` (N,) is set, as CPU tensors."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator, count: int) -> Batch:
+        """All random numbers of a global batch, as CPU tensors with first axis ``count``."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Batch, draws: Batch) -> Tensor:
+        """The loss of each image, (N,), computed with ``module``: the trained one, or its moving average."""
+
+    def evaluation_draws(self, generator: torch.Generator, count: int) -> Batch:
+        """Draws for the held-out loss; by default those of training."""
+        return self.draw(generator, count)
+
+    def to(self, device: torch.device) -> None:
+        """Move the module, and whatever else the loss computes with, to a device."""
+        self.module.to(device)
+
+    def parts(self, module: nn.Module) -> list[nn.Module]:
+        """The submodules that are compiled, sharded, checkpointed and monitored one by one."""
+        return list(module.children())
+
+    def activation_checkpointing(self, on: bool = True) -> None:
+        """Keep only the inputs of each part for the backward pass, or everything, in place.
+
+        Raises:
+            UserError: the module does not support it.
+        """
+        raise UserError("--train.activation-checkpointing is for diffusion networks only")

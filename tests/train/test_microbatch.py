@@ -1,0 +1,51 @@
+"""The stored choice of a microbatch, and the probe of compiled blocks. What fits is in test_ways.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditlab.runtime.distributed import ALONE, Processes
+from ditlab.train import TrainConfig, train
+from ditlab.train.microbatch import _partitioned as partitioned
+from ditlab.train.microbatch import memory_settings, saved_bytes, stored_microbatch
+
+CPU = torch.device("cpu")
+FREE = TrainConfig(images=64, batch=16, log=16, checkpoint=64, samples=64, precision="fp32")
+
+
+def test_a_stored_choice_is_used_by_the_same_settings_only():
+    state = {"microbatch": [8, memory_settings(FREE, ALONE, CPU)]}
+    assert stored_microbatch(state, FREE, ALONE, CPU) == 8
+    assert stored_microbatch(state, replace(FREE, microbatch=4), ALONE, CPU) == 4
+    assert stored_microbatch(None, FREE, ALONE, CPU) == stored_microbatch({}, FREE, ALONE, CPU) == 0
+    for other in ({"precision": "bf16"}, {"activation_checkpointing": True}, {"compile": "on"}, {"parallel": "fsdp"}):
+        assert stored_microbatch(state, replace(FREE, **other), ALONE, CPU) == 0, other  # type: ignore[arg-type]
+    assert stored_microbatch(state, FREE, Processes(0, 2), CPU) == 0
+
+
+def test_the_choice_is_kept_in_the_run_and_not_made_again(tmp_path: Path, make_task, monkeypatch: pytest.MonkeyPatch):
+    def run(total: int) -> None:
+        config = replace(FREE, images=total)
+        train(make_task(), config, seed=0, flip=False, folder=tmp_path, device=CPU, log=print, title="run")
+
+    monkeypatch.setattr("ditlab.train.trainer.largest_microbatch", lambda *_: 4)
+    run(32)
+    (path,) = (tmp_path / "checkpoints").glob("*/state.json")
+    assert json.loads(path.read_text())["microbatch"][0] == 4
+    monkeypatch.setattr("ditlab.train.trainer.largest_microbatch", lambda *_: pytest.fail("probed again"))
+    run(64)
+
+
+def test_compiled_blocks_keep_less_and_are_measured_without_kernels(make_task):
+    task = make_task()
+    eager = saved_bytes(task, FREE, CPU, 4)
+    with partitioned(task, True):
+        compiled = saved_bytes(task, FREE, CPU, 4)
+    assert 0.2 * eager < compiled < 0.95 * eager
+    assert saved_bytes(task, FREE, CPU, 4) == eager
+    torch._dynamo.reset()
