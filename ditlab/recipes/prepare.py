@@ -26,7 +26,6 @@ from ditlab.encoders import (
     record,
     uint8_to_float,
 )
-from ditlab.errors import UserError
 from ditlab.recipes.held_out import encode_held_out, held_out_images
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, refuse_other, save_recipe
 from ditlab.runtime import files
