@@ -26,7 +26,6 @@ from ditlab.encoders import uint8_to_float
 from ditlab.evaluate import Evaluator, extract_features, feature_network
 from ditlab.evaluate.neighbours import nearest_neighbours, squared_distances
 from ditlab.pipelines import Pipeline, grid, write_png
-from ditlab.pipelines.generate import to_images
 
 BATCH, SHOWN, K = 250, 16, 3
 SCALES = (1.0, 1.5, 2.0)
@@ -58,7 +57,7 @@ def through_the_autoencoder(model: Pipeline, images: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         moments = model.autoencoder.encode(uint8_to_float(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())))
         latents = model.autoencoder.latent(moments, torch.zeros(len(images), *model.autoencoder.latent_shape((28, 28))))
-    return to_images(model, latents)
+    return model.decode(latents)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import torch
 from table import Row, arguments, compare, show
 
 from ditlab.evaluate import feature_network
-from ditlab.models import Condition, DiTConfig, NetworkConfig, NetworkInput, UNetConfig, build
+from ditlab.models import Condition, DiTConfig, LatentSpec, NetworkConfig, NetworkSpec, UNetConfig, build, labelled
 from ditlab.runtime.device import keep_memory
 
 ROUNDS = 3
@@ -33,12 +33,12 @@ def features(batch: int) -> tuple[Callable[[], object], int]:
     return lambda: network.extract(pixels), batch
 
 
-def training(config: NetworkConfig, shape: NetworkInput, batch: int) -> tuple[Callable[[], object], int]:
+def training(config: NetworkConfig, shape: NetworkSpec, batch: int) -> tuple[Callable[[], object], int]:
     """Forward, backward and AdamW."""
     network = build(config, shape).initialise(torch.Generator().manual_seed(0))
     optimiser = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
-    x = torch.randn(batch, shape.channels, shape.height, shape.width)
-    t, condition = torch.rand(batch) * 1000, Condition(torch.randint(0, shape.classes, (batch,)))
+    x, t = torch.randn(batch, *shape.latent.shape), torch.rand(batch) * 1000
+    condition = Condition.of_labels(torch.randint(0, 10, (batch,)))
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -52,13 +52,17 @@ WORK: dict[str, Callable[[], tuple[Callable[[], object], int]]] = {
     "features, batch 32": lambda: features(32),
     "features, batch 256": lambda: features(256),
     "digits' DiT, training": lambda: training(
-        DiTConfig(depth=4, width=64, heads=4, patch=2), NetworkInput(1, 8, 8, 10), 128
+        DiTConfig(depth=4, width=64, heads=4, patch=2), labelled(LatentSpec(1, (8, 8)), 10), 128
     ),
     "fashion's DiT, training": lambda: training(
-        DiTConfig(depth=6, width=192, heads=6, patch=1), NetworkInput(4, 7, 7, 10), 128
+        DiTConfig(depth=6, width=192, heads=6, patch=1), labelled(LatentSpec(4, (7, 7)), 10), 128
     ),
-    "DiT-S/2 at 16x16x4, training": lambda: training(DiTConfig.named("DiT-S/2"), NetworkInput(4, 16, 16, 10), 16),
-    "U-Net of width 32 at 28x28, training": lambda: training(UNetConfig(width=32), NetworkInput(1, 28, 28, 10), 32),
+    "DiT-S/2 at 16x16x4, training": lambda: training(
+        DiTConfig.named("DiT-S/2"), labelled(LatentSpec(4, (16, 16)), 10), 16
+    ),
+    "U-Net of width 32 at 28x28, training": lambda: training(
+        UNetConfig(width=32), labelled(LatentSpec(1, (28, 28)), 10), 32
+    ),
 }
 
 

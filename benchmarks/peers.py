@@ -30,7 +30,7 @@ class Diffusers(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Timesteps are integers here."""
-        return self.network(x, timestep=t.long(), class_labels=condition.labels).sample
+        return self.network(x, timestep=t.long(), class_labels=condition.entries["labels"].value).sample
 
 
 class Official(nn.Module):
@@ -51,7 +51,7 @@ class Official(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The call of its own training script."""
-        return self.network(x, t, condition.labels)
+        return self.network(x, t, condition.entries["labels"].value)
 
 
 def _official(folder: Path) -> types.ModuleType:

@@ -22,7 +22,7 @@ from training import SHAPE, Step, ours
 from ditlab.data import DataConfig, DataOrder
 from ditlab.data.arrays import ArraySource
 from ditlab.data.dataset import Dataset
-from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder, LatentCache, cache_key, encode
 from ditlab.models import DiTConfig
 from ditlab.train.prefetch import step_generator
@@ -44,7 +44,7 @@ def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
     """Reading alone, and reading with the draws of a step, each against the network."""
     batch = 16
     step = Step(ours(DiTConfig.named("S/2"), device, compiled=True), batch, device, "bf16")
-    loss = build_loss(DiffusionConfig())
+    loss = DiffusionConfig().build_loss()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         cache = cache_of(count, Path(folder))
@@ -64,7 +64,7 @@ def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
         for name, work in (("reading", read), ("reading and drawing", read_and_draw)):
             mine, others = in_turn(work, step, device, rounds, 1)
             scaled = [other * BATCH / batch for other in others]  # seconds of the network for as many images
-            peer = f"DiT-S/2 step, {SHAPE.channels}x{SHAPE.height}x{SHAPE.width}"
+            peer = f"DiT-S/2 step, {'x'.join(map(str, SHAPE.latent.shape))}"
             yield compare(
                 f"{name}, {count:,} rows of 16 KiB",
                 peer,

@@ -15,7 +15,7 @@ from table import Row, arguments, compare, in_turn, show
 
 from ditlab.diffusion import DiffusionConfig, GuidanceConfig
 from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl
-from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.models import DiT, DiTConfig, LatentSpec, labelled
 from ditlab.pipelines import Pipeline, SampleConfig
 
 GUIDANCE = 4.0
@@ -26,12 +26,12 @@ VAE = AutoencoderConfig(kind="kl", latent_channels=4, widths=(16, 16, 16, 16), l
 
 def our_model(config: DiTConfig, sampler: str, steps: int, precision: str, device: torch.device) -> Pipeline:
     """Ours, compiled, with random weights."""
-    shape = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
+    shape = labelled(LatentSpec(4, (32, 32)), 1000, learned_variance=True)
     network = DiT(config, shape).initialise(torch.Generator().manual_seed(0))
     defaults = SampleConfig(sampler, steps, GuidanceConfig(GUIDANCE), precision)  # type: ignore[arg-type]
-    autoencoder, pixels = (new_kl(VAE, 3, 0).eval(), (3, 256, 256)) if PEER else (Autoencoder(4, 4, 1), (4, 32, 32))
+    autoencoder = new_kl(VAE, 3, 0).eval() if PEER else Autoencoder(4, 4, 1)
     names = [str(label) for label in range(1000)]
-    return Pipeline(network.eval(), DiffusionConfig(), autoencoder, pixels, names, defaults).to(device).compile()
+    return Pipeline(network.eval(), DiffusionConfig(), autoencoder, names, defaults).to(device).compile()
 
 
 def their_pipeline(config: DiTConfig, sampler: str, device: torch.device):

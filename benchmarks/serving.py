@@ -41,6 +41,7 @@ from ditlab.pipelines import Pipeline
 from ditlab.playground.api import Limits, ModelServer, build_app
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import run_on_compute_thread
+from ditlab.playground.request import Request
 from ditlab.playground.server import Server, bind
 from ditlab.runtime.device import keep_memory
 
@@ -55,9 +56,8 @@ Images = dict[tuple[int, int], np.ndarray]  # by seed and steps
 class ByBatch(Batcher):
     """Starts waiting requests only after all running ones have finished."""
 
-    def _admit(self) -> None:
-        if not self._loops:
-            super()._admit()
+    def _admit(self) -> list[list[Request]]:
+        return [] if self._groups else super()._admit()
 
 
 @contextmanager

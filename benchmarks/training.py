@@ -22,9 +22,9 @@ from table import Row, arguments, compare, in_turn, seconds, show
 from torch import nn
 
 from ditlab.data import DataOrder, Images
-from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, cost
+from ditlab.models import Condition, DiT, DiTConfig, LatentSpec, cost, labelled
 from ditlab.runtime.distributed import ALONE
 from ditlab.train import DiffusionTask, TrainConfig
 from ditlab.train.prefetch import Prefetcher
@@ -32,7 +32,7 @@ from ditlab.train.profile import Profile
 from ditlab.train.speed import matrix_rate
 from ditlab.train.trainer import Trainer
 
-SHAPE = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
+SHAPE = labelled(LatentSpec(4, (32, 32)), 1000, learned_variance=True)
 H100 = 989e12  # dense bfloat16 FLOP/s by its data sheet
 STEPS = {"cuda": 12, "cpu": 3}  # timed, after as many as compile and warm up
 
@@ -55,7 +55,7 @@ class Pass:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(batch, 4, 32, 32, generator=generator).to(device)
         self.t = torch.randint(1000, (batch,), generator=generator).to(device)
-        self.condition = Condition(torch.randint(1000, (batch,), generator=generator).to(device))
+        self.condition = Condition.of_labels(torch.randint(1000, (batch,), generator=generator).to(device))
 
     def __call__(self) -> None:
         """Once."""
@@ -94,7 +94,7 @@ def whole_steps(model: str, batch: int, microbatch: int, device: torch.device, r
     config, random = DiTConfig.named(model), np.random.default_rng(0)
     pixels = random.integers(0, 256, (4 * batch, 4, 32, 32), np.uint8)
     data = Images(pixels, random.integers(0, 1000, 4 * batch), (), "random", ())
-    task = DiffusionTask(ours(config, device), build_loss(DiffusionConfig()), Autoencoder(4, 4, 1), data)
+    task = DiffusionTask(ours(config, device), DiffusionConfig().build_loss(), Autoencoder(4, 4, 1), data)
     steps = STEPS[device.type]
     train = TrainConfig(
         images=batch * steps * (rounds + 1), batch=batch, microbatch=microbatch, max_grad_norm=1.0, precision="bf16",

@@ -28,18 +28,26 @@ from torch import Tensor, nn
 
 from ditlab.data import DataConfig, Images
 from ditlab.diffusion import (
-    SCHEDULES,
-    ClassifierFree,
+    ClassifierFreeGuidance,
     Denoiser,
     DiffusionConfig,
     GuidanceConfig,
     State,
-    build_loss,
+    Trajectory,
     sample,
 )
 from ditlab.encoders import AutoencoderConfig, new_kl
-from ditlab.models import Condition, DiTConfig, NetworkConfig, NetworkInput, UNetConfig, build
-from ditlab.pipelines import Pipeline, SampleConfig, denoising, interpolating, label_indices
+from ditlab.models import (
+    Condition,
+    DiTConfig,
+    LatentSpec,
+    Network,
+    NetworkConfig,
+    UNetConfig,
+    build,
+    labelled,
+)
+from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.recipes import Recipe
 from ditlab.recipes.prepare import RunContext, pixel_autoencoder
 from ditlab.recipes.run import build_model, train_recipe
@@ -112,7 +120,7 @@ def rows_of(folder: Path) -> Tensors:
 
 def sampled(model: Pipeline, config: SampleConfig, count: int = 4) -> Tensors:
     """``count`` images of seed 3: the final x, the data expected at every step, and the pixels."""
-    states = list(denoising(model, label_indices(model, None, count), 3, 0, config))
+    states = list(model.denoise(model.label_indices(None, count), 3, 0, config))
     pixels = model.sample(
         guidance=config.guidance, steps=config.steps, sampler=config.sampler, precision="fp32", seed=3, count=count
     )
@@ -121,7 +129,7 @@ def sampled(model: Pipeline, config: SampleConfig, count: int = 4) -> Tensors:
 
 def tensors_of(states: list[State]) -> Tensors:
     """The final x, and the data expected at every step."""
-    return {"x": states[-1].x, "x0": torch.stack([state.x0 for state in states])}
+    return {"x": states[-1].x_s, "x0": torch.stack([state.x0 for state in states])}
 
 
 def trained_diffusion(network: NetworkConfig, diffusion: DiffusionConfig, config: SampleConfig) -> Tensors:
@@ -129,7 +137,7 @@ def trained_diffusion(network: NetworkConfig, diffusion: DiffusionConfig, config
     data = random_images()
     autoencoder = pixel_autoencoder(data)
     model = build_model(Recipe(model=network, diffusion=diffusion, sample=config), autoencoder, data.shape, data.names)
-    task = DiffusionTask(model.network, build_loss(diffusion), autoencoder, data)
+    task = DiffusionTask(model.network, diffusion.build_loss(), autoencoder, data)
     with tempfile.TemporaryDirectory() as folder:
         losses = run_training(task, Path(folder), SampleGrid(model, 4, 0), ModelFile(model))
         averaged = Pipeline.load(folder)
@@ -175,16 +183,16 @@ def trained_recipe(latents: bool) -> Tensors:
         return {**found, "mean": model.autoencoder.mean.clone(), "std": model.autoencoder.std.clone()}
 
 
-def fixed_network(config: NetworkConfig, learned_variance: bool) -> nn.Module:
+def fixed_network(config: NetworkConfig, learned_variance: bool) -> Network:
     """A network for 3x8x8 latents of four classes, drawn from a seed; what is zero at first is drawn too.
 
     Labels are drawn anew as well: as a DiT begins, they change next to nothing, and neither would guidance.
     """
-    shape = NetworkInput(3, 8, 8, 4, learned_variance=learned_variance)
-    network = build(config, shape).initialise(torch.Generator().manual_seed(4))
+    spec = labelled(LatentSpec(3, (8, 8)), 4, learned_variance=learned_variance)
+    network = build(config, spec).initialise(torch.Generator().manual_seed(4))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        network.label_embedding.table.weight.normal_(generator=generator)
+        network.get_parameter("condition_embedding.labels.table.weight").normal_(generator=generator)
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -195,7 +203,7 @@ def told(network: nn.Module) -> Tensor:
     """What a network says of four fixed latents 3x8x8, one of them without a label."""
     with torch.no_grad():
         t = torch.tensor([0.0, 10.0, 500.0, 999.0])
-        return network(normal((4, 3, 8, 8), 6), t, Condition(torch.tensor([0, 3, -1, 1])))
+        return network(normal((4, 3, 8, 8), 6), t, Condition.of_labels(torch.tensor([0, 3, -1, 1])))
 
 
 def output_of(config: NetworkConfig) -> Tensors:
@@ -205,10 +213,10 @@ def output_of(config: NetworkConfig) -> Tensors:
 
 def losses_of(diffusion: DiffusionConfig) -> Tensors:
     """What chance decides for eight latents, their losses under a fixed network, and the gradient's norm."""
-    network, loss = fixed_network(SMALL, diffusion.learned_variance), build_loss(diffusion)
+    network, loss = fixed_network(SMALL, diffusion.learned_variance), diffusion.build_loss()
     draws = loss.draw(torch.Generator().manual_seed(7), 8, (3, 8, 8))
     x0 = normal((8, 3, 8, 8), 8).mul(0.5).clamp(-1, 1)
-    losses = loss(network, x0, Condition(torch.arange(8) % 4), draws)
+    losses = loss(network, x0, Condition.of_labels(torch.arange(8) % 4), draws)
     losses.mean().backward()
     norms = [parameter.grad.norm() for parameter in network.parameters() if parameter.grad is not None]
     return {"times": draws["t"].float(), "losses": losses.detach(), "gradient": torch.stack(norms).norm()}
@@ -216,7 +224,7 @@ def losses_of(diffusion: DiffusionConfig) -> Tensors:
 
 def steps_of(sampler: str, diffusion: DiffusionConfig) -> Tensors:
     """Five steps of a sampler from fixed noise under a fixed network: plain, guided in an interval, on two channels."""
-    network, schedule = fixed_network(SMALL, diffusion.learned_variance), SCHEDULES[diffusion.schedule]()
+    network, schedule = fixed_network(SMALL, diffusion.learned_variance), diffusion.build_schedule()
     denoiser = Denoiser(network, schedule, diffusion.target, diffusion.learned_variance)
     guidances = {
         "plain": GuidanceConfig(),
@@ -227,9 +235,10 @@ def steps_of(sampler: str, diffusion: DiffusionConfig) -> Tensors:
     for name, guidance in guidances.items():
         generator = torch.Generator().manual_seed(9)
         noise = partial(torch.randn, 2, 3, 8, 8, generator=generator)
-        denoise, condition = ClassifierFree(denoiser, guidance), Condition(torch.tensor([0, 2]))
+        classifier_free, condition = ClassifierFreeGuidance(guidance), Condition.of_labels(torch.tensor([0, 2]))
         with torch.no_grad():
-            states = list(sample(denoise, schedule, noise(), condition, sampler, 5, noise))
+            trajectory = Trajectory(sampler, schedule, 5, classifier_free, condition, noise(), noise)
+            states = list(sample(trajectory, denoiser))
         found |= {f"{name}-{key}": value for key, value in tensors_of(states).items()}
     return found
 
@@ -241,7 +250,7 @@ def interpolated() -> Tensors:
     recipe = Recipe(model=SMALL, diffusion=diffusion, sample=config)
     model = build_model(recipe, pixel_autoencoder(data), data.shape, data.names)
     model.network.load_state_dict(fixed_network(SMALL, learned_variance=False).state_dict())
-    return tensors_of(list(interpolating(model, (0, 0), (1, 2), 3, config)))
+    return tensors_of(list(model.run(model.interpolation((0, 0), (1, 2), 3, config), config)))
 
 
 FLOW: dict[str, Any] = {"schedule": "rectified-flow", "target": "velocity", "learned_variance": False}

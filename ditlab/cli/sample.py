@@ -55,8 +55,8 @@ def sample(arguments: list[str]) -> None:
         model.compile()
     config = options.config(model)
     given = [label.strip() for label in options.labels.split(",") if label.strip()]
-    labels = pipelines.random_labels(model, given, count, seed) if options.label_order == "random" else given
-    indices = pipelines.label_indices(model, labels, count).numpy()
+    labels = model.random_labels(given, count, seed) if options.label_order == "random" else given
+    indices = model.label_indices(labels, count).numpy()
     settings = {
         "model": options.run,
         "labels": given,
@@ -69,7 +69,7 @@ def sample(arguments: list[str]) -> None:
         task = bar.add_task("sampling", total=count, rate="")
 
         def make(starts: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-            for images in pipelines.generate(model, labels, seed, count, config, options.batch, processes, starts):
+            for images in model.batches(labels, seed, count, config, options.batch, processes, starts=starts):
                 bar.update(task, advance=len(images) * processes.size)
                 yield images
 

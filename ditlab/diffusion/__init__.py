@@ -1,34 +1,41 @@
-"""The diffusion process: schedules, corruption, denoiser, losses, guidance, samplers."""
+"""The diffusion process: schedules, time grids, predictions, denoiser, guidance, samplers, losses."""
 
-from ditlab.diffusion.corruption import TARGETS, Corrupted, corrupt
-from ditlab.diffusion.denoiser import Bounded, Denoiser, Point, Prediction, points
-from ditlab.diffusion.guidance import Between, ClassifierFree, GuidanceConfig
-from ditlab.diffusion.losses import DiffusionConfig, FlowMatching, Hybrid, Loss, build_loss
-from ditlab.diffusion.samplers import SAMPLERS, State, sample
+from ditlab.diffusion.denoiser import Denoiser, Prediction, Rows, ScheduleStep, schedule_steps
+from ditlab.diffusion.guidance import ClampedX0, ClassifierFreeGuidance, Guidance, GuidanceConfig, Interpolated, Query
+from ditlab.diffusion.losses import LOSSES, DiffusionConfig, FlowMatching, Hybrid, Loss
+from ditlab.diffusion.predictions import TARGETS, Corrupted, corrupt, to_x0_epsilon
+from ditlab.diffusion.samplers import SAMPLERS, State, Trajectory, sample
 from ditlab.diffusion.schedules import SCHEDULES, LinearBeta, RectifiedFlow, Schedule
+from ditlab.diffusion.time_grid import TimeGrid
 
 __all__ = [
+    "LOSSES",
     "SAMPLERS",
     "SCHEDULES",
     "TARGETS",
-    "Between",
-    "Bounded",
-    "ClassifierFree",
+    "ClampedX0",
+    "ClassifierFreeGuidance",
     "Corrupted",
     "Denoiser",
     "DiffusionConfig",
     "FlowMatching",
+    "Guidance",
     "GuidanceConfig",
     "Hybrid",
+    "Interpolated",
     "LinearBeta",
     "Loss",
-    "Point",
     "Prediction",
+    "Query",
     "RectifiedFlow",
+    "Rows",
     "Schedule",
+    "ScheduleStep",
     "State",
-    "build_loss",
+    "TimeGrid",
+    "Trajectory",
     "corrupt",
-    "points",
     "sample",
+    "schedule_steps",
+    "to_x0_epsilon",
 ]

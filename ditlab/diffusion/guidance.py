@@ -1,32 +1,42 @@
-"""Classifier-free guidance (Ho and Salimans 2022): away from what the network says when told nothing."""
+"""Guidance: which rows a network evaluates for a query of a sampler, and how their predictions are combined."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.denoiser import Denoise, Point, Prediction
+from ditlab.diffusion.denoiser import Prediction, Rows, ScheduleStep
+from ditlab.diffusion.predictions import noise_of
 from ditlab.errors import UserError
 from ditlab.models import Condition
 
 
 @dataclass(frozen=True)
+class Query:
+    """A sampler's evaluation of the network: x_t (N, C, *size) at t, on the way to s."""
+
+    x_t: Tensor
+    t: ScheduleStep
+    s: ScheduleStep
+
+
+@dataclass(frozen=True)
 class GuidanceConfig:
-    """How strongly and where samples are pushed towards their label."""
+    """Classifier-free guidance (Ho and Salimans 2022)."""
 
     scale: float = 1.0
-    """1 is off; above, samples fit their label better and vary less."""
+    """1 is off; higher values fit the condition better and vary less."""
     low: float = 0.0
     """Guide only at times t of at least this (1 is noise)."""
     high: float = 1.0
     """Guide only at times t of at most this (Kynkaanniemi et al. 2024)."""
     channels: int = 0
-    """Guide only the first so many channels; 0 is all. 3 of 4 latent channels is what DiT's published numbers did."""
+    """Guide only the first channels, as many; 0 is all. 3 of 4 latent channels is what DiT's published numbers used."""
 
     def check(self) -> None:
-        """Raise UserError where a value makes no sense."""
+        """Raise UserError where a value is out of range."""
         if not 0 <= self.scale < 1000:
             raise UserError(f"guidance scale {self.scale} is out of range; 1 is off, 1.5 to 4 is usual")
         if not 0 <= self.low <= self.high <= 1:
@@ -35,48 +45,116 @@ class GuidanceConfig:
             raise UserError(f"guidance on {self.channels} channels: 0 is all, 3 the published behaviour")
 
 
-class Between:
-    """A denoiser told two things of each image, its predictions mixed; of noises, sums of scores (Liu et al. 2022).
+class Guidance:
+    """No guidance: the rows of a query are its own, under its own condition."""
+
+    def expand(self, query: Query, condition: Condition) -> Rows:
+        """The rows to evaluate, (M, C, *size), for a query of N samples under a condition of N."""
+        return Rows(query.x_t, query.t, query.s, condition)
+
+    def combine(self, query: Query, prediction: Prediction) -> Prediction:
+        """The prediction of the query's N samples from that of its M rows."""
+        return prediction
+
+
+class ClassifierFreeGuidance(Guidance):
+    """unconditional + scale * (conditional - unconditional), in one batched pass; outside its interval no guidance.
 
     Args:
-        denoise: the denoiser, guided or not.
-        other: what the batch is told besides its own condition.
-        weight: of the other, (N, 1, 1, 1): 0 is the batch's own condition alone, 1 the other.
+        config: scale, interval and channels.
+        unconditional: the condition to extrapolate from, of the same batch; by default ``condition.null()``. A negative
+            prompt is another value.
     """
 
-    def __init__(self, denoise: Denoise, other: Condition, weight: Tensor):
-        self.denoise, self.other, self.weight = denoise, other, weight
-
-    def __call__(self, x: Tensor, point: Point, condition: Condition) -> Prediction:
-        """Predict under both in one batched pass."""
-        both = self.denoise(torch.cat([x, x]), point, condition.join(self.other))
-        variance = None if both.variance is None else self._mixed(both.variance)
-        return Prediction(self._mixed(both.x0), self._mixed(both.epsilon), variance)
-
-    def _mixed(self, both: Tensor) -> Tensor:
-        own, other = both.chunk(2)
-        return torch.lerp(own, other, self.weight)
-
-
-class ClassifierFree:
-    """A denoiser guided by itself: unconditional + scale * (conditional - unconditional), in one batched pass."""
-
-    def __init__(self, denoise: Denoise, config: GuidanceConfig):
+    def __init__(self, config: GuidanceConfig, unconditional: Condition | None = None):
         config.check()
-        self.denoise, self.config = denoise, config
+        self.config, self.unconditional = config, unconditional
 
-    def __call__(self, x: Tensor, point: Point, condition: Condition) -> Prediction:
-        """Predict under guidance; outside its interval the network runs once, on the condition alone."""
-        config = self.config
-        if config.scale == 1 or not config.low <= point.t <= config.high:
-            return self.denoise(x, point, condition)
-        both = self.denoise(torch.cat([x, x]), point, condition.join(condition.null()))
-        (x0, x0_null), (epsilon, epsilon_null) = both.x0.chunk(2), both.epsilon.chunk(2)
-        variance = None if both.variance is None else both.variance.chunk(2)[0]
-        return Prediction(self._push(x0, x0_null), self._push(epsilon, epsilon_null), variance)
+    def _guides(self, query: Query) -> bool:
+        return self.config.scale != 1 and self.config.low <= query.t.t <= self.config.high
 
-    def _push(self, told: Tensor, untold: Tensor) -> Tensor:
-        guided = torch.lerp(untold, told, self.config.scale)
-        if 0 < self.config.channels < told.shape[1]:
-            guided = torch.cat([guided[:, : self.config.channels], told[:, self.config.channels :]], dim=1)
+    def expand(self, query: Query, condition: Condition) -> Rows:
+        """Conditional rows, then unconditional ones."""
+        if not self._guides(query):
+            return super().expand(query, condition)
+        unconditional = self.unconditional or condition.null()
+        t, s = _doubled(query.t), _doubled(query.s)
+        return Rows(torch.cat([query.x_t, query.x_t]), t, s, condition.cat(unconditional))
+
+    def combine(self, query: Query, prediction: Prediction) -> Prediction:
+        """Extrapolate from the unconditional to the conditional prediction."""
+        if not self._guides(query):
+            return prediction
+        variance = None if prediction.variance is None else prediction.variance.chunk(2)[0]
+        return Prediction(self._extrapolate(prediction.x0), self._extrapolate(prediction.epsilon), variance)
+
+    def _extrapolate(self, both: Tensor) -> Tensor:
+        conditional, unconditional = both.chunk(2)
+        guided, channels = torch.lerp(unconditional, conditional, self.config.scale), self.config.channels
+        if 0 < channels < conditional.shape[1]:
+            guided = torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
         return guided
+
+
+class ClampedX0(Guidance):
+    """Clamps predicted data to the range of the data, where it has one (pixels do, latents do not).
+
+    Args:
+        guidance: clamped after it, since guidance is what pushes data out of range.
+        low: the smallest value of each channel, (C, 1, 1).
+        high: the largest value of each channel, (C, 1, 1).
+    """
+
+    def __init__(self, guidance: Guidance, low: Tensor, high: Tensor):
+        self.guidance, self.low, self.high = guidance, low, high
+
+    def expand(self, query: Query, condition: Condition) -> Rows:
+        """The guidance's rows."""
+        return self.guidance.expand(query, condition)
+
+    def combine(self, query: Query, prediction: Prediction) -> Prediction:
+        """The guidance's prediction with x0 clamped and epsilon to match."""
+        prediction = self.guidance.combine(query, prediction)
+        x0 = prediction.x0.clamp(self.low, self.high)
+        return replace(prediction, x0=x0, epsilon=noise_of(query.x_t, x0, query.t.alpha, query.t.sigma))
+
+
+class Interpolated(Guidance):
+    """Predictions under two conditions, mixed; of noise, a sum of scores (Liu et al. 2022).
+
+    Args:
+        guidance: applied under each condition.
+        other: the second condition, of the same batch.
+        weight: of the second, (N, 1, 1, 1): 0 is the first condition alone, 1 the second.
+    """
+
+    def __init__(self, guidance: Guidance, other: Condition, weight: Tensor):
+        self.guidance, self.other, self.weight = guidance, other, weight
+
+    def expand(self, query: Query, condition: Condition) -> Rows:
+        """The guidance's rows under both conditions, in one batched pass."""
+        return self.guidance.expand(self._both(query), condition.cat(self.other))
+
+    def combine(self, query: Query, prediction: Prediction) -> Prediction:
+        """Linear interpolation of the two predictions."""
+        both = self.guidance.combine(self._both(query), prediction)
+        variance = None if both.variance is None else self._mix(both.variance)
+        return Prediction(self._mix(both.x0), self._mix(both.epsilon), variance)
+
+    @staticmethod
+    def _both(query: Query) -> Query:
+        return Query(torch.cat([query.x_t, query.x_t]), _doubled(query.t), _doubled(query.s))
+
+    def _mix(self, both: Tensor) -> Tensor:
+        first, second = both.chunk(2)
+        return torch.lerp(first, second, self.weight)
+
+
+def _doubled(step: ScheduleStep) -> ScheduleStep:
+    """A step of twice the batch; plain numbers serve any batch."""
+
+    def double(value: float | Tensor) -> float | Tensor:
+        return torch.cat([value, value]) if isinstance(value, Tensor) else value
+
+    alpha, sigma, network_time = (double(value) for value in (step.alpha, step.sigma, step.network_time))
+    return ScheduleStep(step.t, alpha, sigma, network_time, step.is_data)

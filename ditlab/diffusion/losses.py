@@ -1,7 +1,6 @@
-"""What a network is trained to make small: the paper's hybrid loss, and flow matching.
+"""Training losses: the paper's hybrid loss, and flow matching.
 
-A loss first draws what chance decides for a whole global batch, on the CPU, so that a run is the same on any number of
-processes; then it computes one number a sample from the part of the batch that is here.
+A loss draws the random numbers of a batch on the CPU, then computes one value a sample.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditlab.diffusion.corruption import TARGETS, corrupt, per_sample
-from ditlab.diffusion.schedules import SCHEDULES, LinearBeta, Schedule
+from ditlab.diffusion.predictions import TARGETS, corrupt, per_sample
+from ditlab.diffusion.schedules import SCHEDULES, LinearBeta, RectifiedFlow, Schedule
 from ditlab.errors import UserError, nearest
 from ditlab.models import Condition
 
@@ -34,64 +33,92 @@ class DiffusionConfig:
     learned_variance: bool = True
     """Learn the variance of the reverse steps with the variational term (linear-beta only)."""
     times: Literal["uniform", "logit-normal"] = "uniform"
-    """How training times are drawn."""
-    label_dropout: float = 0.1
-    """Share of labels hidden in training, which makes guidance possible; 0 trains without a null class."""
+    """Distribution of training times."""
+    condition_dropout: float = 0.1
+    """Share of samples trained without their condition, which guidance needs; 0 trains without a null."""
     direction: bool = False
-    """Add one minus the cosine between what the network says and what it should (Yao et al. 2024, FasterDiT)."""
+    """Add one minus the cosine between prediction and target (Yao et al. 2024, FasterDiT)."""
+    time_scale: float = 1000.0
+    """Network time at t = 1 of a continuous schedule: 1000, or 1 as in SiT and LightningDiT."""
 
     def check(self) -> None:
-        """Raise UserError where the parts do not go together."""
+        """Raise UserError where a value is unknown, or values do not go together."""
         if self.schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}")
         if self.target not in TARGETS:
             raise UserError(f"unknown target {self.target!r}; {nearest(self.target, TARGETS)}")
         if self.schedule == "rectified-flow" and self.target == "epsilon":
-            raise UserError("target 'epsilon' says nothing of the data at t = 1 of rectified flow; take 'velocity'")
+            raise UserError("target 'epsilon' does not determine the data at t = 1 of rectified flow; use 'velocity'")
         if self.learned_variance and (self.schedule != "linear-beta" or self.target != "epsilon"):
             raise UserError("learned variance goes with schedule 'linear-beta' and target 'epsilon' only")
         if self.times == "logit-normal" and self.schedule != "rectified-flow":
             raise UserError("logit-normal times go with schedule 'rectified-flow' only")
         if self.direction and self.learned_variance:
             raise UserError("the direction term goes with flow matching; set --diffusion.learned-variance False")
-        if not 0 <= self.label_dropout < 1:
-            raise UserError(f"label dropout {self.label_dropout} is not a share from 0 to below 1")
+        if not 0 <= self.condition_dropout < 1:
+            raise UserError(f"condition dropout {self.condition_dropout} is not a share from 0 to below 1")
+        if not 0 < self.time_scale <= 1e6:
+            raise UserError(f"time scale {self.time_scale} must be above 0: 1000, or 1 as in SiT")
+
+    def build_schedule(self) -> Schedule:
+        """The schedule."""
+        schedule = SCHEDULES[self.schedule]
+        return schedule(self.time_scale) if schedule is RectifiedFlow else schedule()
+
+    def build_loss(self) -> Loss:
+        """The loss, with its schedule inside.
+
+        Raises:
+            UserError: values do not go together.
+        """
+        self.check()
+        return LOSSES["hybrid" if self.learned_variance else "flow-matching"].build(self, self.build_schedule())
 
 
 class Loss(nn.Module, ABC):
     """Called as ``loss(network, x0, condition, draws)``; gives one loss a sample, (N,)."""
 
-    def __init__(self, schedule: Schedule, label_dropout: float):
+    def __init__(self, schedule: Schedule, condition_dropout: float):
         super().__init__()
-        self.schedule, self.label_dropout = schedule, label_dropout
+        self.schedule, self.condition_dropout = schedule, condition_dropout
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: DiffusionConfig, schedule: Schedule) -> Loss:
+        """The loss of a configuration."""
 
     @abstractmethod
     def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
         """Times (count,) in [0, 1]."""
 
     def draw(self, generator: torch.Generator, count: int, shape: tuple[int, ...]) -> Draws:
-        """Everything chance decides for ``count`` latents of ``shape`` (C, H, W), on the CPU."""
+        """The random numbers of ``count`` samples of ``shape`` (C, *size), on the CPU."""
         return {
             "t": self.draw_times(generator, count),
-            "drop": torch.rand(count, generator=generator) < self.label_dropout,
+            "drop": torch.rand(count, generator=generator) < self.condition_dropout,
             "epsilon": torch.randn(count, *shape, generator=generator),
         }
 
     @abstractmethod
     def forward(self, network: nn.Module, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
-        """Loss of each latent of x0 (N, C, H, W), float32 (N,)."""
+        """Loss of each sample of x0 (N, C, *size), float32 (N,)."""
 
 
 class FlowMatching(Loss):
     """Mean squared error of the target at times uniform or logit-normal (Lipman et al. 2022; Esser et al. 2024).
 
     With ``direction``, one minus the cosine between the whole sample's prediction and target is added. Public code takes the
-    cosine over the channels of each position, which for one channel is a sign and teaches nothing.
+    cosine over the channels of each position, which for one channel is only a sign.
     """
 
-    def __init__(self, schedule: Schedule, target: str, times: str, direction: bool, label_dropout: float):
-        super().__init__(schedule, label_dropout)
+    def __init__(self, schedule: Schedule, target: str, times: str, direction: bool, condition_dropout: float):
+        super().__init__(schedule, condition_dropout)
         self.target, self.times, self.direction = target, times, direction
+
+    @classmethod
+    def build(cls, config: DiffusionConfig, schedule: Schedule) -> FlowMatching:
+        """The loss of a configuration."""
+        return cls(schedule, config.target, config.times, config.direction, config.condition_dropout)
 
     def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
         """Continuous times, or the rows of a table."""
@@ -122,8 +149,8 @@ class Hybrid(Loss):
     from_x0: Tensor
     ratio: Tensor
 
-    def __init__(self, schedule: LinearBeta, label_dropout: float):
-        super().__init__(schedule, label_dropout)
+    def __init__(self, schedule: LinearBeta, condition_dropout: float):
+        super().__init__(schedule, condition_dropout)
         alpha_bar = schedule.alpha_bar
         before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         beta = 1 - alpha_bar / before
@@ -137,6 +164,12 @@ class Hybrid(Loss):
         }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
+
+    @classmethod
+    def build(cls, config: DiffusionConfig, schedule: Schedule) -> Hybrid:
+        """The loss of a configuration."""
+        assert isinstance(schedule, LinearBeta)
+        return cls(schedule, config.condition_dropout)
 
     def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
         """Rows of the table, uniformly."""
@@ -190,14 +223,4 @@ def _rows(generator: torch.Generator, count: int, steps: int) -> Tensor:
     return torch.randint(steps, (count,), generator=generator).double() / (steps - 1)
 
 
-def build_loss(config: DiffusionConfig) -> Loss:
-    """The loss of a configuration, with its schedule inside.
-
-    Raises:
-        UserError: the configuration's parts do not go together.
-    """
-    config.check()
-    schedule = SCHEDULES[config.schedule]()
-    if config.learned_variance and isinstance(schedule, LinearBeta):
-        return Hybrid(schedule, config.label_dropout)
-    return FlowMatching(schedule, config.target, config.times, config.direction, config.label_dropout)
+LOSSES: dict[str, type[Loss]] = {"hybrid": Hybrid, "flow-matching": FlowMatching}

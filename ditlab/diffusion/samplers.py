@@ -1,201 +1,173 @@
-"""From noise to data: one loop, each method one short step between two points of the schedule.
+"""Samplers: from noise to data in steps from t to s, each written in alpha and sigma, so that it runs on every schedule.
 
-A step sees the denoiser, x, the point it is at and the point it goes to. Everything is written in alpha and sigma, so
-each method runs on every schedule.
+A step is a generator of network queries: ``prediction = yield Query(x_t, t, s)``. What drives it decides how queries are
+evaluated: one at a time, or together with those of other samplings.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, lerp
 
-from ditlab.diffusion.denoiser import CLEAN, Denoise, Point, Prediction, points
+from ditlab.diffusion.denoiser import DATA, Denoiser, Prediction, Rows, ScheduleStep, schedule_steps
+from ditlab.diffusion.guidance import Guidance, Query
 from ditlab.diffusion.schedules import Schedule
+from ditlab.diffusion.time_grid import TimeGrid
 from ditlab.errors import UserError, nearest
 from ditlab.models import Condition
 
 Noise = Callable[[], Tensor]
+Step = Generator[Query, Prediction, tuple[Tensor, Prediction, Any]]
 
 
 @dataclass(frozen=True)
 class State:
-    """A step of sampling; tensors (N, C, H, W).
+    """A finished step; tensors (N, C, *size).
 
     Attributes:
-        before: what the step began with.
-        x0: the data the model expected then.
-        x: where the step led.
-        here: the point of ``before``.
-        there: the point of ``x``.
+        x_t: the sample at the step's beginning.
+        x0: the predicted data.
+        x_s: the sample at the step's end.
+        t: of ``x_t``.
+        s: of ``x_s``.
     """
 
-    before: Tensor
+    x_t: Tensor
     x0: Tensor
-    x: Tensor
-    here: Point
-    there: Point
+    x_s: Tensor
+    t: ScheduleStep
+    s: ScheduleStep
 
 
 class Sampler(ABC):
-    """A method. One object serves one run, since multistep methods remember."""
+    """A method. It keeps no state: what a multistep method remembers is the ``memory`` of its steps."""
+
+    grid = TimeGrid()
+    """The times it uses by default."""
 
     @abstractmethod
-    def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """The times, falling, at which the network is asked; the last step goes on to clean data."""
+    def step(self, x_t: Tensor, t: ScheduleStep, s: ScheduleStep, noise: Noise, memory: Any) -> Step:
+        """A step from t to s.
 
-    @abstractmethod
-    def step(
-        self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        """Go from ``here`` to ``there``; gives the new x and the predicted data, each (N, C, H, W)."""
+        Args:
+            x_t: (N, C, *size).
+            t: where the step begins.
+            s: where it ends.
+            noise: gives standard normal noise (N, C, *size) a call.
+            memory: what the step before returned, None at first.
 
-
-def even_times(schedule: Schedule, steps: int) -> list[float]:
-    """``steps`` times, evenly spaced from 1 downwards, 0 left out; on a table, its nearest rows."""
-    rows = schedule.steps - 1
-    if rows < 0:
-        return [1 - k / steps for k in range(steps)]
-    last = 0 if steps > rows else 1  # as many steps as rows: every row, the first one too
-    stride = rows / (steps - 1 + last)
-    return [round(k * stride) / rows for k in range(steps - 1 + last, last - 1, -1)]
+        Returns:
+            x_s, the last prediction, and the memory.
+        """
 
 
 class DDPM(Sampler):
-    """Ancestral sampling on a respaced schedule (Ho et al. 2020; Nichol and Dhariwal 2021, section 3.1 and 4).
+    """Ancestral sampling on a respaced schedule (Ho et al. 2020; Nichol and Dhariwal 2021, sections 3.1 and 4).
 
-    Between any two points the posterior q(x_there | x_here, x0) is Gaussian; the step's variance lies between the
-    posterior's own and beta, where the network's learned fraction says, or at the posterior's.
+    Between any two times the posterior q(x_s | x_t, x0) is Gaussian, with mean
+    (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x_t + alpha_s (beta / sigma_t^2) x0 and
+    beta = sigma_t^2 - (alpha_t sigma_s / alpha_s)^2. Its log variance lies between that of the posterior,
+    beta (sigma_s / sigma_t)^2, and that of beta, where the network's learned fraction says, or is the posterior's.
     """
 
-    def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """Rows from the table's last to its first, both included, evenly spaced, rounded (n = 10: 999, 888, .., 0)."""
-        rows = schedule.steps - 1
-        if rows < 0:
-            return even_times(schedule, steps)
-        if steps == 1:
-            return [1.0]
-        stride = rows / (steps - 1)
-        return [round(k * stride) / rows for k in reversed(range(steps))]
+    grid = TimeGrid("linspace")
 
-    def step(
-        self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        """Draw from the learned reverse Gaussian."""
-        prediction = denoise(x, here, condition)
-        ratio = here.alpha / there.alpha
-        beta = here.sigma**2 - (ratio * there.sigma) ** 2  # variance of q(x_here | x_there)
-        from_x, from_x0 = ratio * (there.sigma / here.sigma) ** 2, there.alpha * beta / here.sigma**2
-        mean = from_x * x + from_x0 * prediction.x0
-        if there.sigma == 0:
-            return mean, prediction.x0
-        log_posterior, log_beta = math.log(beta * (there.sigma / here.sigma) ** 2), math.log(beta)
+    def step(self, x_t: Tensor, t: ScheduleStep, s: ScheduleStep, noise: Noise, memory: Any) -> Step:
+        """A draw from the learned reverse Gaussian."""
+        prediction = yield Query(x_t, t, s)
+        ratio = t.alpha / s.alpha
+        beta = t.sigma**2 - (ratio * s.sigma) ** 2  # variance of q(x_t | x_s)
+        from_x, from_x0 = ratio * (s.sigma / t.sigma) ** 2, s.alpha * beta / t.sigma**2
+        mean = from_x * x_t + from_x0 * prediction.x0
+        if s.is_data:
+            return mean, prediction, None
+        log_posterior, log_beta = math.log(beta * (s.sigma / t.sigma) ** 2), math.log(beta)
         if prediction.variance is None:
-            return mean + math.exp(0.5 * log_posterior) * noise(), prediction.x0
+            return mean + math.exp(0.5 * log_posterior) * noise(), prediction, None
         log_variance = log_posterior + prediction.variance * (log_beta - log_posterior)
-        return mean + (0.5 * log_variance).exp() * noise(), prediction.x0
+        return mean + (0.5 * log_variance).exp() * noise(), prediction, None
 
 
 class DDIM(Sampler):
-    """The deterministic sampler of Song et al. 2020, equation 12 with eta 0."""
+    """x_s = alpha_s x0 + sigma_s epsilon (Song et al. 2020, equation 12 with eta 0)."""
 
-    def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """On a table, evenly from row 0, rounded down: a whole stride as in the public code where one fits (900, .., 0)."""
-        if schedule.steps == 0:
-            return even_times(schedule, steps)
-        rows = [k * schedule.steps // steps for k in reversed(range(steps))]
-        return [row / (schedule.steps - 1) for row in rows]
+    grid = TimeGrid("leading")
 
-    def step(
-        self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        """Keep the predicted data and noise, mix them anew."""
-        prediction = denoise(x, here, condition)
-        return _mix(prediction, there), prediction.x0
+    def step(self, x_t: Tensor, t: ScheduleStep, s: ScheduleStep, noise: Noise, memory: Any) -> Step:
+        """The deterministic step."""
+        prediction = yield Query(x_t, t, s)
+        return _move(prediction, s), prediction, None
 
 
 class Euler(DDIM):
     """Euler's method for the probability-flow ODE dx = x0 d(alpha) + epsilon d(sigma), over evenly spaced times.
 
-    Along alpha and sigma the step is DDIM's to the letter; what differs is the grid of a discrete schedule, which here
-    starts at its noisiest row.
+    Along alpha and sigma this is DDIM's step; the difference is the grid on a discrete schedule, which starts at the noisiest
+    row.
     """
 
-    def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """Evenly spaced from 1."""
-        return even_times(schedule, steps)
+    grid = TimeGrid()
 
 
 class Heun(Sampler):
-    """The trapezoidal rule for the same ODE: Euler there, ask again, average (Karras et al. 2022, algorithm 1).
+    """The trapezoidal rule for the same ODE: an Euler step, a second evaluation at its end, the mean of the two directions.
 
-    The network is asked twice a step, once in the last.
+    Karras et al. 2022, algorithm 1. Two evaluations a step, one in the last.
     """
 
-    def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """Evenly spaced from 1."""
-        return even_times(schedule, steps)
-
-    def step(
-        self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        """Move along the mean of the two directions."""
-        first = denoise(x, here, condition)
-        ahead = _mix(first, there)
-        if there.sigma == 0:
-            return ahead, first.x0
-        second = denoise(ahead, there, condition)
+    def step(self, x_t: Tensor, t: ScheduleStep, s: ScheduleStep, noise: Noise, memory: Any) -> Step:
+        """x_s = x_t + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) epsilon, x0 and epsilon the means of two predictions."""
+        first = yield Query(x_t, t, s)
+        x_s = _move(first, s)
+        if s.is_data:
+            return x_s, first, None
+        second = yield Query(x_s, s, s)
         x0, epsilon = (first.x0 + second.x0) / 2, (first.epsilon + second.epsilon) / 2
-        return x + (there.alpha - here.alpha) * x0 + (there.sigma - here.sigma) * epsilon, second.x0
+        return x_t + (s.alpha - t.alpha) * x0 + (s.sigma - t.sigma) * epsilon, second, None
 
 
 class DPMSolver(Sampler):
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): second order from the last two predictions of x0.
 
-    The first step, and the last one, onto clean data, are of first order.
+    With lambda = log(alpha / sigma) and h = lambda_s - lambda_t, x_s = (sigma_s / sigma_t) x_t - alpha_s (exp(-h) - 1) D,
+    where D extrapolates x0 from the last two steps. The first step, and the last one, onto data, are of first order.
     """
 
-    def __init__(self) -> None:
-        self.last: tuple[Tensor, float] | None = None  # the previous x0 and its half log signal-to-noise ratio
-
-    def times(self, schedule: Schedule, steps: int) -> list[float]:
-        """Evenly spaced from 1."""
-        return even_times(schedule, steps)
-
-    def step(
-        self, denoise: Denoise, x: Tensor, condition: Condition, here: Point, there: Point, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        """Integrate the linear part exactly and the rest to second order, in the half log signal-to-noise ratio."""
-        x0 = denoise(x, here, condition).x0
-        direction, log_ratio = x0, _log_ratio(here)
-        if there.sigma == 0:
-            return x0, x0
-        h = _log_ratio(there) - log_ratio
-        if self.last is not None:
-            previous, previous_ratio = self.last
-            direction = torch.lerp(x0, previous, -h / (2 * (log_ratio - previous_ratio)))
-        self.last = (x0, log_ratio)
-        return (there.sigma / here.sigma) * x - there.alpha * math.expm1(-h) * direction, x0
+    def step(self, x_t: Tensor, t: ScheduleStep, s: ScheduleStep, noise: Noise, memory: Any) -> Step:
+        """A step of the half log signal-to-noise ratio; the memory is the last x0 and its ratio."""
+        prediction = yield Query(x_t, t, s)
+        x0, log_ratio = prediction.x0, _log_ratio(t)
+        if s.is_data:
+            return x0, prediction, None
+        h, direction = _log_ratio(s) - log_ratio, x0
+        if memory is not None:
+            previous, previous_ratio = memory
+            direction = lerp(x0, previous, -h / (2 * (log_ratio - previous_ratio)))
+        x_s = (s.sigma / t.sigma) * x_t - s.alpha * math.expm1(-h) * direction
+        return x_s, prediction, (x0, log_ratio)
 
 
-def _mix(prediction: Prediction, point: Point) -> Tensor:
-    return point.alpha * prediction.x0 + point.sigma * prediction.epsilon
+def _move(prediction: Prediction, s: ScheduleStep) -> Tensor:
+    return s.alpha * prediction.x0 + s.sigma * prediction.epsilon
 
 
-def _log_ratio(point: Point) -> float:
-    return math.log(point.alpha / point.sigma) if point.alpha > 0 else -math.inf
+def _log_ratio(step: ScheduleStep) -> float:
+    return math.log(step.alpha / step.sigma) if step.alpha > 0 else -math.inf
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"ddpm": DDPM, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm-solver": DPMSolver}
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": DDPM(), "ddim": DDIM(), "euler": Euler(), "heun": Heun(), "dpm-solver": DPMSolver(),
+}  # fmt: skip
 
 
 def check(sampler: str, schedule: Schedule, steps: int) -> None:
-    """Raise UserError where no such sampler, or not so many steps, are to be had."""
+    """Raise UserError for an unknown sampler, or a number of steps that the schedule does not have."""
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}; {nearest(sampler, SAMPLERS)}")
     if steps < 1 or (schedule.steps and steps > schedule.steps):
@@ -203,30 +175,77 @@ def check(sampler: str, schedule: Schedule, steps: int) -> None:
         raise UserError(f"{steps} sampling steps: must be 1{most}")
 
 
-def sample(
-    denoise: Denoise, schedule: Schedule, x: Tensor, condition: Condition, sampler: str, steps: int, noise: Noise
-) -> Iterator[State]:
-    """Denoise x (N, C, H, W), pure noise, step by step.
+class Trajectory:
+    """One sampling under way: the rows it needs evaluated next, advanced by their prediction.
+
+    ``denoiser([trajectory.rows])`` gives the prediction of one; the rows of many go through one call.
 
     Args:
-        denoise: the denoiser, guided or not.
-        schedule: the schedule it was trained for.
-        x: standard normal noise.
-        condition: the batch's labels.
         sampler: one of ``SAMPLERS``.
-        steps: how many steps.
-        noise: gives fresh standard normal noise (N, C, H, W) a call; only DDPM asks.
+        schedule: the one the network was trained for.
+        steps: sampling steps.
+        guidance: expands queries and combines predictions.
+        condition: of the batch.
+        x: standard normal noise (N, C, *size).
+        noise: gives more of it a call; only DDPM uses it.
+        grid: times; the sampler's own by default.
 
-    Yields:
-        The state after each step; the last one's x is the sample.
+    Attributes:
+        rows: to evaluate; None at the end.
 
     Raises:
-        UserError: unknown sampler, or a number of steps the schedule has not.
+        UserError: unknown sampler, or a number of steps that the schedule does not have.
     """
-    check(sampler, schedule, steps)
-    method = SAMPLERS[sampler]()
-    path = [*points(schedule, method.times(schedule, steps)), CLEAN]
-    for here, there in pairwise(path):
-        before = x
-        x, x0 = method.step(denoise, before, condition, here, there, noise)
-        yield State(before, x0, x, here, there)
+
+    rows: Rows | None
+
+    def __init__(
+        self,
+        sampler: str,
+        schedule: Schedule,
+        steps: int,
+        guidance: Guidance,
+        condition: Condition,
+        x: Tensor,
+        noise: Noise,
+        grid: TimeGrid | None = None,
+    ):
+        check(sampler, schedule, steps)
+        self.method, self.guidance, self.condition, self.noise = SAMPLERS[sampler], guidance, condition, noise
+        times = (grid or self.method.grid).times(schedule, steps)
+        self._steps = pairwise([*schedule_steps(schedule, times), DATA])
+        self._memory: Any = None
+        self._begin(x)
+
+    def _begin(self, x: Tensor) -> None:
+        """Start the next step at x, or end."""
+        self.x, self.rows = x, None
+        step = next(self._steps, None)
+        if step is not None:
+            self._step = self.method.step(x, *step, self.noise, self._memory)
+            self._ends = step
+            self._expand(next(self._step))
+
+    def _expand(self, query: Query) -> None:
+        self._query, self.rows = query, self.guidance.expand(query, self.condition)
+
+    def answer(self, prediction: Prediction) -> State | None:
+        """Advance by the prediction for ``rows``; returns the state if that ends a step."""
+        combined = self.guidance.combine(self._query, prediction)
+        try:
+            self._expand(self._step.send(combined))
+        except StopIteration as finished:
+            x_t, (t, s) = self.x, self._ends
+            x_s, last, self._memory = finished.value
+            self._begin(x_s)
+            return State(x_t, last.x0, x_s, t, s)
+        return None
+
+
+def sample(trajectory: Trajectory, denoiser: Denoiser) -> Iterator[State]:
+    """Denoise to the end, step by step; the last state's ``x_s`` is the sample."""
+    while trajectory.rows is not None:
+        (prediction,) = denoiser([trajectory.rows])
+        state = trajectory.answer(prediction)
+        if state is not None:
+            yield state

@@ -1,4 +1,4 @@
-"""How much data and noise there is at time t: x_t = alpha(t) x0 + sigma(t) epsilon, t in [0, 1], noise at 1."""
+"""Noise schedules: x_t = alpha(t) x0 + sigma(t) epsilon for t in [0, 1], noise at 1."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Alpha and sigma, float64 (N,), at times t (N,) in [0, 1]."""
+        """Alpha and sigma, float64, of the shape of times t in [0, 1]: (N,), or (N, F) for a time a frame."""
 
+    @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """The number networks are shown for t: 0 .. 999, the range of their sinusoidal embedding."""
-        return t * 1000.0
+        """The input of the network's timestep embedding for times t, of t's shape."""
 
 
 class LinearBeta(Schedule):
     """DDPM's table: 1000 betas linear from 1e-4 to 2e-2 (Ho et al. 2020, section 4), variance preserving.
 
-    Time t is the table's row t * (steps - 1), the nearest one.
+    Time t is the table's row t * (steps - 1), rounded to the nearest.
     """
 
     alpha_bar: Tensor
@@ -38,28 +38,40 @@ class LinearBeta(Schedule):
         self.register_buffer("alpha_bar", torch.cumprod(1 - betas, dim=0), persistent=False)
 
     def index(self, t: Tensor) -> Tensor:
-        """The rows, int64 (N,), of times t (N,)."""
+        """The rows, int64, of times t."""
         return (t.to(torch.float64) * (self.steps - 1)).round().long()
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Square roots of alpha-bar and of one minus it."""
+        """Alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)."""
         alpha_bar = self.alpha_bar[self.index(t)]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The row itself, as the paper's networks are shown it."""
+        """The row, 0 .. steps - 1, as in the paper's code."""
         return self.index(t).float()
 
 
 class RectifiedFlow(Schedule):
-    """Straight lines from data to noise: x_t = (1 - t) x0 + t epsilon (Liu et al. 2022; SiT's linear path)."""
+    """Straight lines from data to noise: x_t = (1 - t) x0 + t epsilon (Liu et al. 2022; SiT's linear path).
+
+    Args:
+        time_scale: network time at t = 1: 1000 spans the range of the sinusoidal embedding, 1 is SiT's and LightningDiT's.
+    """
 
     steps = 0
 
+    def __init__(self, time_scale: float = 1000.0):
+        super().__init__()
+        self.time_scale = time_scale
+
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """One minus t, and t."""
+        """Alpha = 1 - t, sigma = t."""
         t = t.to(torch.float64)
         return 1 - t, t
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """time_scale * t."""
+        return t * self.time_scale
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"linear-beta": LinearBeta, "rectified-flow": RectifiedFlow}

@@ -28,7 +28,7 @@ from ditlab.encoders import DiffusersAutoencoder, load_pretrained
 from ditlab.errors import UserError
 from ditlab.interop import official
 from ditlab.models import DiT
-from ditlab.models.embeddings import sincos_positions
+from ditlab.models.layout import sincos_positions
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
 
@@ -74,18 +74,18 @@ def export(model: Pipeline, out: Path, force: bool = False) -> int:
         raise UserError(f"{out} already exists; {advice}")
     tensors = official.state_dict(network)
     steps = refit(tensors, ours=False)
-    config, shape = network.config, network.input
+    config, latent, classes = network.config, network.spec.latent, official.label_table(network).classes
     table = torch.zeros(NULL + 1, config.width)
-    table[: shape.classes], table[NULL] = tensors[TABLE][:-1], tensors[TABLE][-1]
+    table[:classes], table[NULL] = tensors[TABLE][:-1], tensors[TABLE][-1]
     tensors[TABLE] = table
     transformer = {
         "_class_name": "DiTTransformer2DModel", "num_attention_heads": config.heads,
         "attention_head_dim": config.width // config.heads, "num_layers": config.depth, "patch_size": config.patch,
-        "in_channels": shape.channels, "out_channels": shape.channels * (2 if shape.learned_variance else 1),
-        "sample_size": shape.height, "num_embeds_ada_norm": NULL, "activation_fn": "gelu-approximate", "attention_bias": True,
+        "in_channels": latent.channels, "out_channels": network.spec.channels_out,
+        "sample_size": latent.size[0], "num_embeds_ada_norm": NULL, "activation_fn": "gelu-approximate", "attention_bias": True,
         "norm_type": "ada_norm_zero", "norm_elementwise_affine": False, "norm_eps": 1e-6,
     }  # fmt: skip
-    names = dict(enumerate(model.names)) or {label: str(label) for label in range(shape.classes)}
+    names = dict(enumerate(model.names)) or {label: str(label) for label in range(classes)}
     index = {
         "_class_name": "DiTPipeline", "id2label": names, "scheduler": ["diffusers", "DDIMScheduler"],
         "transformer": ["diffusers", "DiTTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
@@ -125,25 +125,22 @@ def read(folder: Path) -> Pipeline:
         width = heads * int(config["attention_head_dim"])
     except (OSError, KeyError, TypeError, ValueError, IndexError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not the transformer that {INDEX} speaks of ({error})") from error
-    tensors[official.POSITIONS] = sincos_positions(width, side // patch, side // patch)[None]
+    tensors[official.POSITIONS] = sincos_positions(width, (side // patch, side // patch))[None]
     names = index.get("id2label") or {}
     known = [names.get(str(label)) for label in range(len(names))]
     if known and None not in known and len(known) < len(tensors[TABLE]):  # the other rows are of unnamed labels
         tensors[TABLE] = torch.cat([tensors[TABLE][: len(known)], tensors[TABLE][-1:]])
     refit(tensors, ours=True)
     network = official.network(tensors, path, heads)
-    shape = network.input
+    latent, classes = network.spec.latent, official.label_table(network).classes
     autoencoder = load_pretrained(str(folder), "vae")
-    if autoencoder.latent_channels != shape.channels:
+    if autoencoder.latent_channels != latent.channels:
         raise UserError(
-            f"{folder}'s VAE has {autoencoder.latent_channels} latent channels, its transformer {shape.channels}"
+            f"{folder}'s VAE has {autoencoder.latent_channels} latent channels, its transformer {latent.channels}"
         )
-    pixels = (autoencoder.channels, shape.height * autoencoder.factor, shape.width * autoencoder.factor)
-    labels = [str(name) for name in known] if len(known) == shape.classes else list(map(str, range(shape.classes)))
-    diffusion = DiffusionConfig(learned_variance=shape.learned_variance)
-    return Pipeline(
-        network, diffusion, autoencoder, pixels, labels, SampleConfig("ddim", 50), {"imported": folder.name}
-    )
+    labels = [str(name) for name in known] if len(known) == classes else list(map(str, range(classes)))
+    diffusion = DiffusionConfig(learned_variance=network.spec.learned_variance)
+    return Pipeline(network, diffusion, autoencoder, labels, SampleConfig("ddim", 50), {"imported": folder.name})
 
 
 def refit(tensors: dict[str, Tensor], ours: bool) -> int:
@@ -212,8 +209,9 @@ def _one_scale(autoencoder: DiffusersAutoencoder) -> bool:
 def _parts(model: Pipeline) -> tuple[DiT, DiffusersAutoencoder]:
     """Network and autoencoder of a model that the pipeline supports; others are refused."""
     network, autoencoder = official.paper(model, "diffusers' DiTPipeline"), model.autoencoder
-    if not 0 < network.input.classes <= NULL:
-        raise UserError(f"diffusers' DiTPipeline takes 1 to {NULL} classes; this model has {network.input.classes}")
+    classes = official.label_table(network).classes
+    if not 0 < classes <= NULL:
+        raise UserError(f"diffusers' DiTPipeline takes 1 to {NULL} classes; this model has {classes}")
     if network.config.mlp_ratio != 4:
         raise UserError(f"diffusers' DiT has an MLP ratio of 4; this model has {network.config.mlp_ratio:g}")
     if not isinstance(autoencoder, DiffusersAutoencoder) or not autoencoder.stochastic:

@@ -12,7 +12,7 @@ from ditlab.errors import UserError
 from ditlab.models import cost
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
-from ditlab.pipelines.pipeline import RECORD, WEIGHTS
+from ditlab.pipelines.model_file import RECORD, WEIGHTS
 from ditlab.runtime.console import markdown_table
 
 CARD = "README.md"
@@ -78,13 +78,13 @@ def card(model: Pipeline, name: str, folder: Path) -> str:
         name: on the hub.
         folder: of the run.
     """
-    config, shape = model.network.config, model.network.input
-    counted, (channels, height, width) = cost(config, shape), model.pixels
+    config, spec = model.network.config, model.network.spec
+    counted, (channels, height, width) = cost(config, spec), model.pixels
     rows = {
         "images": f"{channels}x{height}x{width}",
-        "classes": f"{shape.classes}: {', '.join(model.names[:20])}{', ...' if len(model.names) > 20 else ''}",
+        "classes": f"{model.classes}: {', '.join(model.names[:20])}{', ...' if len(model.names) > 20 else ''}",
         "network": f"{describe(config)}; {counted.total_parameters:,} parameters, {counted.gmacs:.4g} GMACs",
-        "latents": f"{shape.channels}x{shape.height}x{shape.width}",
+        "latents": "x".join(map(str, spec.latent.shape)),
         "diffusion": f"{model.diffusion.schedule}, predicts {model.diffusion.target}",
         **{str(fact): str(value) for fact, value in model.facts.items()},
     }

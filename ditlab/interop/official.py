@@ -18,8 +18,10 @@ from torch import Tensor
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import load_pretrained
 from ditlab.errors import UserError
-from ditlab.models import SIZES, DiT, DiTConfig, Network, NetworkInput
+from ditlab.models import SIZES, DiT, DiTConfig, LatentSpec, Network, labelled
 from ditlab.models.blocks import BlockConfig
+from ditlab.models.condition_embedding import LabelEmbedding
+from ditlab.models.layout import sincos_positions
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
 from ditlab.runtime.weights import load_tensors, load_weights
@@ -28,7 +30,7 @@ from ditlab.runtime.weights import load_tensors, load_weights
 NAMES = {
     "x_embedder.proj": "patch_embedding",
     "t_embedder.mlp": "timestep_embedding.mlp",
-    "y_embedder.embedding_table": "label_embedding.table",
+    "y_embedder.embedding_table": "condition_embedding.labels.table",
     "attn.qkv": "attention.qkv",
     "attn.proj": "attention.projection",
     "mlp.fc1": "mlp.up",
@@ -100,16 +102,24 @@ def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
     heads = heads or next((heads for _, w, heads in SIZES.values() if w == width), max(1, width // 64))
     config = DiTConfig(depth=max(blocks) + 1, width=width, heads=heads, patch=patch, mlp_ratio=inner / width)
     # The public table has a null row only where labels were dropped in training, as in every published checkpoint.
-    shape = NetworkInput(channels, side * patch, side * patch, rows - 1, out == 2 * channels * patch**2)
+    latent = LatentSpec(channels, (side * patch, side * patch))
+    spec = labelled(latent, rows - 1, learned_variance=out == 2 * channels * patch**2)
     weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
     weights["patch_embedding.weight"] = kernel.float().flatten(1)
-    built = DiT(config, shape)
-    found, fixed = tensors[POSITIONS].float(), built.positions[None]
+    built = DiT(config, spec)
+    found, fixed = tensors[POSITIONS].float(), sincos_positions(width, (side, side))[None]
     # Half precision rounds them by up to 0.004; learned ones are further off.
     if found.shape != fixed.shape or not torch.allclose(found, fixed, rtol=0, atol=0.005):
         raise UserError(f"{path} is of another architecture: its positions are not the fixed sine-cosine ones")
     load_weights(built, weights, path)
     return built.eval()
+
+
+def label_table(network: DiT) -> LabelEmbedding:
+    """The label embedding of a network conditioned on labels."""
+    table = network.condition_embedding["labels"]
+    assert isinstance(table, LabelEmbedding)
+    return table
 
 
 def fits(network: Network, what: str = "the public DiT layout") -> DiT:
@@ -120,11 +130,11 @@ def fits(network: Network, what: str = "the public DiT layout") -> DiT:
     """
     if not isinstance(network, DiT):
         raise UserError(f"{what} holds diffusion transformers; this network is a U-Net")
-    config, shape = network.config, network.input
-    if config.block != "adaln-zero" or shape.height != shape.width or not shape.null_class:
+    config, size, null = network.config, network.spec.latent.size, label_table(network).null
+    if config.block != "adaln-zero" or len(set(size)) > 1 or not null:
         raise UserError(
             f"{what} holds adaln-zero blocks, square latents and a null class; this network has "
-            f"{config.block}, {shape.height}x{shape.width}{'' if shape.null_class else ', no null class'}"
+            f"{config.block}, {'x'.join(map(str, size))}{'' if null else ', no null class'}"
         )
     after = {"mlp": config.mlp, "norm": config.norm, "positions": config.positions, "qk_norm": config.qk_norm}
     after["modulation_rank"] = config.modulation_rank
@@ -178,12 +188,12 @@ def state_dict(network: Network) -> dict[str, Tensor]:
         UserError: the public layout does not support this network.
     """
     paper = fits(network)
-    config, shape = paper.config, paper.input
+    config, latent = paper.config, paper.spec.latent
     table = {ours: theirs for theirs, ours in NAMES.items()}
     tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in paper.state_dict().items()}
     kernel = tensors["x_embedder.proj.weight"]
-    tensors["x_embedder.proj.weight"] = kernel.view(config.width, shape.channels, config.patch, config.patch)
-    tensors[POSITIONS] = paper.positions[None].clone()
+    tensors["x_embedder.proj.weight"] = kernel.view(config.width, latent.channels, config.patch, config.patch)
+    tensors[POSITIONS] = sincos_positions(config.width, paper.patching.grid(latent.size))[None]
     return tensors
 
 
@@ -202,13 +212,14 @@ def import_checkpoint(checkpoint: Path, out: Path, vae: str, force: bool = False
     if (out / "model.json").exists() and not force:
         raise UserError(f"{out} already contains a model; choose another folder or use --force")
     network = read(checkpoint)
-    shape = network.input
+    spec = network.spec
     autoencoder = load_pretrained(vae)
-    if autoencoder.latent_channels != shape.channels:
-        raise UserError(f"{vae} has {autoencoder.latent_channels} latent channels, the checkpoint {shape.channels}")
-    pixels = (autoencoder.channels, shape.height * autoencoder.factor, shape.width * autoencoder.factor)
-    names = [str(index) for index in range(shape.classes)]
-    diffusion = DiffusionConfig(learned_variance=shape.learned_variance)
-    model = Pipeline(network, diffusion, autoencoder, pixels, names, SampleConfig(), {"imported": checkpoint.name})
+    if autoencoder.latent_channels != spec.latent.channels:
+        raise UserError(
+            f"{vae} has {autoencoder.latent_channels} latent channels, the checkpoint {spec.latent.channels}"
+        )
+    names = [str(index) for index in range(label_table(network).classes)]
+    diffusion = DiffusionConfig(learned_variance=spec.learned_variance)
+    model = Pipeline(network, diffusion, autoencoder, names, SampleConfig(), {"imported": checkpoint.name})
     model.save(out)
     return out

@@ -11,36 +11,50 @@ EPSILON = 1e-6  # of every norm in a block
 EXPLICIT = 256  # tokens up to which bfloat16 training on a CPU writes attention out
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of q (N, heads, T, d) to k, v (N, heads, S, d), by the fastest way there is.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of q (N, heads, T, d) to k, v (N, heads, S, d), with the fastest implementation.
 
-    That is PyTorch's fused kernel, but for training in bfloat16 on a CPU: two matrix products with a float32 softmax between
-    are there up to four times as fast for few tokens (benchmarks/attention.py), and in a compiled step still at 256.
+    That is PyTorch's fused kernel, except for training in bfloat16 on a CPU: two matrix products with a float32 softmax
+    between them are up to four times as fast for few tokens (benchmarks/attention.py), and still faster at 256 in a
+    compiled step.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: bool, broadcast to (N, heads, T, S): the keys each query attends to, at least one; None for all.
     """
     training = torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not training or k.shape[2] > EXPLICIT:
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attention_weights(q, k, mask).to(v.dtype) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The softmax of scaled dot products, float32 (N, heads, T, S); the last axis sums to 1."""
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1)
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn queries or keys x (N, heads, T, d) by their positions: pairs (i, i + d / 2) by angles, ``rotation`` (2, T, d / 2).
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate queries or keys x (N, heads, T, d) by their positions: pairs (i, i + d / 2) by the angles of ``rope``.
 
-    The angles come as their cosines and sines, from ``rotary_positions`` (Su et al. 2021, equation 34).
+    ``rope`` holds cosines and sines, (2, T, d / 2), from ``rotary_positions`` (Su et al. 2021, equation 34).
     """
-    cosine, sine = rotation
+    cosine, sine = rope
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 class SelfAttention(nn.Module):
-    """Every token looks at every token: (N, T, D) -> (N, T, D), queries, keys and values with bias.
+    """Self-attention, (N, T, D) -> (N, T, D), with biases.
 
     Args:
         width: D.
-        heads: they divide the width.
-        qk_norm: queries and keys of each head through a root-mean-square norm of their own (Henry et al. 2020), in float32.
+        heads: must divide the width.
+        qk_norm: apply a root-mean-square norm to the queries and keys of each head (Henry et al. 2020), in float32.
     """
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False):
@@ -51,28 +65,28 @@ class SelfAttention(nn.Module):
         self.norm_k = nn.RMSNorm(width // heads, EPSILON) if qk_norm else None
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """Attend within x (N, T, D), where ``rotation`` (2, T, D / heads / 2) turns queries and keys."""
-        x = attend(*self._heads(x, rotation))  # (N, heads, T, D / heads)
+    def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend within x (N, T, D); ``rope`` rotates queries and keys, ``mask`` is ``attend``'s."""
+        x = attend(*self._heads(x, rope), mask)  # (N, heads, T, D / heads)
         return self.projection(rearrange(x, "n h t d -> n t (h d)"))
 
-    def weights(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """How much of each token every token takes in ``forward``, (N, heads, T, T); the last axis sums to 1."""
-        q, k, _ = self._heads(x, rotation)
-        return (q @ k.transpose(-1, -2)).float().mul(q.shape[-1] ** -0.5).softmax(dim=-1)
+    def weights(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The attention weights of ``forward``, (N, heads, T, T)."""
+        q, k, _ = self._heads(x, rope)
+        return attention_weights(q, k, mask)
 
-    def _heads(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (N, heads, T, D / heads)."""
         q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q.float()), self.norm_k(k.float())
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         return q.to(v.dtype), k.to(v.dtype), v
 
 
 class CrossAttention(nn.Module):
-    """Tokens (N, T, D) look at a condition sequence (N, S, D) -> (N, T, D)."""
+    """Attention from tokens (N, T, D) to a sequence (N, S, D) -> (N, T, D), with biases."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -81,9 +95,9 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Attend from x (N, T, D) to context (N, S, D)."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from x (N, T, D) to context (N, S, D), where ``mask`` (N, S) marks its valid tokens."""
         q = rearrange(self.query(x), "n t (h d) -> n h t d", h=self.heads)
         k, v = rearrange(self.key_value(context), "n s (two h d) -> two n h s d", two=2, h=self.heads)
-        x = attend(q, k, v)
+        x = attend(q, k, v, None if mask is None else mask[:, None, None])
         return self.projection(rearrange(x, "n h t d -> n t (h d)"))

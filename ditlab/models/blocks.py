@@ -1,48 +1,78 @@
 """The paper's four transformer blocks (DiT, section 3.2, figure 3) and the layer after the last of them.
 
-Every block is called as ``block(x, c, rotation, shared)``: tokens x (N, T, D) and what conditions them, c. For the two
-adaptive designs c is one vector (N, D), the sum of the timestep's and the label's. For the other two it is the sequence
-(N, 2, D) of both: cross-attention attends to it, and the in-context design has it among its tokens already. ``rotation``
-are rotary positions, and ``shared`` the modulation all blocks have in common, where the network has these.
+A design owns how its condition is laid out: ``prepare`` turns the time embedding (N, G, D) and the embedded condition into
+context tokens and the input of the modulation, and every block is called as
+``x, context = block(x, context, modulation_input, layout, shared_modulation)`` with tokens x (N, L, D). G is 1, or F for a
+time a frame: a group of L / G tokens shares its modulation, which is computed once a group, never once a token.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.models.attention import EPSILON, CrossAttention, SelfAttention
+from ditlab.models.condition_embedding import Conditioning
+from ditlab.models.layout import Layout
+
+
+class Context(NamedTuple):
+    """Context tokens (N, S, D) and, where not all are valid, their mask, bool (N, S)."""
+
+    tokens: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """The shape of a block, and what came after the paper."""
+    """The configuration of a block; the paper's by default."""
 
+    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"] = "adaln-zero"
+    """How timestep and label reach the blocks."""
     width: int = 384
     """Width of every token (the paper's hidden size d)."""
     heads: int = 6
-    """Attention heads; they divide the width."""
+    """Attention heads; must divide the width."""
     mlp_ratio: float = 4.0
-    """Width of the MLP's inner layer over the token's."""
+    """Width of the MLP's inner layer divided by the width."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
     """The paper's GELU, or SwiGLU with two thirds of the inner width, which costs as much."""
     norm: Literal["layer", "rms"] = "layer"
     """The paper's layer norm, or root-mean-square norm."""
     positions: Literal["sincos", "rotary"] = "sincos"
-    """The paper's sines and cosines added to the tokens; or they, and rotary positions in every attention."""
+    """The paper's sine-cosine positions added to the tokens; rotary adds rotary positions in every attention."""
     qk_norm: bool = False
-    """Norm queries and keys, which keeps attention from saturating."""
+    """Normalise queries and keys, which keeps attention from saturating."""
     modulation_rank: int = 0
-    """adaLN-LoRA: one modulation for all blocks and a correction of this rank in each; 0 is a whole one in each."""
+    """adaLN-LoRA: one modulation shared by all blocks and a correction of this rank in each; 0 is one in each block."""
+
+    def build(self, index: int, depth: int) -> Block:
+        """Block ``index`` of ``depth``; designs whose blocks differ by place decide here."""
+        return BLOCKS[self.block](self)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale tokens (N, T, D) by one vector (N, D) each a sample: x * (1 + scale) + shift, in one pass."""
-    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+    """Scale and shift tokens (N, L, D) by vectors (N, G, D) of their groups: x * (1 + scale) + shift, in one pass."""
+    return torch.addcmul(shift[:, :, None], grouped(x, shift), 1 + scale[:, :, None]).flatten(1, 2)
+
+
+def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
+    """Add a change (N, L, D) to tokens x, times the gate (N, G, D) of their group."""
+    return torch.addcmul(grouped(x, gate), gate[:, :, None], grouped(change, gate)).flatten(1, 2)
+
+
+def grouped(x: Tensor, vectors: Tensor) -> Tensor:
+    """Tokens (N, L, D) as a view of the groups of vectors (N, G, D): (N, G, L / G, D)."""
+    return x.unflatten(1, (vectors.shape[1], -1))
+
+
+def by_token(vectors: Tensor, layout: Layout) -> Tensor:
+    """Vectors (samples, 1, D) of a pack, one a token: (R, L, D); of a batch unchanged."""
+    return vectors if layout.sample is None else vectors[:, 0][layout.sample]
 
 
 def plain_norm(x: Tensor, kind: str) -> Tensor:
@@ -76,10 +106,52 @@ class MLP(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
-class AdaLNZeroBlock(nn.Module):
+class Block(nn.Module):
+    """The contract of a design.
+
+    Attributes:
+        adaptive: norms are modulated, so that a time a frame and packs need no context tokens.
+        appends: the context is part of the sequence that self-attention sees.
+        vectors: modulation vectors of a block; 0 for none.
+    """
+
+    adaptive, appends, vectors = False, False, 0
+
+    @staticmethod
+    def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Tensor | None]:
+        """Context and modulation input (N, G, D) from the time embedding (N, G, D) and the embedded condition."""
+        tokens, mask = conditioning.as_tokens(time)
+        return Context(tokens, mask), None
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Context | None,
+        modulation_input: Tensor | None,
+        layout: Layout,
+        shared_modulation: Tensor | None = None,
+    ) -> tuple[Tensor, Context | None]:
+        """Transform tokens x (N, L, D) and, in designs that change it, the context.
+
+        Args:
+            x: tokens.
+            context: from ``prepare``, or from the block before.
+            modulation_input: (N, G, D), from ``prepare``.
+            layout: positions and masks of the tokens.
+            shared_modulation: (N, G, vectors D), where the network has one for all blocks.
+        """
+        raise NotImplementedError
+
+
+class AdaLNZeroBlock(Block):
     """Adaptive layer norm with gates that start at zero, so that the block starts as the identity."""
 
-    vectors = 6  # shift, scale, gate for the attention, then for the MLP
+    adaptive, vectors = True, 6  # shift, scale and gate of the attention, then of the MLP
+
+    @staticmethod
+    def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Tensor | None]:
+        """No context; the sum of all vectors modulates."""
+        return None, conditioning.add_vectors(time)
 
     def __init__(self, config: BlockConfig):
         super().__init__()
@@ -90,21 +162,31 @@ class AdaLNZeroBlock(nn.Module):
         self.reduction = nn.Linear(width, rank, bias=False) if rank else None
         self.modulation = nn.Linear(rank or width, self.vectors * width)
 
-    def vectors_of(self, c: Tensor, shared: Tensor | None) -> tuple[Tensor, ...]:
-        """Shifts, scales and gates, each (N, D), from c (N, D); with adaLN-LoRA a correction to ``shared`` (N, vectors D)."""
+    def modulation_vectors(self, c: Tensor, layout: Layout, shared_modulation: Tensor | None) -> tuple[Tensor, ...]:
+        """Shifts, scales and gates, each (N, G, D), from c (N, G, D); with adaLN-LoRA a correction to the shared ones."""
         c = F.silu(c)
-        made = self.modulation(c if self.reduction is None else self.reduction(c))
-        return (made if shared is None else shared + made).chunk(self.vectors, dim=1)
+        made = self.modulation(c if self.reduction is None else self.reduction(c))  # (N, G, vectors D)
+        if shared_modulation is not None:
+            made = shared_modulation + made
+        return by_token(made, layout).chunk(self.vectors, dim=2)
 
     def norm(self, x: Tensor) -> Tensor:
         """A norm without parameters of its own: shift and scale come from the condition."""
         return plain_norm(x, self.config.norm)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None, shared: Tensor | None = None) -> Tensor:
-        """Transform tokens x (N, T, D) under c (N, D)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors_of(c, shared)
-        x = torch.addcmul(x, gate1[:, None], self.attention(modulate(self.norm(x), shift1, scale1), rotation))
-        return torch.addcmul(x, gate2[:, None], self.mlp(modulate(self.norm(x), shift2, scale2)))
+    def forward(  # noqa: D102
+        self,
+        x: Tensor,
+        context: Context | None,
+        modulation_input: Tensor | None,
+        layout: Layout,
+        shared_modulation: Tensor | None = None,
+    ) -> tuple[Tensor, Context | None]:
+        assert modulation_input is not None
+        vectors = self.modulation_vectors(modulation_input, layout, shared_modulation)
+        shift1, scale1, gate1, shift2, scale2, gate2 = vectors  # each (N, G, D)
+        x = gated(x, gate1, self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask))
+        return gated(x, gate2, self.mlp(modulate(self.norm(x), shift2, scale2))), context
 
 
 class AdaLNBlock(AdaLNZeroBlock):
@@ -112,15 +194,24 @@ class AdaLNBlock(AdaLNZeroBlock):
 
     vectors = 4
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None, shared: Tensor | None = None) -> Tensor:
-        """Transform tokens x (N, T, D) under c (N, D)."""
-        shift1, scale1, shift2, scale2 = self.vectors_of(c, shared)
-        x = x + self.attention(modulate(self.norm(x), shift1, scale1), rotation)
-        return x + self.mlp(modulate(self.norm(x), shift2, scale2))
+    def forward(  # noqa: D102
+        self,
+        x: Tensor,
+        context: Context | None,
+        modulation_input: Tensor | None,
+        layout: Layout,
+        shared_modulation: Tensor | None = None,
+    ) -> tuple[Tensor, Context | None]:
+        assert modulation_input is not None
+        shift1, scale1, shift2, scale2 = self.modulation_vectors(modulation_input, layout, shared_modulation)
+        x = x + self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask)
+        return x + self.mlp(modulate(self.norm(x), shift2, scale2)), context
 
 
-class InContextBlock(nn.Module):
-    """The plain transformer block; the condition is two of its tokens."""
+class InContextBlock(Block):
+    """The plain transformer block over the tokens and, after them, the context: time, label and text."""
+
+    appends = True
 
     def __init__(self, config: BlockConfig):
         super().__init__()
@@ -129,14 +220,26 @@ class InContextBlock(nn.Module):
         self.norm2 = learned_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None, shared: Tensor | None = None) -> Tensor:
-        """Transform tokens x (N, T + 2, D)."""
-        x = x + self.attention(self.norm1(x), rotation)
-        return x + self.mlp(self.norm2(x))
+    def forward(  # noqa: D102
+        self,
+        x: Tensor,
+        context: Context | None,
+        modulation_input: Tensor | None,
+        layout: Layout,
+        shared_modulation: Tensor | None = None,
+    ) -> tuple[Tensor, Context | None]:
+        assert context is not None
+        length, mask = x.shape[1], None
+        if context.mask is not None:
+            mask = F.pad(context.mask, (length, 0), value=True)[:, None, None]  # (N, 1, 1, L + S)
+        x = torch.cat([x, context.tokens.to(x.dtype)], dim=1)  # (N, L + S, D)
+        x = x + self.attention(self.norm1(x), layout.rope, mask)
+        x = x + self.mlp(self.norm2(x))
+        return x[:, :length], Context(x[:, length:], context.mask)
 
 
-class CrossAttentionBlock(nn.Module):
-    """The plain block with a cross-attention to the condition between its two halves."""
+class CrossAttentionBlock(Block):
+    """The plain block with a cross-attention to the context between its two halves."""
 
     def __init__(self, config: BlockConfig):
         super().__init__()
@@ -147,18 +250,25 @@ class CrossAttentionBlock(nn.Module):
         self.norm2 = learned_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None, shared: Tensor | None = None) -> Tensor:
-        """Transform tokens x (N, T, D), attending to c (N, 2, D)."""
-        x = x + self.attention(self.norm1(x), rotation)
-        x = x + self.cross_attention(self.norm_cross(x), c)
-        return x + self.mlp(self.norm2(x))
+    def forward(  # noqa: D102
+        self,
+        x: Tensor,
+        context: Context | None,
+        modulation_input: Tensor | None,
+        layout: Layout,
+        shared_modulation: Tensor | None = None,
+    ) -> tuple[Tensor, Context | None]:
+        assert context is not None
+        x = x + self.attention(self.norm1(x), layout.rope, layout.mask)
+        x = x + self.cross_attention(self.norm_cross(x), context.tokens, context.mask)
+        return x + self.mlp(self.norm2(x)), context
 
 
 class FinalLayer(nn.Module):
-    """Norm and the Linear that turns tokens (N, T, D) into patches (N, T, out).
+    """Norm and the Linear that turns tokens (N, L, D) into patches (N, L, out).
 
-    With ``adaptive`` the norm is modulated by c (N, D); the designs without adaptive norms have a plain one here too,
-    which is what the paper's parameter counts say.
+    With ``adaptive`` the norm is modulated by the modulation input (N, G, D); the designs without adaptive norms have a
+    learned norm here too, which is what the paper's parameter counts say.
     """
 
     def __init__(self, config: BlockConfig, out: int, adaptive: bool):
@@ -168,16 +278,16 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width) if adaptive else None
         self.linear = nn.Linear(config.width, out)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Read the patches out of tokens x (N, T, D)."""
+    def forward(self, x: Tensor, modulation_input: Tensor | None, layout: Layout) -> Tensor:
+        """Patches of tokens x (N, L, D)."""
         x = plain_norm(x, self.kind) if self.norm is None else self.norm(x)
-        if self.modulation is not None:
-            shift, scale = self.modulation(F.silu(c)).chunk(2, dim=1)
+        if self.modulation is not None and modulation_input is not None:
+            shift, scale = by_token(self.modulation(F.silu(modulation_input)), layout).chunk(2, dim=2)
             x = modulate(x, shift, scale)
         return self.linear(x)
 
 
-BLOCKS: dict[str, type[nn.Module]] = {
+BLOCKS: dict[str, type[Block]] = {
     "adaln-zero": AdaLNZeroBlock,
     "adaln": AdaLNBlock,
     "cross-attention": CrossAttentionBlock,

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditlab.models.condition import Condition
-from ditlab.models.dit import DiT, DiTConfig, NetworkInput
-from ditlab.models.network import Network, NetworkConfig, numbers, on_meta
+from ditlab.models.network import NetworkConfig, on_meta, parameter_count
+from ditlab.models.spec import NetworkSpec
 from ditlab.models.unet import UNetConfig
 
 
@@ -41,75 +40,52 @@ class Cost:
         return sum(self.macs.values()) / 1e9
 
 
-def cost(config: NetworkConfig, shape: NetworkInput) -> Cost:
+def cost(config: NetworkConfig, spec: NetworkSpec) -> Cost:
     """Count a network.
 
     Raises:
-        UserError: the configuration is not a valid one.
+        UserError: the configuration is not valid for this spec.
     """
     # The meta device holds no data and counts attention in full: the CPU's flash kernel is invisible to the counter.
-    network = on_meta(config, shape)
+    network = on_meta(config, spec)
     with torch.device("meta"):
-        x = torch.empty(1, shape.channels, shape.height, shape.width)
-        t, labels = torch.empty(1), torch.zeros(1, dtype=torch.int64)
+        x, t = torch.empty(1, *spec.latent.shape), torch.empty(1)
+        condition = spec.blank_condition()
     counter = FlopCounterMode(display=False, depth=10)
     with counter, torch.no_grad():
-        network(x, t, Condition(labels))
+        network(x, t, condition)
     counts = counter.get_flop_counts()
 
     def macs(path: str) -> int:
         return sum(counts.get(f"{type(network).__name__}.{path}", {}).values()) // 2
 
-    parts = _parts(network)
-    parameters = {part: sum(numbers(network.get_submodule(path)) for path in paths) for part, paths in parts.items()}
-    norms = numbers(network) - sum(parameters.values())
+    parts = network.parts()
+    parameters = {
+        part: sum(parameter_count(network.get_submodule(path)) for path in paths) for part, paths in parts.items()
+    }
+    norms = parameter_count(network) - sum(parameters.values())
     result = {part: sum(macs(path) for path in paths) for part, paths in parts.items()}
     if norms:
         parameters["blocks: norms"] = norms
         result["blocks: norms"] = 0
-    tokens = (shape.height // config.patch) * (shape.width // config.patch) if isinstance(config, DiTConfig) else 0
-    return Cost(parameters, result, tokens)
+    return Cost(parameters, result, network.token_count())
 
 
-def _parts(network: Network) -> dict[str, list[str]]:
-    """Paths of modules, by the part of the network they belong to."""
-    embeddings = {"timestep embedding": ["timestep_embedding"], "label embedding": ["label_embedding"]}
-    blocks: dict[str, list[str]] = {}
-    if isinstance(network, DiT):
-        for index, block in enumerate(network.blocks):
-            for name, _ in block.named_children():
-                if not name.startswith("norm"):
-                    blocks.setdefault(f"blocks: {name.replace('_', '-')}", []).append(f"blocks.{index}.{name}")
-        shared = {"shared modulation": ["modulation"]} if network.modulation is not None else {}
-        return {
-            "patch embedding": ["patch_embedding"],
-            **embeddings,
-            **shared,
-            **blocks,
-            "final layer": ["final_layer"],
-        }
-    for way in ("down", "middle", "up"):
-        for index, block in enumerate(network.get_submodule(way).children()):
-            for name, _ in block.named_children():
-                blocks.setdefault(f"{way}: {name}", []).append(f"{way}.{index}.{name}")
-    return {"first layer": ["first_layer"], **embeddings, **blocks, "last layer": ["last_norm", "last_layer"]}
-
-
-def matched(config: NetworkConfig, shape: NetworkInput, like: UNetConfig | None = None) -> UNetConfig:
+def matched(config: NetworkConfig, spec: NetworkSpec, like: UNetConfig | None = None) -> UNetConfig:
     """The U-Net whose multiply-accumulates come nearest to those of a network, by its width, a multiple of 4.
 
     Args:
         config: the network to match.
-        shape: of what goes through both.
+        spec: inputs and outputs of both.
         like: the U-Net but for its width; by default the small one.
 
     Raises:
-        UserError: either configuration is not a valid one for this shape.
+        UserError: either configuration is not a valid one for this spec.
     """
-    wanted, like = cost(config, shape).gmacs, like or UNetConfig()
+    wanted, like = cost(config, spec).gmacs, like or UNetConfig()
 
     def gmacs(fours: int) -> float:
-        return cost(replace(like, width=4 * fours), shape).gmacs
+        return cost(replace(like, width=4 * fours), spec).gmacs
 
     above = 1
     while gmacs(above) < wanted:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ditlab.errors import UserError, check_divisible, nearest
-from ditlab.models.blocks import BLOCKS, AdaLNZeroBlock, BlockConfig, FinalLayer
+from ditlab.errors import UserError, nearest
+from ditlab.models.blocks import BLOCKS, BlockConfig, FinalLayer
 from ditlab.models.condition import Condition
-from ditlab.models.embeddings import (
-    LabelEmbedding,
-    TimestepEmbedding,
-    patchify,
-    rotary_positions,
-    sincos_positions,
-    unpatchify,
-)
+from ditlab.models.condition_embedding import ConditionEmbedding, Conditioning, LabelEmbedding, TimestepEmbedding
+from ditlab.models.layout import Layouts
+from ditlab.models.spec import Network, NetworkSpec, Supports
+from ditlab.models.tokens import Patching, Tokens
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
@@ -30,21 +26,20 @@ NAMES = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES)
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(BlockConfig):
-    """The shape of a DiT; table 1 of the paper by default its S/2."""
+    """The configuration of a DiT; by default the paper's S/2 (table 1)."""
 
+    kind: ClassVar[str] = "DiT"
     depth: int = 12
     """Transformer blocks."""
     patch: int = 2
     """Side of a patch, in latent pixels."""
-    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"] = "adaln-zero"
-    """How timestep and label reach the blocks."""
 
     @classmethod
     def named(cls, name: str, **changes: object) -> DiTConfig:
-        """The configuration of a model of the paper, as in ``DiT-XL/2`` or ``XL/2``.
+        """The configuration of a model of the paper, as ``DiT-XL/2`` or ``XL/2``.
 
         Raises:
-            UserError: no such size, or a patch that is no positive number.
+            UserError: an unknown size, or a patch that is not a positive number.
         """
         match = re.fullmatch(r"(?:DiT-)?([A-Z]+)/(\d+)", name, re.IGNORECASE)
         if not match or match[1].upper() not in SIZES or int(match[2]) < 1:
@@ -52,95 +47,78 @@ class DiTConfig(BlockConfig):
         depth, width, heads = SIZES[match[1].upper()]
         return replace(cls(depth=depth, width=width, heads=heads, patch=int(match[2])), **changes)  # type: ignore[arg-type]
 
+    @property
+    def divisor(self) -> tuple[int, str]:
+        """What rows and columns of a sample must be divisible by, and why: ``(2, "patch 2")``."""
+        return max(self.patch, 1), f"patch {self.patch}"  # a patch below 1 is refused by ``check``
 
-@dataclass(frozen=True)
-class NetworkInput:
-    """What goes through a network: decided by the data and the diffusion, not by the network's shape."""
+    def build_network(self, spec: NetworkSpec) -> DiT:
+        """The network, its weights still to be drawn or loaded."""
+        return DiT(self, spec)
 
-    channels: int
-    """Channels of the latent."""
-    height: int
-    """Rows of the latent."""
-    width: int
-    """Columns of the latent."""
-    classes: int
-    """Classes; 0 for an unconditional network."""
-    learned_variance: bool = False
-    """Twice the channels out: the target, then how far the variance is from its lower to its upper bound."""
-    null_class: bool = True
-    """One more label for no class, which guidance needs."""
+    def check(self) -> None:
+        """Raise UserError where values are out of range or do not go together."""
+        if self.block not in BLOCKS:
+            raise UserError(f"unknown block {self.block!r}; {nearest(self.block, BLOCKS)}")
+        if min(self.depth, self.width, self.heads, self.patch) < 1:
+            raise UserError(f"depth, width, heads and patch of a DiT are at least 1: {self}")
+        if not 0 < self.mlp_ratio < 1000 or round(self.width * self.mlp_ratio) < 1:
+            raise UserError(f"MLP ratio {self.mlp_ratio} must be above 0; the paper's is 4")
+        if self.width % self.heads or self.width % 4:
+            raise UserError(f"width {self.width} must be divisible by 4 and by its {self.heads} heads")
+        if self.positions == "rotary" and self.width // self.heads % 4:
+            raise UserError(
+                f"rotary positions need heads of a width divisible by 4, not {self.width // self.heads} "
+                f"(width {self.width} over {self.heads} heads)"
+            )
+        if self.modulation_rank < 0 or self.modulation_rank > self.width:
+            raise UserError(f"modulation rank {self.modulation_rank} must be from 0, off, to the width {self.width}")
+        if self.modulation_rank and not BLOCKS[self.block].adaptive:
+            raise UserError(
+                f"a modulation rank is for the blocks adaln-zero and adaln; {self.block!r} has no modulation"
+            )
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """Tokens of latent patches through transformer blocks, conditioned on time and label.
 
     Raises:
-        UserError: the patch does not divide the input, or the heads the width.
+        UserError: the patch does not divide the sample, or the heads the width.
     """
 
-    positions: Tensor
-    rotation: Tensor | None
+    config: DiTConfig
 
-    def __init__(self, config: DiTConfig, shape: NetworkInput):
-        super().__init__()
-        self._check(config, shape)
-        self.config, self.input = config, shape
-        self.recompute = False  # keep only what enters each block for the backward pass (Chen et al. 2016)
-        self.adaptive = issubclass(BLOCKS[config.block], AdaLNZeroBlock)
-        patch_size = config.patch**2
-        rows, columns = shape.height // config.patch, shape.width // config.patch
-        self.patch_embedding = nn.Linear(shape.channels * patch_size, config.width)
-        rotation = None
-        if config.positions == "rotary":
-            rotation = rotary_positions(config.width // config.heads, rows, columns)
-            if config.block == "in-context":  # the condition's two tokens have no place: not turned
-                still = torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(2, 2, rotation.shape[2])
-                rotation = torch.cat([rotation, still], dim=1)
-        self.register_buffer("positions", sincos_positions(config.width, rows, columns), persistent=False)
-        self.register_buffer("rotation", rotation, persistent=False)
-        self.timestep_embedding = TimestepEmbedding(config.width)
-        self.label_embedding = LabelEmbedding(shape.classes, config.width, shape.null_class)
-        block = BLOCKS[config.block]
-        shared = config.modulation_rank > 0
-        self.modulation = nn.Linear(config.width, block.vectors * config.width) if shared else None  # type: ignore[attr-defined]
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
-        out = patch_size * shape.channels * (2 if shape.learned_variance else 1)
-        self.final_layer = FinalLayer(config, out, self.adaptive)
-
-    @staticmethod
-    def _check(config: DiTConfig, shape: NetworkInput) -> None:
-        if config.block not in BLOCKS:
-            raise UserError(f"unknown block {config.block!r}; {nearest(config.block, BLOCKS)}")
-        if min(config.depth, config.width, config.heads, config.patch) < 1:
-            raise UserError(f"depth, width, heads and patch of a DiT are at least 1: {config}")
-        if not 0 < config.mlp_ratio < 1000 or round(config.width * config.mlp_ratio) < 1:
-            raise UserError(f"MLP ratio {config.mlp_ratio} must be above 0; the paper's is 4")
-        if config.width % config.heads or config.width % 4:
-            raise UserError(f"width {config.width} must be divisible by 4 and by its {config.heads} heads")
-        if config.positions == "rotary" and config.width // config.heads % 4:
-            raise UserError(
-                f"rotary positions need heads of a width divisible by 4, not {config.width // config.heads} "
-                f"(width {config.width} over {config.heads} heads)"
-            )
-        if config.modulation_rank < 0 or config.modulation_rank > config.width:
-            raise UserError(
-                f"modulation rank {config.modulation_rank} must be from 0, off, to the width {config.width}"
-            )
-        if config.modulation_rank and not issubclass(BLOCKS[config.block], AdaLNZeroBlock):
-            raise UserError(
-                f"a modulation rank is for the blocks adaln-zero and adaln; {config.block!r} modulates nothing"
-            )
-        check_divisible("latents", (shape.height, shape.width), config.patch, f"patch {config.patch}")
+    def __init__(self, config: DiTConfig, spec: NetworkSpec):
+        super().__init__(config, spec)
+        config.check()
+        design = BLOCKS[config.block]
+        clips = len(spec.latent.size) == 3
+        self.supports = Supports(clips=clips, frame_times=clips and design.adaptive, packs=design.adaptive, tokens=True)
+        self.patching = Patching(config.patch)
+        self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
+        self.layouts = Layouts(config.width, config.width // config.heads if config.positions == "rotary" else 0)
+        width, area = config.width, config.patch**2
+        self.patch_embedding = nn.Linear(spec.channels_in * area, width)
+        self.timestep_embedding = TimestepEmbedding(width)
+        self.interval_embedding = TimestepEmbedding(width) if spec.interval else None
+        self.condition_embedding = ConditionEmbedding(spec.conditions, width)
+        self.shared_modulation = nn.Linear(width, design.vectors * width) if config.modulation_rank else None
+        self.blocks = nn.ModuleList(config.build(index, config.depth) for index in range(config.depth))
+        self.final_layer = FinalLayer(config, area * spec.channels_out, design.adaptive)
 
     def initialise(self, generator: torch.Generator) -> DiT:
-        """Draw every weight anew, in one place, as the paper does (its code's defaults)."""
+        """Draw every weight, in one place, as the paper's code does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for table in (self.timestep_embedding.mlp[0], self.timestep_embedding.mlp[2], self.label_embedding.table):
-            nn.init.normal_(table.weight, std=0.02, generator=generator)  # type: ignore[arg-type]
+        for module in self.modules():
+            if isinstance(module, TimestepEmbedding):
+                for linear in (module.mlp[0], module.mlp[2]):
+                    nn.init.normal_(linear.weight, std=0.02, generator=generator)  # type: ignore[arg-type]
+            elif isinstance(module, LabelEmbedding):
+                nn.init.normal_(module.table.weight, std=0.02, generator=generator)
         # Zero modulation makes every adaLN-Zero block the identity; a zero last Linear makes the first prediction zero.
         for name, module in self.named_modules():
             if name.endswith("modulation") and isinstance(module, nn.Linear):
@@ -148,32 +126,65 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
         return self
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Predict from a noised latent.
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
+        """Predict from noised samples x (N, C, *size) of any size the patch divides: (N, C or 2 C, *size)."""
+        conditioning = self.condition_embedding(condition)
+        if conditioning.channels is not None:
+            x = torch.cat([x, conditioning.channels], dim=1)  # (N, C + C', *size)
+        tokens = self.patching.to_tokens(x)
+        return self.patching.to_sample(self.forward_tokens(tokens, t, conditioning, r))  # type: ignore[return-value]
 
-        Args:
-            x: noised latents (N, C, H, W).
-            t: times (N,), as the schedule shows them to networks.
-            condition: the batch's labels.
+    def forward_pack(
+        self, samples: Sequence[Tensor], t: Tensor, condition: Condition, r: Tensor | None = None, length: int = 0
+    ) -> list[Tensor]:
+        """Predict from samples (C, *size) of several sizes in one sequence, padded to ``length``: times (samples,)."""
+        tokens = self.patching.to_tokens(samples, length)
+        return self.patching.to_sample(self.forward_tokens(tokens, t, self.condition_embedding(condition), r))  # type: ignore[return-value]
 
-        Returns:
-            (N, C, H, W), or (N, 2 C, H, W) with learned variance: the target's C channels, then the variance's.
-        """
+    def forward_tokens(self, tokens: Tokens, t: Tensor, conditioning: Conditioning, r: Tensor | None) -> Tokens:
+        """The transformer: patches (R, L, P) to predicted patches (R, L, P')."""
+        time = self.timestep_embedding(t)  # (N, G, D)
+        if self.interval_embedding is not None:
+            time = time + self.interval_embedding(torch.zeros_like(t) if r is None else t - r)
+        context, c = self.design.prepare(time, conditioning)  # (N, S, D) and None, or None and (N, G, D)
+        layout = self.layouts(tokens, context.tokens.shape[1] if context and self.design.appends else 0)
         # In bf16 training the positions' float32 keeps what the blocks add to in it, whatever the Linear gives.
-        x = self.patch_embedding(patchify(x, self.config.patch)) + self.positions  # (N, T, D)
-        time = self.timestep_embedding(t)  # (N, D)
-        label = self.label_embedding(condition.labels)  # (N, D)
-        c = time + label if self.adaptive else torch.stack([time, label], dim=1)  # (N, D) or (N, 2, D)
-        tokens = x.shape[1]
-        if self.config.block == "in-context":
-            x = torch.cat([x, c.to(x.dtype)], dim=1)  # (N, T + 2, D)
-        shared = None if self.modulation is None else self.modulation(F.silu(c))  # (N, vectors D)
-        for block in self.blocks:  # each (N, T, D) -> (N, T, D)
-            inputs = (x, c, self.rotation, shared)
-            x = (
-                checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-                if self.recompute
-                else block(*inputs)
-            )
-        x = self.final_layer(x[:, :tokens], c)  # (N, T, patch * patch * out)
-        return unpatchify(x, self.config.patch, self.input.height)
+        x = self.patch_embedding(tokens.x) + layout.positions  # (R, L, D)
+        shared = None if self.shared_modulation is None or c is None else self.shared_modulation(F.silu(c))
+        for block in self.blocks:
+            x, context = self.run_block(block, x, context, c, layout, shared)  # (R, L, D), (N, S, D)
+        return replace(tokens, x=self.final_layer(x, c, layout))  # (R, L, patch * patch * out)
+
+    @property
+    def design(self) -> type:
+        """The class of the blocks."""
+        return BLOCKS[self.config.block]
+
+    def block_list(self) -> Sequence[nn.Module]:
+        """The transformer blocks: one compiled graph serves all."""
+        return list(self.blocks)
+
+    def token_count(self) -> int:
+        """Patches of a sample of the spec's size."""
+        return torch.Size(self.patching.grid(self.spec.latent.size)).numel()
+
+    def constants(self) -> list[Tensor]:
+        """Buffers and cached layouts."""
+        return [*self.buffers(), *self.layouts.tensors()]
+
+    def parts(self) -> dict[str, list[str]]:
+        """Paths of submodules by part."""
+        blocks: dict[str, list[str]] = {}
+        for index, block in enumerate(self.blocks):
+            for name, _ in block.named_children():
+                if not name.startswith("norm"):
+                    blocks.setdefault(f"blocks: {name.replace('_', '-')}", []).append(f"blocks.{index}.{name}")
+        shared = {} if self.shared_modulation is None else {"shared modulation": ["shared_modulation"]}
+        return {
+            "patch embedding": ["patch_embedding"],
+            "timestep embedding": ["timestep_embedding"],
+            **{f"{name} embedding": [f"condition_embedding.{name}"] for name in self.condition_embedding},
+            **shared,
+            **blocks,
+            "final layer": ["final_layer"],
+        }

@@ -1,4 +1,4 @@
-"""Either network: a configuration by name, from a record and back, and built."""
+"""The registry of networks: a configuration by name, from a record and back, and built."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import torch
 from torch import nn
 
 from ditlab.errors import UserError, nearest
-from ditlab.models.dit import NAMES, DiT, DiTConfig, NetworkInput
-from ditlab.models.unet import UNETS, UNet, UNetConfig
+from ditlab.models.dit import NAMES, DiTConfig
+from ditlab.models.spec import Network, NetworkSpec
+from ditlab.models.unet import UNETS, UNetConfig
 
-Network = DiT | UNet
 NetworkConfig = DiTConfig | UNetConfig
 
-KINDS: dict[str, type[NetworkConfig]] = {"DiT": DiTConfig, "U-Net": UNetConfig}
-SIZE = ("depth", "width", "patch", "block", "multipliers", "blocks", "attention")  # fields that are always described
+NETWORKS: dict[str, type[NetworkConfig]] = {config.kind: config for config in (DiTConfig, UNetConfig)}
+DESCRIBED = ("depth", "width", "patch", "block", "multipliers", "blocks", "attention")  # fields that are always listed
+
+# Names of weights before version 0.2, by today's.
+RENAMED_WEIGHTS = {"label_embedding.": "condition_embedding.labels.", "modulation.": "shared_modulation."}
 
 
 def named(name: str) -> NetworkConfig:
     """The configuration of a model of the paper (``DiT-B/2``), of one it is compared with (``ADM-256``), or ``unet``.
 
     Raises:
-        UserError: no such model.
+        UserError: an unknown model.
     """
     if name.lower() in (known.lower() for known in UNETS):
         return UNetConfig.named(name)
@@ -33,43 +36,38 @@ def named(name: str) -> NetworkConfig:
     raise UserError(f"unknown model {name!r}; {nearest(name, (*UNETS, *NAMES))}")
 
 
-def kind(config: NetworkConfig) -> str:
-    """What a network of this configuration is called: DiT or U-Net."""
-    return "U-Net" if isinstance(config, UNetConfig) else "DiT"
-
-
-def build(config: NetworkConfig, shape: NetworkInput) -> Network:
+def build(config: NetworkConfig, spec: NetworkSpec) -> Network:
     """A network, its weights still to be drawn or loaded.
 
     Raises:
-        UserError: the configuration is not a valid one, or does not fit the input.
+        UserError: the configuration is not valid, or does not fit the spec.
     """
-    return UNet(config, shape) if isinstance(config, UNetConfig) else DiT(config, shape)
+    return config.build_network(spec)
 
 
 def to_record(config: NetworkConfig) -> dict[str, Any]:
-    """A configuration as JSON has it. A U-Net's says so; a record without ``kind`` is a DiT's, as they were before."""
-    return {"kind": kind(config), **asdict(config)} if isinstance(config, UNetConfig) else asdict(config)
+    """A configuration as JSON has it."""
+    return {"kind": config.kind, **asdict(config)}
 
 
 def of_record(record: Mapping[str, Any], where: str = "the network") -> tuple[type[NetworkConfig], dict[str, Any]]:
-    """What a record is of, and its fields; ``where`` names it in errors.
+    """The class of a record and its fields; ``where`` names it in errors. A record without ``kind`` is a DiT's.
 
     Raises:
-        UserError: a kind of network that is not known.
+        UserError: an unknown kind of network.
     """
     found = {**record}
-    name = found.pop("kind", "DiT")
-    if not isinstance(name, str) or name not in KINDS:
-        raise UserError(f"{where} is of an unknown kind, {name!r}; {nearest(str(name), KINDS)}")
-    return KINDS[name], found
+    name = found.pop("kind", DiTConfig.kind)
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise UserError(f"{where} is of an unknown kind, {name!r}; {nearest(str(name), NETWORKS)}")
+    return NETWORKS[name], found
 
 
 def from_record(record: Mapping[str, Any]) -> NetworkConfig:
     """A configuration back from ``to_record``, through JSON or not.
 
     Raises:
-        UserError: a kind of network that is not known.
+        UserError: an unknown kind of network.
         TypeError: fields it does not have.
     """
     config, found = of_record(record)
@@ -77,34 +75,36 @@ def from_record(record: Mapping[str, Any]) -> NetworkConfig:
     return config(**values)
 
 
-def divisor(config: NetworkConfig) -> tuple[int, str]:
-    """What rows and columns of a latent must be divisible by, and why in words: ``(2, "patch 2")``."""
-    if isinstance(config, UNetConfig):
-        return config.factor, f"the {config.factor} of a U-Net of {len(config.multipliers)} levels"
-    return max(config.patch, 1), f"patch {config.patch}"  # a patch below 1 is refused by the network itself
+def rename_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's state dict with names from before version 0.2 replaced by today's."""
+    renamed = {}
+    for name, value in state.items():
+        old = next((prefix for prefix in RENAMED_WEIGHTS if name.startswith(prefix)), "")
+        renamed[RENAMED_WEIGHTS[old] + name.removeprefix(old) if old else name] = value
+    return renamed
 
 
 def describe(config: NetworkConfig) -> str:
-    """A configuration in one line: the network's kind, its size, and what else differs from the default."""
-    said, plain = [], type(config)()
+    """A configuration in one line: the network's kind, its size, and every field that is not the default."""
+    described, default = [], type(config)()
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in SIZE or value != getattr(plain, field.name):
+        if field.name in DESCRIBED or value != getattr(default, field.name):
             shown = " ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value
-            said.append(f"{field.name.replace('_', ' ')} {shown}")
-    return f"{kind(config)}: {', '.join(said)}"
+            described.append(f"{field.name.replace('_', ' ')} {shown}")
+    return f"{config.kind}: {', '.join(described)}"
 
 
-def on_meta(config: NetworkConfig, shape: NetworkInput) -> Network:
-    """A network without memory, to count and measure.
+def on_meta(config: NetworkConfig, spec: NetworkSpec) -> Network:
+    """A network on the meta device, without memory, to count and measure.
 
     Raises:
         UserError: as ``build``.
     """
     with torch.device("meta"):
-        return build(config, shape)
+        return build(config, spec)
 
 
-def numbers(module: nn.Module) -> int:
-    """How many trained numbers a module has."""
+def parameter_count(module: nn.Module) -> int:
+    """Trained numbers of a module."""
     return sum(parameter.numel() for parameter in module.parameters())

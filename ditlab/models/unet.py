@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ditlab.errors import UserError, check_divisible, nearest
 from ditlab.models.condition import Condition
-from ditlab.models.dit import NetworkInput
-from ditlab.models.embeddings import LabelEmbedding, TimestepEmbedding
+from ditlab.models.condition_embedding import ConditionEmbedding, LabelEmbedding, TimestepEmbedding
+from ditlab.models.spec import Network, NetworkSpec, Supports
 from ditlab.models.unet_blocks import (
     CONTEXT,
     AttentionBlock,
     Block,
+    Resample,
     Resampling,
     ResidualBlock,
     SpatialTransformer,
-    Way,
     group_norm,
 )
 
@@ -31,22 +31,24 @@ DESIGNS = ("adm", "ldm")
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The shape of a U-Net; by default a small one for images of 8x8 to 32x32."""
+    """The configuration of a U-Net; by default a small one for images of 8x8 to 32x32."""
+
+    kind: ClassVar[str] = "U-Net"
 
     width: int = 64
-    """Channels that the multipliers multiply; divisible by 4."""
+    """Base channels, multiplied by the multipliers; divisible by 4."""
     multipliers: tuple[float, ...] = (1.0, 2.0, 2.0)
-    """Channels of each level over the width; each level has half the height and width of the one before."""
+    """Channels of each level divided by the width; each level has half the resolution of the one before."""
     blocks: int = 2
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Residual blocks of each level of the encoder; the decoder has one more."""
     attention: tuple[int, ...] = (2, 4)
-    """Attention in the levels this many times smaller than the input; the middle always has it."""
+    """Downsampling factors of the levels with attention; the middle always has it."""
     head_width: int = 32
-    """Channels of an attention head, at least: a level has as many heads as divide its channels."""
+    """Minimum channels of an attention head: a level has as many heads as divide its channels."""
     heads: int = 0
-    """Attention heads of every level; 0 is as many as the head width says."""
+    """Attention heads of every level; 0 derives them from the head width."""
     design: Literal["adm", "ldm"] = "adm"
-    """adm: time and label scale and shift norms, residual blocks resize; ldm: time is added, the label is cross-attended to."""
+    """adm: time and label scale and shift norms, residual blocks resample; ldm: time is added, cross-attention to the label."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -55,8 +57,17 @@ class UNetConfig:
 
     @property
     def factor(self) -> int:
-        """How many times smaller the last level is than the input, which it must divide."""
+        """Downsampling factor of the last level, which must divide the sample's size."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def divisor(self) -> tuple[int, str]:
+        """What rows and columns of a sample must be divisible by, and why."""
+        return self.factor, f"the {self.factor} of a U-Net of {len(self.multipliers)} levels"
+
+    def build_network(self, spec: NetworkSpec) -> UNet:
+        """The network, its weights still to be drawn or loaded."""
+        return UNet(self, spec)
 
     @classmethod
     def named(cls, name: str, **changes: object) -> UNetConfig:
@@ -82,64 +93,78 @@ UNETS = {
 }
 
 
-class UNet(nn.Module):
-    """Convolutions from fine to coarse and back, what left each step on the way down joined to one on the way up.
+class UNet(Network):
+    """An encoder of convolutions, a middle, and a decoder that concatenates the encoder's feature maps.
 
     Raises:
-        UserError: the levels do not divide the input, or a number makes no network.
+        UserError: the levels do not divide the sample, or a value makes no valid network.
     """
 
-    def __init__(self, config: UNetConfig, shape: NetworkInput):
-        super().__init__()
-        self._check(config, shape)
-        self.config, self.input = config, shape
-        self.recompute = False  # keep only what enters each block for the backward pass (Chen et al. 2016)
+    config: UNetConfig
+
+    def __init__(self, config: UNetConfig, spec: NetworkSpec):
+        super().__init__(config, spec)
+        self._check(config, spec)
+        self.supports = Supports()
         self.adm = config.design == "adm"
         levels, self.condition_width = config.channels, 4 * config.width
         self.timestep_embedding = TimestepEmbedding(self.condition_width, frequency_width=config.width)
-        self.label_embedding = LabelEmbedding(
-            shape.classes, self.condition_width if self.adm else CONTEXT, shape.null_class
-        )
-        self.first_layer = nn.Conv2d(shape.channels, levels[0], 3, padding=1)
+        self.condition_embedding = ConditionEmbedding(spec.conditions, self.condition_width if self.adm else CONTEXT)
+        self.first_layer = nn.Conv2d(spec.channels_in, levels[0], 3, padding=1)
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        left = [channels := levels[0]]  # channels of what leaves each step on the way down
+        skips = [channels := levels[0]]  # channels of the feature maps that the decoder concatenates
         for level, width in enumerate(levels):
             for _ in range(config.blocks):
                 self.down.append(self._block(channels, width, 2**level in config.attention))
-                left.append(channels := width)
+                skips.append(channels := width)
             if level < len(levels) - 1:
                 self.down.append(self._resampling(width, "down"))
-                left.append(width)
+                skips.append(width)
         self.middle.append(self._block(channels, channels, attention=True))
         self.middle.append(self._block(channels, channels, attention=False))
         for level, width in reversed(list(enumerate(levels))):
             for _ in range(config.blocks + 1):
-                self.up.append(self._block(channels + left.pop(), width, 2**level in config.attention, joins=True))
+                self.up.append(self._block(channels + skips.pop(), width, 2**level in config.attention, has_skip=True))
                 channels = width
             if level:
                 self.up.append(self._resampling(width, "up"))
 
         self.last_norm = group_norm(channels)
-        self.last_layer = nn.Conv2d(channels, shape.channels * (2 if shape.learned_variance else 1), 3, padding=1)
+        self.last_layer = nn.Conv2d(channels, spec.channels_out, 3, padding=1)
 
-    def _block(self, channels: int, out: int, attention: bool, joins: bool = False) -> Block:
+    def _block(self, channels: int, out: int, attention: bool, has_skip: bool = False) -> Block:
         heads = self.config.heads or _heads(out, self.config.head_width)
         pixels = (AttentionBlock if self.adm else SpatialTransformer)(out, heads) if attention else None
-        return Block(ResidualBlock(channels, out, self.condition_width, scale_shift=self.adm), pixels, joins)
+        return Block(ResidualBlock(channels, out, self.condition_width, scale_shift=self.adm), pixels, has_skip)
 
-    def _resampling(self, channels: int, way: Way) -> Block:
+    def _resampling(self, channels: int, resample: Resample) -> Block:
         if self.adm:
-            return Block(ResidualBlock(channels, channels, self.condition_width, scale_shift=True, way=way))
-        return Block(Resampling(channels, way))
+            block = ResidualBlock(channels, channels, self.condition_width, scale_shift=True, resample=resample)
+            return Block(block)
+        return Block(Resampling(channels, resample))
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """Every block, in order: what is compiled, sharded, and computed again going back."""
+    def block_list(self) -> Sequence[nn.Module]:
+        """Every block, in order."""
         return [*self.down, *self.middle, *self.up]
 
+    def parts(self) -> dict[str, list[str]]:
+        """Paths of submodules by part."""
+        blocks: dict[str, list[str]] = {}
+        for stage in ("down", "middle", "up"):
+            for index, block in enumerate(self.get_submodule(stage).children()):
+                for name, _ in block.named_children():
+                    blocks.setdefault(f"{stage}: {name}", []).append(f"{stage}.{index}.{name}")
+        return {
+            "first layer": ["first_layer"],
+            "timestep embedding": ["timestep_embedding"],
+            **{f"{name} embedding": [f"condition_embedding.{name}"] for name in self.condition_embedding},
+            **blocks,
+            "last layer": ["last_norm", "last_layer"],
+        }
+
     @staticmethod
-    def _check(config: UNetConfig, shape: NetworkInput) -> None:
+    def _check(config: UNetConfig, spec: NetworkSpec) -> None:
         if config.design not in DESIGNS:
             raise UserError(f"unknown design {config.design!r}; {nearest(config.design, DESIGNS)}")
         if min(config.width, config.blocks, config.head_width) < 1 or config.heads < 0 or not config.multipliers:
@@ -160,16 +185,18 @@ class UNet(nn.Module):
         for factor, channels in zip(factors, config.channels, strict=True):
             if config.heads and factor in (*config.attention, factors[-1]) and channels % config.heads:
                 raise UserError(f"{channels} channels of a level must be divisible by the U-Net's {config.heads} heads")
+        if len(spec.latent.size) != 2:
+            raise UserError("a U-Net takes images, not clips; use a DiT")
         check_divisible(
             "latents",
-            (shape.height, shape.width),
+            (spec.latent.size[0], spec.latent.size[1]),
             config.factor,
             f"{config.factor}, as the U-Net's {len(config.multipliers)} levels need",
             "; or take fewer multipliers",
         )
 
     def initialise(self, generator: torch.Generator) -> UNet:
-        """Draw every weight anew, in one place, as both public codes do."""
+        """Draw every weight, in one place, as both public codes do."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = 1 / math.sqrt(module.weight[0].numel())  # of a uniform draw: PyTorch's own for both
@@ -179,8 +206,10 @@ class UNet(nn.Module):
             elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.label_embedding.table.weight, generator=generator)
-        # Each block adds nothing at first: where it does not change the channels it is the identity. Nothing is predicted.
+        for module in self.condition_embedding.children():
+            if isinstance(module, LabelEmbedding):
+                nn.init.normal_(module.table.weight, generator=generator)
+        # A new block adds nothing, so that it is the identity unless it changes the channels; a new network predicts zero.
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 _zero(module.convolution2)
@@ -191,37 +220,25 @@ class UNet(nn.Module):
         _zero(self.last_layer)
         return self
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Predict from a noised latent.
-
-        Args:
-            x: noised latents (N, C, H, W).
-            t: times (N,), as the schedule shows them to networks.
-            condition: the batch's labels.
-
-        Returns:
-            (N, C, H, W), or (N, 2 C, H, W) with learned variance: the target's C channels, then the variance's.
-        """
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
+        """Predict from noised samples x (N, C, H, W): (N, C or 2 C, H, W)."""
+        conditioning = self.condition_embedding(condition)
+        if conditioning.channels is not None:
+            x = torch.cat([x, conditioning.channels], dim=1)
         if x.device.type == "cpu":  # oneDNN's convolutions work in this layout; on a GPU the compiler chooses its own
             x = x.contiguous(memory_format=torch.channels_last)
-        time = self.timestep_embedding(t)  # (N, E)
-        label = self.label_embedding(condition.labels)  # (N, E), or (N, CONTEXT)
-        c = F.silu(time + label if self.adm else time)  # (N, E)
-        token = None if self.adm else label[:, None]  # (N, 1, CONTEXT)
+        time = self.timestep_embedding(t)  # (N, 1, E)
+        c = F.silu((conditioning.add_vectors(time) if self.adm else time)[:, 0])  # (N, E)
+        context = None if self.adm else torch.stack(list(conditioning.vectors.values()), dim=1)  # (N, S, CONTEXT)
         x = self.first_layer(x)
-        left = [x]
+        skips = [x]
         for block in self.down:
-            left.append(x := self._run(block, x, c, token))
+            skips.append(x := self.run_block(block, x, c, context))
         for block in self.middle:
-            x = self._run(block, x, c, token)
+            x = self.run_block(block, x, c, context)
         for block in self.up:
-            x = self._run(block, x, c, token, left.pop() if block.joins else None)
+            x = self.run_block(block, x, c, context, skips.pop() if block.has_skip else None)
         return self.last_layer(F.silu(self.last_norm(x)))  # (N, C or 2 C, H, W)
-
-    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        if self.recompute:
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
-        return block(*inputs)
 
 
 def _heads(channels: int, head_width: int) -> int:

@@ -1,8 +1,8 @@
-"""What a U-Net is made of, in the two designs that the paper compares the DiT with.
+"""The blocks of a U-Net, in the two designs that the paper compares the DiT with.
 
 "adm" is the design of Dhariwal and Nichol (2021, arXiv 2105.05233), "ldm" that of Rombach et al. (2022, arXiv 2112.10752),
-as their public configurations have them. Images are (N, C, H, W), c (N, E) is the vector that conditions residual blocks,
-behind its SiLU, and a token (N, 1, CONTEXT) is the label as cross-attention sees it.
+as in their public configurations. Images are (N, C, H, W), c (N, E) is the conditioning vector of residual blocks after its
+SiLU, and context (N, S, CONTEXT) holds the conditions' vectors as tokens of the cross-attention.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from torch import Tensor, nn
 
 from ditlab.models.attention import SelfAttention, attend
 
-CONTEXT = 512  # width of LDM's class token
-Way = Literal["same", "down", "up"]
+CONTEXT = 512  # width of LDM's context tokens
+Resample = Literal["same", "down", "up"]
 
 
 def group_norm(channels: int, epsilon: float = 1e-5) -> nn.GroupNorm:
-    """Group norm (Wu and He 2018) of 32 groups; of fewer where a group would have under 4 channels.
+    """Group norm (Wu and He 2018) of 32 groups, or fewer so that a group has at least 4 channels.
 
-    A group of one channel would lose how strong the channel is, all there is to know of it where the image is small.
+    A group of one channel would lose the channel's magnitude, most of the information where the image is small.
     """
     most = min(32, max(channels // 4, 1))
     return nn.GroupNorm(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels, epsilon)
 
 
-def resized(x: Tensor, way: Way) -> Tensor:
-    """Half the size by means of four pixels, double it by repetition, or leave it."""
-    if way == "down":
+def resampled(x: Tensor, resample: Resample) -> Tensor:
+    """Average pooling by 2, nearest-neighbour upsampling by 2, or the identity."""
+    if resample == "down":
         return F.avg_pool2d(x, 2)
-    return F.interpolate(x, scale_factor=2.0, mode="nearest") if way == "up" else x
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if resample == "up" else x
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, each behind group norm and SiLU, around a shortcut; c speaks between them.
+    """Two convolutions, each after group norm and SiLU, and a shortcut; c modulates between them.
 
     Args:
         channels: in.
         out: channels out.
         condition: width of c.
         scale_shift: c scales and shifts the second norm, as in ADM; otherwise it is added before that norm.
-        way: ADM changes the size here too, before the first convolution and in the shortcut.
+        resample: ADM resamples here too, before the first convolution and in the shortcut.
     """
 
-    def __init__(self, channels: int, out: int, condition: int, scale_shift: bool, way: Way = "same"):
+    def __init__(self, channels: int, out: int, condition: int, scale_shift: bool, resample: Resample = "same"):
         super().__init__()
         self.scale_shift = scale_shift
-        self.way: Way = way
+        self.resample: Resample = resample
         self.norm1 = group_norm(channels)
         self.convolution1 = nn.Conv2d(channels, out, 3, padding=1)
         self.modulation = nn.Linear(condition, 2 * out if scale_shift else out)
@@ -60,27 +60,27 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Transform x (N, channels, H, W) under c (N, E)."""
-        h = self.convolution1(resized(F.silu(self.norm1(x)), self.way))  # (N, out, H', W')
+        h = self.convolution1(resampled(F.silu(self.norm1(x)), self.resample))  # (N, out, H', W')
         vectors = self.modulation(c)[:, :, None, None]  # (N, 2 out or out, 1, 1)
         if self.scale_shift:
             scale, shift = vectors.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
             h = self.norm2(h + vectors)
-        return self.shortcut(resized(x, self.way)) + self.convolution2(F.silu(h))
+        return self.shortcut(resampled(x, self.resample)) + self.convolution2(F.silu(h))
 
 
 class Resampling(nn.Module):
     """LDM's change of size: a convolution of stride 2, or one after doubling."""
 
-    def __init__(self, channels: int, way: Way):
+    def __init__(self, channels: int, resample: Resample):
         super().__init__()
-        self.way: Way = way
-        self.convolution = nn.Conv2d(channels, channels, 3, stride=2 if way == "down" else 1, padding=1)
+        self.resample: Resample = resample
+        self.convolution = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Resize x (N, channels, H, W)."""
-        return self.convolution(resized(x, self.way) if self.way == "up" else x)
+        return self.convolution(resampled(x, self.resample) if self.resample == "up" else x)
 
 
 class AttentionBlock(nn.Module):
@@ -91,8 +91,8 @@ class AttentionBlock(nn.Module):
         self.norm = group_norm(channels)
         self.attention = SelfAttention(channels, heads)
 
-    def forward(self, x: Tensor, token: Tensor | None) -> Tensor:
-        """Attend within x (N, C, H, W); ADM has no token."""
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Attend within x (N, C, H, W); ADM has no context."""
         tokens = self.attention(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         return x + rearrange(tokens, "n (h w) c -> n c h w", h=x.shape[2])
 
@@ -118,10 +118,10 @@ class ContextAttention(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """LDM's transformer block over pixels: self-attention, cross-attention to the label's token, gated MLP (GEGLU).
+    """LDM's transformer block over pixels: self-attention, cross-attention to the context, gated MLP (GEGLU).
 
-    The token is one, so every pixel attends to it fully: queries and keys of the cross-attention, which the published
-    network has and the paper counts, decide nothing and get no gradient.
+    With labels alone the context is one token, so the softmax is 1: the cross-attention's queries and keys, which the
+    published network has and the paper counts, have no effect and no gradient.
     """
 
     def __init__(self, channels: int, heads: int):
@@ -137,36 +137,36 @@ class SpatialTransformer(nn.Module):
         self.mlp_down = nn.Linear(4 * channels, channels)
         self.projection = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, token: Tensor) -> Tensor:
-        """Transform x (N, C, H, W), attending to token (N, 1, CONTEXT)."""
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Transform x (N, C, H, W), attending to context (N, S, CONTEXT)."""
         tokens = self.embedding(rearrange(self.norm(x), "n c h w -> n (h w) c"))  # (N, T, C)
         normed = self.norm1(tokens)
         tokens = tokens + self.attention(normed, normed)
-        tokens = tokens + self.cross_attention(self.norm_cross(tokens), token)
+        tokens = tokens + self.cross_attention(self.norm_cross(tokens), context)
         values, gates = self.mlp_up(self.norm2(tokens)).chunk(2, dim=-1)  # (N, T, 4 C) each
         tokens = tokens + self.mlp_down(values * F.gelu(gates))
         return x + rearrange(self.projection(tokens), "n (h w) c -> n c h w", h=x.shape[2])
 
 
 class Block(nn.Module):
-    """One step of a U-Net's way down, middle or way up: convolutions, then attention where its level has it.
+    """One block of a U-Net's encoder, middle or decoder: convolutions, then attention in the levels that have it.
 
     Args:
         convolutions: called with x and c.
-        attention: called with x and the token, or None.
-        joins: whether what left a block of the way down comes back here.
+        attention: called with x and the context, or None.
+        has_skip: whether a feature map of the encoder is concatenated to the input.
     """
 
-    def __init__(self, convolutions: nn.Module, attention: nn.Module | None = None, joins: bool = False):
+    def __init__(self, convolutions: nn.Module, attention: nn.Module | None = None, has_skip: bool = False):
         super().__init__()
-        self.convolutions, self.attention, self.joins = convolutions, attention, joins
+        self.convolutions, self.attention, self.has_skip = convolutions, attention, has_skip
 
-    def forward(self, x: Tensor, c: Tensor, token: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """Transform x (N, C, H, W), beside ``skip`` (N, C', H, W) where the block joins the two."""
+    def forward(self, x: Tensor, c: Tensor, context: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        """Transform x (N, C, H, W), beside ``skip`` (N, C', H, W) where the block has_skip the two."""
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
         x = self.convolutions(x, c)
-        return x if self.attention is None else self.attention(x, token)
+        return x if self.attention is None else self.attention(x, context)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile this block for its own sizes, as ``nn.Module.compile``.

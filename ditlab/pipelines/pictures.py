@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ditlab.diffusion import State
-from ditlab.pipelines.generate import denoising, gather, generate, label_indices, to_images
-from ditlab.pipelines.pipeline import Pipeline, SampleConfig
+from ditlab.pipelines.gather import gather
+from ditlab.pipelines.pipeline import Pipeline
+from ditlab.pipelines.sampling import SampleConfig
 from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE, Processes
 
@@ -76,7 +77,7 @@ def sample_grid(model: Pipeline, count: int, seed: int, processes: Processes = A
     rows, classes = max(1, count // columns), model.classes
     labels = [row % classes for row in range(rows) for _ in range(columns)] if classes else None
     batch = min(64, -(-rows * columns // processes.size))
-    images = gather(generate(model, labels, seed, rows * columns, model.defaults, batch, processes), processes)
+    images = gather(model.batches(labels, seed, rows * columns, model.defaults, batch, processes), processes)
     names = [model.names[row % classes] for row in range(rows)] if classes and model.names else ()
     return grid(images, columns, names) if processes.is_main else None
 
@@ -99,18 +100,18 @@ def filmstrip(
     Raises:
         UserError: the model cannot be sampled so.
     """
-    indices = label_indices(model, labels, count)
-    return strip(model, list(denoising(model, indices, seed, 0, config)), frames)
+    indices = model.label_indices(labels, count)
+    return strip(model, list(model.denoise(indices, seed, 0, config)), frames)
 
 
 def strip(model: Pipeline, states: Sequence[State], frames: int = 10) -> Image.Image:
     """The same of a denoising that is done: its states, in order, each of the same images."""
     shown = [states[k] for k in sorted(set(np.linspace(0, len(states) - 1, frames - 1).round().astype(int)))]
-    noised = [*(state.before for state in shown), states[-1].x]  # each (count, c, h, w)
+    noised = [*(state.x_t for state in shown), states[-1].x_s]  # each (count, c, h, w)
     expected = [*(state.x0 for state in shown), states[-1].x0]
-    drawn = [np.stack([to_images(model, latents) for latents in row], axis=1) for row in (noised, expected)]
+    drawn = [np.stack([model.decode(latents) for latents in row], axis=1) for row in (noised, expected)]
     images = np.stack(drawn, axis=1)  # (count, 2, frames, H, W, C)
-    times = [f"t={point.t:.2f}" for point in (*(state.here for state in shown), states[-1].there)]
+    times = [f"t={point.t:.2f}" for point in (*(state.t for state in shown), states[-1].s)]
     return grid(images.reshape(-1, *images.shape[3:]), len(times), ("x_t", "x0") * len(images), times)
 
 

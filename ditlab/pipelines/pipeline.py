@@ -1,60 +1,50 @@
-"""The model file: network, schedule, autoencoder and label names together, saved, loaded, and asked for images."""
+"""A trained model with everything that sampling needs: conditions and seeds in, images out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import safetensors.torch
 import torch
+from torch import Tensor
 
-from ditlab.diffusion import SCHEDULES, Denoiser, DiffusionConfig, GuidanceConfig
-from ditlab.encoders import Autoencoder
-from ditlab.encoders.record import restore
+from ditlab.diffusion import (
+    ClampedX0,
+    ClassifierFreeGuidance,
+    Denoiser,
+    DiffusionConfig,
+    Guidance,
+    GuidanceConfig,
+    Interpolated,
+    State,
+    Trajectory,
+    sample,
+)
+from ditlab.encoders import Autoencoder, float_to_uint8
 from ditlab.errors import UserError, nearest
-from ditlab.models import Network, NetworkInput, build
-from ditlab.models.network import from_record, to_record
-from ditlab.pipelines.shipped import SHIPPED, locate
-from ditlab.runtime import files
+from ditlab.models import NULL, Condition, LabelsConfig, Network
+from ditlab.pipelines import model_file
+from ditlab.pipelines.sampling import SampleConfig, image_generator, image_generators, normal
 from ditlab.runtime.device import check_compiler
-from ditlab.runtime.weights import load_weights
+from ditlab.runtime.distributed import ALONE, Processes
 
-WEIGHTS, RECORD = "model.safetensors", "model.json"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """How images are made; the paper's 250 ancestral steps by default."""
-
-    sampler: str = "ddpm"
-    """ddpm, ddim, euler, heun or dpm-solver."""
-    steps: int = 250
-    """Sampling steps."""
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    """Classifier-free guidance."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 computes matrix products in bfloat16; auto takes it on GPUs."""
-
-    def bf16_on(self, device: torch.device) -> bool:
-        """Whether matrix products are in bfloat16 on a device."""
-        return device.type == "cuda" if self.precision == "auto" else self.precision == "bf16"
+LABEL_STREAM = 2**31  # random stream of labels: noise has those of the images, 0, 1, ...
+Labels = Sequence[str | int] | str | int | None
 
 
 class Pipeline:
-    """A trained diffusion network, ready to make images.
+    """A trained diffusion network, its process and its autoencoder.
 
     Attributes:
         denoiser: network, schedule and target.
         autoencoder: from latents to pixels.
-        pixels: of an image, (C, H, W).
         names: of the classes, in label order; empty where they have none.
-        defaults: how it samples unless told otherwise.
-        facts: what else is known of it, as the images it was trained on.
+        defaults: how it is sampled by default.
+        facts: provenance, as the images it was trained on.
     """
 
     def __init__(
@@ -62,30 +52,42 @@ class Pipeline:
         network: Network,
         diffusion: DiffusionConfig,
         autoencoder: Autoencoder,
-        pixels: tuple[int, int, int],
-        names: Sequence[str],
-        defaults: SampleConfig,
+        names: Sequence[str] = (),
+        defaults: SampleConfig | None = None,
         facts: dict[str, object] | None = None,
     ):
-        schedule = SCHEDULES[diffusion.schedule]()
-        self.denoiser = Denoiser(network, schedule, diffusion.target, diffusion.learned_variance)
+        self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
         self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
-        self.pixels, self.names, self.defaults = pixels, tuple(names), defaults
-        self.facts = facts or {}
+        self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        height, width = self.network.spec.latent.size[-2:]
+        return height * self.autoencoder.factor, width * self.autoencoder.factor
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """An image's shape (C, H, W)."""
+        return self.autoencoder.channels, *self.size
 
     @property
     def classes(self) -> int:
-        """How many classes the network knows; 0 if it is unconditional."""
-        return self.network.input.classes
+        """Number of classes; 0 if the network is unconditional."""
+        return self.network.spec.classes
 
     @property
     def guidable(self) -> bool:
-        """Whether it can be guided: it knows classes, and what no class is."""
-        return self.classes > 0 and self.network.input.null_class
+        """Whether guidance is possible: the network has a condition and its null."""
+        return self.classes > 0 and self._labels is not None and self._labels.null
+
+    @property
+    def _labels(self) -> LabelsConfig | None:
+        return next((each for each in self.network.spec.conditions if isinstance(each, LabelsConfig)), None)
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The network's device."""
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> Pipeline:
@@ -95,14 +97,14 @@ class Pipeline:
         return self
 
     def compile(self) -> Pipeline:
-        """Compile the network into one graph, for many batches of one size; on a GPU it then allocates nothing of its own.
+        """Compile the network's blocks for many batches of one size.
 
         Raises:
             UserError: there is no compiler on this machine.
         """
         check_compiler(self.device, "no --compile")
-        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-        self.network.compile(mode=mode, dynamic=False)
+        for block in self.network.block_list():
+            block.compile(dynamic=False)
         return self
 
     def label(self, wanted: str | int) -> int:
@@ -113,7 +115,7 @@ class Pipeline:
         """
         if not self.classes:
             raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")
-        if isinstance(wanted, str):  # a name first, since names may be numbers; as written first, in any case then
+        if isinstance(wanted, str):  # names first, since names may be numbers; exact case before any case
             if wanted in self.names:
                 return self.names.index(wanted)
             lowered = [name.lower() for name in self.names]
@@ -130,18 +132,183 @@ class Pipeline:
             )
         return number
 
+    def label_indices(self, labels: Labels, count: int) -> Tensor:
+        """Labels of images 0 .. count - 1, int64 (count,): those given, or every class, in turn.
+
+        Raises:
+            UserError: an unknown label, or labels for an unconditional model.
+        """
+        given = [labels] if isinstance(labels, str | int) else list(labels or ())
+        chosen = [self.label(label) for label in given] or list(range(self.classes)) or [NULL]
+        return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
+
+    def random_labels(self, labels: Labels, count: int, seed: int) -> list[int]:
+        """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all classes, as in the paper's code.
+
+        The label of image k depends on the seed alone, not on the count.
+
+        Raises:
+            UserError: an unknown label, or labels for an unconditional model.
+        """
+        given = [labels] if isinstance(labels, str | int) else list(labels or ())
+        chosen = [self.label(label) for label in given] or list(range(self.classes))
+        random = np.random.default_rng([seed, LABEL_STREAM])
+        return [chosen[k] for k in random.integers(len(chosen), size=count)] if chosen else []
+
     def check(self, config: SampleConfig) -> None:
-        """Raise UserError where this model cannot be sampled so."""
+        """Raise UserError where this model cannot be sampled with ``config``."""
         config.guidance.check()
         if config.guidance.scale != 1 and not self.guidable:
-            why = "was trained with label dropout 0" if self.classes else "is unconditional"
+            why = "was trained with condition dropout 0" if self.classes else "is unconditional"
             raise UserError(
                 f"guidance {config.guidance.scale} needs a null class, and this model {why}; use guidance 1"
             )
 
+    def guidance(self, config: SampleConfig) -> Guidance:
+        """The guidance of ``config``, with predicted data clamped to its range where it has one.
+
+        Raises:
+            UserError: this model cannot be sampled so.
+        """
+        self.check(config)
+        guidance: Guidance = ClassifierFreeGuidance(config.guidance)
+        return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """(c, h, w) of a latent, of images of ``size`` pixels (H, W); by default the size the model was trained at.
+
+        Raises:
+            UserError: the size does not fit the autoencoder, or the network takes one size only.
+        """
+        if size is None or tuple(size) == self.size:
+            return self.network.spec.latent.shape
+        if not self.network.supports.tokens:
+            raise UserError(f"this model makes images of {self.size[0]}x{self.size[1]} only; a DiT makes other sizes")
+        return self.autoencoder.latent_shape(size)
+
+    def trajectory(
+        self,
+        condition: Condition,
+        generators: Sequence[torch.Generator],
+        config: SampleConfig,
+        size: tuple[int, int] | None = None,
+    ) -> Trajectory:
+        """A sampling of one image a generator, under a condition of as many samples.
+
+        Raises:
+            UserError: this model cannot be sampled so.
+        """
+        shape, device = self.latent_shape(size), self.device
+
+        def noise() -> Tensor:
+            return normal(generators, shape, device)
+
+        guidance, schedule = self.guidance(config), self.denoiser.schedule
+        condition = condition.to(device)
+        return Trajectory(config.sampler, schedule, config.steps, guidance, condition, noise(), noise)
+
+    def interpolation(
+        self, first: tuple[int, int], last: tuple[int, int], count: int, config: SampleConfig
+    ) -> Trajectory:
+        """A sampling of ``count`` images between two, each given by its seed and its label (-1: none).
+
+        Noise is interpolated on a circle, on which its variance stays 1 (Song et al. 2020, section 5.3), from image 0 of
+        one seed to image 0 of the other; where labels differ, the predictions under both are mixed.
+
+        Raises:
+            UserError: this model cannot be sampled so, or fewer than two images.
+        """
+        if count < 2:
+            raise UserError(f"{count} images between two; 2 or more, including both ends")
+        ends, shape, device = [image_generator(seed, 0) for seed, _ in (first, last)], self.latent_shape(), self.device
+        weight = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+
+        def noise() -> Tensor:
+            one, other = (torch.randn(shape, generator=generator) for generator in ends)
+            if first[0] == last[0]:
+                return one.expand(count, *shape).to(device)
+            angle = weight * (torch.pi / 2)
+            return (angle.cos() * one + angle.sin() * other).to(device)
+
+        guidance = self.guidance(config)
+        conditions = [Condition.of_labels(torch.full((count,), label, device=device)) for _, label in (first, last)]
+        if first[1] != last[1]:
+            guidance = Interpolated(guidance, conditions[1], weight.to(device))
+        schedule = self.denoiser.schedule
+        return Trajectory(config.sampler, schedule, config.steps, guidance, conditions[0], noise(), noise)
+
+    @torch.inference_mode()
+    def run(self, trajectory: Trajectory, config: SampleConfig) -> Iterator[State]:
+        """Every step of a sampling, in the precision of ``config``; the last state's ``x_s`` is the latent."""
+        yield from sample(trajectory, self.denoiser.cast(config.bf16_on(self.device)))
+
+    def denoise(self, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
+        """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step.
+
+        Raises:
+            UserError: this model cannot be sampled so.
+        """
+        generators = image_generators(seed, first, len(labels))
+        with torch.inference_mode():
+            trajectory = self.trajectory(Condition.of_labels(labels), generators, config)
+        yield from self.run(trajectory, config)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (N, c, h, w) as images uint8 (N, H, W, C)."""
+        return float_to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().numpy()
+
+    def batches(
+        self,
+        labels: Labels,
+        seed: int,
+        count: int,
+        config: SampleConfig,
+        batch: int = 64,
+        processes: Processes = ALONE,
+        size: tuple[int, int] | None = None,
+        starts: Iterable[int] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); each process makes every world-size-th batch.
+
+        With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is
+        made in halves, and so are those after it.
+
+        Raises:
+            UserError: an unknown label or sampler, or guidance the model was not trained for.
+        """
+        if count < 1 or batch < 1:
+            raise UserError(f"count {count} and batch {batch} must be 1 or more")
+        indices, part = self.label_indices(labels, count), batch
+        every = range(processes.rank * batch, count, processes.size * batch)
+        for first in every if starts is None else starts:
+            stop, made = min(first + batch, count), []
+            while first < stop:
+                chosen = indices[first : min(first + part, stop)]
+                try:
+                    made.append(self._images(chosen, image_generators(seed, first, len(chosen)), config, size))
+                    first += len(chosen)
+                except torch.OutOfMemoryError:
+                    if part == 1:
+                        raise
+                    part = (part + 1) // 2
+            yield np.concatenate(made)
+
+    @torch.inference_mode()
+    def _images(
+        self,
+        labels: Tensor,
+        generators: Sequence[torch.Generator],
+        config: SampleConfig,
+        size: tuple[int, int] | None,
+    ) -> np.ndarray:
+        trajectory = self.trajectory(Condition.of_labels(labels), generators, config, size)
+        (last,) = deque(self.run(trajectory, config), maxlen=1)
+        return self.decode(last.x_s)
+
     def sample(
         self,
-        labels: Sequence[str | int] | None = None,
+        labels: Labels = None,
         *,
         guidance: float | GuidanceConfig | None = None,
         steps: int | None = None,
@@ -150,124 +317,52 @@ class Pipeline:
         seed: int = 0,
         count: int | None = None,
         batch: int = 64,
+        size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """Make images.
 
         Args:
-            labels: class names or numbers, given out in turn; none: every class in turn.
+            labels: class names or numbers, used in turn; by default every class in turn.
             guidance: guidance scale, 1 is off; or a GuidanceConfig, with an interval or fewer channels.
             steps: sampling steps.
             sampler: ddpm, ddim, euler, heun or dpm-solver.
             precision: fp32, bf16, or auto: bf16 on a GPU.
-            seed: image k of a seed is the same whatever the count and the batch.
-            count: how many; as many as labels, or 16, by default.
-            batch: how many at a time.
+            seed: image k of a seed does not depend on the count and the batch.
+            count: number of images; by default as many as labels, or 16.
+            batch: images at a time.
+            size: (H, W) in pixels; by default the size the model was trained at.
 
         Returns:
             uint8 (N, H, W, C).
 
         Raises:
-            UserError: an unknown label or sampler, or guidance the model was not trained for.
+            UserError: an unknown label or sampler, guidance the model was not trained for, or an impossible size.
         """
-        from ditlab.pipelines.generate import generate
-
         config = self.defaults
         if isinstance(guidance, GuidanceConfig):
             config = replace(config, guidance=guidance)
         elif guidance is not None:
             config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
-        config = replace(
-            config,
-            steps=config.steps if steps is None else steps,
-            sampler=config.sampler if sampler is None else sampler,
-            precision=config.precision if precision is None else precision,
-        )
+        given = {"steps": steps, "sampler": sampler, "precision": precision}
+        config = replace(config, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if labels is not None:
             labels = [labels] if isinstance(labels, str | int) else list(labels)
         count = count if count is not None else len(labels or ()) or 16
-        return np.concatenate(list(generate(self, labels, seed, count, config, batch)))
+        return np.concatenate(list(self.batches(labels, seed, count, config, batch, size=size)))
 
     def save(self, folder: Path, half: bool = False) -> None:
-        """Write ``model.safetensors`` and ``model.json`` into ``folder``; a pretrained autoencoder is only referred to.
-
-        Args:
-            folder: where to.
-            half: write weights in float16, half the bytes; they are float32 again when they are loaded.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written.
-        """
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for name, tensor in self.autoencoder.state_dict().items():
-            if self.autoencoder.shipped or name in ("mean", "std"):
-                tensors[f"autoencoder.{name}"] = tensor
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        data = safetensors.torch.save({name: tensor.half() if half else tensor for name, tensor in tensors.items()})
-        record = {
-            "format": FORMAT,
-            "network": {"config": to_record(self.network.config), "input": asdict(self.network.input)},
-            "diffusion": asdict(self.diffusion),
-            "autoencoder": self.autoencoder.record(),
-            "pixels": self.pixels,
-            "names": self.names,
-            "sample": asdict(self.defaults),
-            "facts": self.facts,
-        }
-        files.write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        files.write_file(folder / WEIGHTS, data)
+        """Write ``model.safetensors`` and ``model.json``, see ``model_file.save``."""
+        parts = model_file.ModelParts(
+            self.network, self.diffusion, self.autoencoder, self.names, self.defaults, self.facts
+        )
+        model_file.save(parts, folder, half)
 
     @classmethod
     def load(cls, path: str | Path) -> Pipeline:
-        """Read a run folder, a ``model.safetensors`` with its ``model.json`` beside it, or a shipped model by its name.
+        """Read a run folder, a ``model.safetensors``, or a shipped model by its name, see ``model_file.load``.
 
         Raises:
-            UserError: nothing there, a damaged file, or weights of another architecture.
+            UserError: no model there, a damaged file, or weights of another architecture.
         """
-        path = locate(path)
-        folder = path.parent if path.suffix == ".safetensors" else path
-        weights_file = path if path.suffix == ".safetensors" else path / WEIGHTS
-        if not (folder / RECORD).exists() or not weights_file.exists():
-            raise UserError(
-                f"no model in {path}: expected a run folder with {WEIGHTS} and {RECORD}, or a shipped model "
-                f"({', '.join(SHIPPED)})"
-            )
-        try:
-            record = json.loads((folder / RECORD).read_text())
-            tensors = safetensors.torch.load(weights_file.read_bytes())
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise UserError(
-                f"the model in {folder} cannot be read ({error}); sample another run or train it again"
-            ) from error
-        try:
-            if record["format"] != FORMAT:
-                raise UserError(
-                    f"{folder / RECORD} has format {record['format']}; this version of ditlab reads format {FORMAT}"
-                )
-            network = build(from_record(record["network"]["config"]), NetworkInput(**record["network"]["input"]))
-            diffusion = DiffusionConfig(**record["diffusion"])
-            diffusion.check()
-            guidance = GuidanceConfig(**record["sample"].pop("guidance"))
-            defaults = SampleConfig(**record["sample"], guidance=guidance)
-            autoencoder = restore(record["autoencoder"])
-            pixels, names, facts = tuple(record["pixels"]), record["names"], record["facts"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{folder / RECORD} is not a model record of this version of ditlab ({reason})") from error
-        load_weights(network, _within(tensors, "network."), weights_file)
-        if autoencoder.shipped:
-            load_weights(autoencoder, _within(tensors, "autoencoder."), weights_file)
-        else:
-            _load_statistics(autoencoder, _within(tensors, "autoencoder."), weights_file)
-        return cls(network.eval(), diffusion, autoencoder.eval(), pixels, names, defaults, facts)
-
-
-def _load_statistics(autoencoder: Autoencoder, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """The mean and std of an autoencoder whose weights lie elsewhere."""
-    channels = autoencoder.latent_channels
-    if any(name not in tensors or tensors[name].numel() != channels for name in ("mean", "std")):
-        raise UserError(f"{source} lacks the mean and std of its autoencoder's {channels} latent channels")
-    autoencoder.set_statistics(tensors["mean"], tensors["std"])
-
-
-def _within(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        parts = model_file.load(path)
+        return cls(parts.network, parts.process, parts.autoencoder, parts.names, parts.defaults, parts.facts)

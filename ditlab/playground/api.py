@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
-from ditlab.pipelines import Pipeline, label_indices, png, single
+from ditlab.pipelines import Pipeline, png, single
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.middleware import ApiMiddleware
 from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
@@ -168,7 +168,7 @@ class ModelServer:
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
         labels = body.labels or [name.strip() for name in body.prompt.split(",") if name.strip()]
         try:
-            indices = label_indices(model, labels, count)
+            indices = model.label_indices(labels, count)
         except UserError as error:
             raise RequestError(400, str(error), "labels" if body.labels else "prompt") from None
         return name, model, Request(indices, seed, config, self.limits.timeout)

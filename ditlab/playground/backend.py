@@ -15,7 +15,7 @@ import torch
 
 from ditlab.diffusion import State
 from ditlab.errors import UserError
-from ditlab.pipelines import Pipeline, label_indices, to_images
+from ditlab.pipelines import Pipeline
 from ditlab.playground.api import GenerationRequest, ModelServer
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import run_on_compute_thread
@@ -126,7 +126,7 @@ class Backend:
                 if recorder.step == shown:
                     continue
                 started, shown = time.monotonic(), recorder.step
-                yield Preview(run_on_compute_thread(to_images, model, recorder.latest), shown, steps)
+                yield Preview(run_on_compute_thread(model.decode, recorder.latest), shown, steps)
                 pause = max(MIN_INTERVAL, (time.monotonic() - started) / PREVIEW_SHARE)
             yield Preview(request.images.result(), steps, steps, tuple(recorder.states))
         finally:
@@ -192,7 +192,7 @@ class Backend:
             return []
         with self._lock:
             if name not in self._class_images:
-                batches = label_indices(model, None, model.classes).split(self.server.batchers[name].max_images)
+                batches = model.label_indices(None, model.classes).split(self.server.batchers[name].max_images)
                 limits = self.server.limits
                 config = replace(model.defaults, steps=min(model.defaults.steps, limits.steps, CLASS_IMAGE_STEPS))
                 images = [self.generate(name, Request(batch, 0, config, limits.timeout)) for batch in batches]
@@ -234,6 +234,6 @@ class _StepRecorder:
 
     def __call__(self, state: State) -> None:
         if self.step in self.frames:
-            before, x0, x = (tensor[:1].clone() for tensor in (state.before, state.x0, state.x))
-            self.states.append(State(before, x0, x, state.here, state.there))
-        self.latest, self.step = state.x, self.step + 1
+            x_t, x0, x_s = (tensor[:1].clone() for tensor in (state.x_t, state.x0, state.x_s))
+            self.states.append(State(x_t, x0, x_s, state.t, state.s))
+        self.latest, self.step = state.x_s, self.step + 1

@@ -1,55 +1,43 @@
 """Requests denoised together: one call of the network for all images under way, each at its own step, sampler and guidance.
 
-Requests run the ordinary sampling loop in a thread of their own, those that begin together and are made alike in one, with a
-network that only hands over what it was asked. When all loops have asked, their questions go through the real network as one
-batch, and each gets its rows of the answer. A request that comes joins at the next step; one that ends leaves room. Images
-are those that `Model.sample` makes.
+Every turn the worker admits waiting requests, evaluates the rows of all trajectories in one network call, advances each of
+them by its prediction, and decodes those that are finished. Requests of the same configuration that begin together share a
+trajectory. Images are those that `Pipeline.sample` makes.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ditlab.diffusion import Denoiser, State
+from ditlab.diffusion import Denoiser, Prediction, Rows, State, Trajectory
 from ditlab.errors import UserError
-from ditlab.models import Condition
-from ditlab.pipelines import Pipeline, to_images
+from ditlab.pipelines import Pipeline
 from ditlab.playground.compute import run_on_compute_thread
-from ditlab.playground.request import QueueFull, Request, denoised, rows
-
-T = TypeVar("T")
+from ditlab.playground.request import QueueFull, Request, select, trajectory_of
 
 
 @dataclass
-class _Question:
-    """What a sampling loop asked of the network, and the answer."""
+class _Group:
+    """Requests that share a trajectory; ``active`` are those not cancelled."""
 
-    x: Tensor
-    t: Tensor
-    labels: Tensor
-    answer: Future[Tensor] = field(default_factory=Future)
+    requests: list[Request]
+    trajectory: Trajectory
+    active: list[Request] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
 
-
-class _Ask(nn.Module):
-    """Stands in for the network in a request's loop."""
-
-    def __init__(self, batcher: Batcher):
-        super().__init__()
-        self._ask = batcher._ask
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self._ask(_Question(x, t, condition.labels))
+    def parts(self) -> list[tuple[Request, int, int]]:
+        """Each active request with the first of its images and their number."""
+        starts = np.cumsum([0, *(len(request.labels) for request in self.requests)]).tolist()
+        pairs = zip(self.requests, starts, strict=False)
+        return [(request, start, len(request.labels)) for request, start in pairs if request in self.active]
 
 
 class Batcher:
@@ -57,31 +45,27 @@ class Batcher:
 
     Args:
         model: on its device.
-        max_images: images under way at a time.
-        max_queue: requests that may wait beside them.
+        max_images: images of a model that are denoised at the same time.
+        max_queue: requests that may wait.
         bf16: the network's matrix products are in bfloat16.
     """
 
     def __init__(self, model: Pipeline, max_images: int = 64, max_queue: int = 256, bf16: bool = False):
         self.model, self.max_images, self.bf16 = model, max_images, bf16
-        self._asking = copy.copy(model)
-        denoiser = model.denoiser
-        self._asking.denoiser = Denoiser(_Ask(self), denoiser.schedule, denoiser.target, denoiser.learned_variance)
-        self._room, self._waiting = max_queue, deque[Request]()
+        self._denoiser = model.denoiser.cast(bf16)
+        self._max_queue, self._waiting = max_queue, deque[Request]()
         self._changed = threading.Condition()
-        self._questions: list[_Question] = []
-        self._finished: list[tuple[Request, Tensor]] = []  # denoised, not decoded
-        self._loops = 0  # that are denoising
-        self._images = 0  # in all of them
-        self._unfinished = 0  # requests that are being denoised or decoded
+        self._groups = list[_Group]()
+        self._images = 0  # under way
+        self._unfinished = 0  # requests admitted and neither done nor failed
         self._closing = False
-        self._seconds = 0.0  # the last request took, from its first step
-        self.made, self.calls, self.rows = 0, 0, 0  # images, and calls of the network and their rows, since it began
+        self._seconds = 0.0  # duration of the last finished trajectory
+        self.made, self.calls, self.rows = 0, 0, 0  # images, network calls and their rows, since the start
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Request:
-        """Take a request; its ``images`` come later.
+        """Queue a request; its ``images`` are set when they are made.
 
         Raises:
             UserError: it cannot be made, ever.
@@ -91,7 +75,7 @@ class Batcher:
             raise UserError(f"{len(request.labels)} images are too many; at most {self.max_images} a request")
         self.model.check(request.config)
         with self._changed:
-            if self._closing or len(self._waiting) >= self._room:
+            if self._closing or len(self._waiting) >= self._max_queue:
                 raise QueueFull(max(1.0, self._seconds))
             self._waiting.append(request)
             self._changed.notify_all()
@@ -110,151 +94,142 @@ class Batcher:
             return bool(self._waiting or self._unfinished)
 
     def close(self) -> None:
-        """Take no more, make what was taken, and end."""
+        """Refuse new requests, finish those that were taken, and stop."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
 
-    def _ask(self, question: _Question) -> Tensor:
-        with self._changed:
-            self._questions.append(question)
-            self._changed.notify_all()
-        return question.answer.result()
-
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._something_to_do)
-                self._admit()
-                if self._closing and not self._unfinished and not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._groups or self._closing)
+                admitted = self._admit()
+                if self._closing and not self._groups and not admitted:
                     return
-                questions, finished = list[_Question](), list[tuple[Request, Tensor]]()
-                if len(self._questions) == self._loops:  # every loop has asked, or is done
-                    questions, self._questions = self._questions, questions
-                    finished, self._finished = self._finished, finished
-            if finished:
-                self._decode(finished)
-            if questions:
-                self._answer(questions)
+            for requests in admitted:
+                self._start(requests)
+            if self._groups:
+                self._turn()
 
-    def _something_to_do(self) -> bool:
-        if self._loops:  # a request that waits is let in between two calls, when all loops have asked
-            return len(self._questions) == self._loops
-        return bool(self._waiting or self._finished) or (self._closing and not self._unfinished)
-
-    def _admit(self) -> None:
-        """Begin what there is room for, in the order it came; what comes together and is made alike shares a loop."""
-        loops = list[list[Request]]()
+    def _admit(self) -> list[list[Request]]:
+        """Take as many waiting requests as fit, in their order, those that can share a trajectory together."""
+        shared = list[list[Request]]()
         while self._waiting and (not self._images or self._images + len(self._waiting[0].labels) <= self.max_images):
             request = self._waiting.popleft()
             self._images, self._unfinished = self._images + len(request.labels), self._unfinished + 1
-            alike = (same for same in loops if type(same[0]) is type(request) is Request)
-            shared = next((same for same in alike if same[0].config == request.config), None)
-            if shared is None:
-                loops.append([request])
+            same = (each for each in shared if type(each[0]) is type(request) is Request)
+            partners = next((each for each in same if each[0].config == request.config), None)
+            if partners is None:
+                shared.append([request])
             else:
-                shared.append(request)
-        self._loops += len(loops)
-        for requests in loops:
-            threading.Thread(target=self._denoise, args=(requests,), name="loop", daemon=True).start()
+                partners.append(request)
+        return shared
 
-    def _denoise(self, requests: list[Request]) -> None:
-        """One loop, from noise to latents; who gives up, or is late, leaves the others alone."""
-        began, problem, going, last = time.monotonic(), None, list(requests), None
+    def _start(self, requests: list[Request]) -> None:
         try:
-            self._look_after(requests, going, None)
-            if going:
-                for state in denoised(self._asking, requests):
-                    last = state
-                    self._look_after(requests, going, state)
-                    if not going:
-                        break
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is these requests'
-            problem = error
-        with self._changed:
-            self._loops -= 1
-            self._images -= sum(len(request.labels) for request in requests)
-            self._seconds = time.monotonic() - began
-            if problem is None and last is not None:
-                starts = np.cumsum([0, *(len(request.labels) for request in requests)])
-                self._finished += [
-                    (request, last.x[start : start + len(request.labels)])
-                    for request, start in zip(requests, starts[:-1], strict=True)
-                    if request in going
-                ]
-            self._changed.notify_all()
-        if problem is not None:
-            failure = problem
-            self._end(going, lambda: [request.images.set_exception(failure) for request in going])
+            group = _Group(requests, run_on_compute_thread(trajectory_of, self.model, requests), list(requests))
+        except Exception as error:  # noqa: BLE001 - the requests fail with it
+            self._finish(requests, error)
+            self._release(requests)
+            return
+        self._groups.append(group)
+        self._notify(group, None)
 
-    def _look_after(self, requests: Sequence[Request], going: list[Request], state: State | None) -> None:
-        """Show each of the requests that go on its images; let those go that end here."""
-        start = 0
-        for request in requests:
-            count, start = len(request.labels), start + len(request.labels)
-            if request not in going:
+    def _turn(self) -> None:
+        """One network call for all trajectories."""
+        groups = [group for group in self._groups if group.active]
+        try:
+            states = run_on_compute_thread(self._advance, groups) if groups else []
+        except Exception as error:  # noqa: BLE001 - every request under way fails with it
+            for group in self._groups:
+                self._finish(group.active, error)
+                self._release(group.requests)
+            self._groups.clear()
+            return
+        done = list[tuple[Request, Tensor]]()
+        for group, state in zip(groups, states, strict=True):
+            if state is None:
                 continue
+            self._notify(group, state)
+            if group.trajectory.rows is None:
+                done += [(request, state.x_s[start : start + count]) for request, start, count in group.parts()]
+                self._seconds = time.monotonic() - group.began
+        ended = [group for group in self._groups if not group.active or group.trajectory.rows is None]
+        self._groups = [group for group in self._groups if group not in ended]
+        for group in ended:
+            self._release(group.requests)
+        if done:
+            self._decode(done)
+
+    @torch.inference_mode()
+    def _advance(self, groups: Sequence[_Group]) -> list[State | None]:
+        batches = [group.trajectory.rows for group in groups if group.trajectory.rows is not None]
+        predictions = _predict(self._denoiser, batches)
+        self.calls, self.rows = self.calls + 1, self.rows + sum(len(rows.x) for rows in batches)
+        return [group.trajectory.answer(each) for group, each in zip(groups, predictions, strict=True)]
+
+    def _notify(self, group: _Group, state: State | None) -> None:
+        """Call the requests' ``on_step``; drop those that were cancelled, are too late, or whose callback failed."""
+        for request, start, count in group.parts():
             try:
                 if state is not None and request.on_step is not None:
-                    request.on_step(rows(state, start - count, count))
+                    request.on_step(select(state, start, count))
                 request.check()
-            except Exception as error:  # noqa: BLE001 - it is this request's
-                failure = error
-                going.remove(request)
-                self._end([request], lambda request=request, failure=failure: request.images.set_exception(failure))
+            except Exception as error:  # noqa: BLE001 - this request's alone
+                group.active.remove(request)
+                self._finish([request], error)
 
-    def _decode(self, finished: list[tuple[Request, Tensor]]) -> None:
-        """The images of all requests that are denoised."""
-        requests = [request for request, _ in finished]
+    def _decode(self, done: list[tuple[Request, Tensor]]) -> None:
+        """Decode the latents of all finished requests together."""
+        requests = [request for request, _ in done]
         try:
-            latents = torch.cat([latents for _, latents in finished])
-            images = np.concatenate(
-                run_on_compute_thread(lambda: _in_parts(lambda part: to_images(self.model, part), latents))
-            )
-        except Exception as error:  # noqa: BLE001 - their requests fail with it
-            problem = error
-            self._end(requests, lambda: [request.images.set_exception(problem) for request in requests])
+            latents = torch.cat([latents for _, latents in done])
+            images = np.concatenate(run_on_compute_thread(_in_parts, self.model.decode, latents))
+        except Exception as error:  # noqa: BLE001 - the requests fail with it
+            self._finish(requests, error)
             return
         self.made += len(images)
         parts = np.split(images, np.cumsum([len(request.labels) for request in requests])[:-1])
-        self._end(requests, lambda: [r.images.set_result(part) for r, part in zip(requests, parts, strict=True)])
+        self._finish(requests, parts)
 
-    def _end(self, requests: Sequence[Request], tell: Callable[[], object]) -> None:
-        """Tell how requests ended; the batcher closes after that."""
-        tell()
+    def _finish(self, requests: Sequence[Request], result: Sequence[np.ndarray] | Exception) -> None:
+        """Set the requests' images, or the error they failed with."""
+        for index, request in enumerate(list(requests)):
+            if isinstance(result, Exception):
+                request.images.set_exception(result)
+            else:
+                request.images.set_result(result[index])
         with self._changed:
             self._unfinished -= len(requests)
             self._changed.notify_all()
 
-    def _answer(self, questions: list[_Question]) -> None:
-        """One call of the network for all."""
-        try:
-            answers = run_on_compute_thread(self._ask_network, questions)
-        except Exception as error:  # noqa: BLE001 - the loops raise it, and their requests fail with it
-            for question in questions:
-                question.answer.set_exception(error)
-            return
-        self.calls, self.rows = self.calls + 1, self.rows + sum(len(question.x) for question in questions)
-        for question, answer in zip(questions, answers, strict=True):
-            question.answer.set_result(answer)
-
-    def _ask_network(self, questions: list[_Question]) -> Sequence[Tensor]:
-        def ask(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-            with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-                return self.model.network(x, t, Condition(labels))
-
-        together = (torch.cat(parts) for parts in zip(*((q.x, q.t, q.labels) for q in questions), strict=True))
-        return torch.cat(_in_parts(ask, *together)).split([len(question.x) for question in questions])
+    def _release(self, requests: Sequence[Request]) -> None:
+        """Make room for as many images."""
+        with self._changed:
+            self._images -= sum(len(request.labels) for request in requests)
+            self._changed.notify_all()
 
 
-def _in_parts(function: Callable[..., T], *tensors: Tensor) -> list[T]:
-    """What a function makes of tensors (N, ...): of all rows at once, or in parts where they do not fit in the GPU's memory."""
-    count = len(tensors[0])
+def _predict(denoiser: Denoiser, batches: list[Rows]) -> list[Prediction]:
+    """Predictions for all rows in one call, or in calls for halves that fit in the GPU's memory."""
     try:
-        return [function(*tensors)]
+        return denoiser(batches)
     except torch.OutOfMemoryError:
-        if count == 1:
+        if sum(len(rows.x) for rows in batches) == 1:
             raise
-    halves = ([tensor[: count // 2] for tensor in tensors], [tensor[count // 2 :] for tensor in tensors])
-    return [made for half in halves for made in _in_parts(function, *half)]
+    if len(batches) == 1:
+        first, second = (_predict(denoiser, [rows])[0] for rows in batches[0].halves())
+        return [first.cat(second)]
+    half = len(batches) // 2
+    return [*_predict(denoiser, batches[:half]), *_predict(denoiser, batches[half:])]
+
+
+def _in_parts(function: Callable[[Tensor], np.ndarray], tensor: Tensor) -> list[np.ndarray]:
+    """The function of all rows at once, or of halves that fit in the GPU's memory."""
+    try:
+        return [function(tensor)]
+    except torch.OutOfMemoryError:
+        if len(tensor) == 1:
+            raise
+    return [part for half in tensor.chunk(2) for part in _in_parts(function, half)]

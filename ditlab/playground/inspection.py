@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ditlab.diffusion import Point, points
+from ditlab.diffusion import ScheduleStep, schedule_steps
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiT
-from ditlab.pipelines import Pipeline, grid, single, to_images
-from ditlab.pipelines.generate import image_generator
+from ditlab.models.layout import Layout
+from ditlab.pipelines import Pipeline, grid, image_generator, single
 from ditlab.playground.compute import run_on_compute_thread
 
 SIDE = 336  # approximate size of the enlarged image, in pixels
@@ -84,9 +84,9 @@ class Inspection:
         draw.rectangle(box, outline=SELECTED_COLOUR, width=max(3, scale // 3))
         return large
 
-    def noised(self, t: float) -> tuple[Tensor, Point]:
+    def noised(self, t: float) -> tuple[Tensor, ScheduleStep]:
         """The noised latent x_t, (1, c, h, w), and the schedule at t."""
-        (point,) = points(self.model.denoiser.schedule, [t])
+        (point,) = schedule_steps(self.model.denoiser.schedule, [t])
         return point.alpha * self.latent + point.sigma * self.noise, point
 
     def predict(self, t: float) -> tuple[Tensor, Tensor]:
@@ -96,14 +96,16 @@ class Inspection:
     @torch.inference_mode()
     def _predict(self, t: float) -> tuple[Tensor, Tensor]:
         x, point = self.noised(t)
-        return x, self.model.denoiser(x, point, Condition(torch.tensor([self.label], device=x.device))).x0
+        return x, self.model.denoiser.predict(
+            x, point, Condition.of_labels(torch.tensor([self.label], device=x.device))
+        ).x0
 
     def prediction_figure(self, t: float) -> Image.Image:
         """Decoded x_t at several times, t included, above the decoded x0 predicted from each."""
         times = sorted({*TIMES, round(t, 2)})
         x_t, x0 = (torch.cat(parts) for parts in zip(*(self.predict(time) for time in times), strict=True))
         names = [f"> t={time:.2f} <" if time == round(t, 2) else f"t={time:.2f}" for time in times]
-        images = np.concatenate([run_on_compute_thread(to_images, self.model, latents) for latents in (x_t, x0)])
+        images = np.concatenate([run_on_compute_thread(self.model.decode, latents) for latents in (x_t, x0)])
         return grid(images, len(times), ("x_t", "x0"), names)
 
     def channel_figure(self, t: float) -> Image.Image:
@@ -165,7 +167,7 @@ class Inspection:
             UserError: the blocks are not modulated.
         """
         network = self.network
-        if not network.adaptive:
+        if not network.design.adaptive:
             raise UserError(f"blocks of type {network.config.block} have no modulation; time and label enter as tokens")
         device, times = self.model.device, torch.linspace(0, 1, 21)
         network_times = self.model.denoiser.schedule.network_time(times.to(device)).float()
@@ -177,8 +179,8 @@ class Inspection:
             labels = torch.tensor(
                 sorted({*np.linspace(0, count - 1, min(count, MAX_LABELS)).round().astype(int).tolist()})
             )
-            (point,) = points(self.model.denoiser.schedule, [t])
-            network_time = torch.full((len(labels),), point.shown, device=device)
+            (point,) = schedule_steps(self.model.denoiser.schedule, [t])
+            network_time = torch.ones(len(labels), device=device) * point.network_time
             vectors = run_on_compute_thread(modulation, network, network_time, labels.to(device))
             panels.append((f"label, at t={t:.2f}", rms(vectors - vectors.mean(dim=2, keepdim=True)), (0, count - 1)))
         names = VECTOR_NAMES[by_time.shape[1]]
@@ -206,10 +208,12 @@ def modulation(network: DiT, t: Tensor, labels: Tensor) -> Tensor:
         t: network times (N,).
         labels: int64 (N,).
     """
-    c = network.timestep_embedding(t) + network.label_embedding(labels)
-    shared = None if network.modulation is None else network.modulation(F.silu(c))
+    conditioning = network.condition_embedding(Condition.of_labels(labels))
+    _, c = network.design.prepare(network.timestep_embedding(t), conditioning)  # (N, 1, D)
+    shared = None if network.shared_modulation is None else network.shared_modulation(F.silu(c))
     blocks: Sequence[Any] = list(network.blocks)
-    return torch.stack([torch.stack(block.vectors_of(c, shared)) for block in blocks])
+    vectors = [torch.stack(block.modulation_vectors(c, Layout(c), shared)) for block in blocks]
+    return torch.stack(vectors)[..., 0, :]
 
 
 def rms(vectors: Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditlab.diffusion import State
-from ditlab.pipelines import Pipeline, SampleConfig, interpolating
-from ditlab.pipelines.generate import denoising_each, image_generator
+from ditlab.diffusion import State, Trajectory
+from ditlab.models import Condition
+from ditlab.pipelines import Pipeline, SampleConfig, image_generator
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the server, not an error in it
@@ -77,16 +77,19 @@ class Interpolation(Request):
     end: tuple[int, int] = (0, -1)
 
 
-def denoised(model: Pipeline, requests: Sequence[Request]) -> Iterator[State]:
-    """The denoising of requests of one configuration, one after the other in each state; interpolations come alone."""
+@torch.inference_mode()
+def trajectory_of(model: Pipeline, requests: Sequence[Request]) -> Trajectory:
+    """The sampling of requests of one configuration, one after the other in each state; interpolations have their own."""
     first = requests[0]
     if isinstance(first, Interpolation):
-        return interpolating(model, (first.seed, int(first.labels[0])), first.end, len(first.labels), first.config)
+        ends = (first.seed, int(first.labels[0])), first.end
+        return model.interpolation(*ends, len(first.labels), first.config)
     generators = [image_generator(request.seed, k) for request in requests for k in range(len(request.labels))]
-    return denoising_each(model, torch.cat([request.labels for request in requests]), generators, first.config)
+    condition = Condition.of_labels(torch.cat([request.labels for request in requests]))
+    return model.trajectory(condition, generators, first.config)
 
 
-def rows(state: State, start: int, count: int) -> State:
+def select(state: State, start: int, count: int) -> State:
     """Some images of a state."""
-    before, x0, x = (tensor[start : start + count] for tensor in (state.before, state.x0, state.x))
-    return State(before, x0, x, state.here, state.there)
+    x_t, x0, x_s = (tensor[start : start + count] for tensor in (state.x_t, state.x0, state.x_s))
+    return State(x_t, x0, x_s, state.t, state.s)

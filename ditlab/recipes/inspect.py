@@ -12,7 +12,7 @@ from rich.table import Table
 from ditlab.data import open_data
 from ditlab.diffusion import DiffusionConfig
 from ditlab.errors import UserError, check_divisible
-from ditlab.models import UNETS, Cost, DiTConfig, NetworkInput, UNetConfig, cost
+from ditlab.models import UNETS, Cost, DiTConfig, LatentSpec, UNetConfig, cost, labelled
 from ditlab.pipelines import Pipeline
 from ditlab.recipes.find import find_recipe
 from ditlab.train import TrainConfig
@@ -62,7 +62,8 @@ def _unet_subject(name: str, image: int, block: str) -> tuple[Subject, tuple[flo
     own, factor, channels, learned_variance = UNET_INPUTS[name]
     image = image or own
     check_divisible("images", (image, image), factor, f"the VAE's factor {factor}")
-    shape = NetworkInput(channels, image // factor, image // factor, classes=1000, learned_variance=learned_variance)
+    latent = LatentSpec(channels, (image // factor, image // factor))
+    shape = labelled(latent, 1000, learned_variance=learned_variance)
     subject = Subject(UNetConfig.named(name), shape, DiffusionConfig(learned_variance=learned_variance))
     return subject, PAPER_UNETS.get(name) if image == own else None
 
@@ -74,11 +75,11 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
     if "/" in name and not Path(name).exists():
         image = image or 256
         check_divisible("images", (image, image), 8, "the VAE's factor 8")
-        shape = NetworkInput(4, image // 8, image // 8, classes=1000, learned_variance=True)
+        shape = labelled(LatentSpec(4, (image // 8, image // 8)), 1000, learned_variance=True)
         return Subject(DiTConfig.named(name, block=block), shape, DiffusionConfig()), paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):
         model = Pipeline.load(name)
-        return Subject(model.network.config, model.network.input, model.diffusion), None
+        return Subject(model.network.config, model.network.spec, model.diffusion), None
     recipe, _ = find_recipe(name)
     kind = recipe.autoencoder.kind
     if kind == "pretrained" or (recipe.data.source in ("folder", "archive", "parquet") and not recipe.data.path):
@@ -90,9 +91,8 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
     factor = recipe.autoencoder.factor if kind == "kl" else 1
     channels = recipe.autoencoder.latent_channels if kind == "kl" else channels
     classes, diffusion = len(dataset.names), recipe.diffusion
-    null_class = classes == 0 or diffusion.label_dropout > 0
-    latent = (channels, height // factor, width // factor)
-    shape = NetworkInput(*latent, classes, diffusion.learned_variance, null_class)
+    latent = LatentSpec(channels, (height // factor, width // factor))
+    shape = labelled(latent, classes, null=diffusion.condition_dropout > 0, learned_variance=diffusion.learned_variance)
     return Subject(recipe.model, shape, diffusion), None
 
 

@@ -14,7 +14,7 @@ from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import AutoencoderConfig, RemoteCache, autoencoder_kind, is_url
 from ditlab.errors import UserError, nearest
 from ditlab.models import DiTConfig, NetworkConfig
-from ditlab.models.network import kind, of_record, to_record
+from ditlab.models.network import of_record, to_record
 from ditlab.pipelines import SampleConfig
 from ditlab.runtime import files
 from ditlab.train import TrainConfig
@@ -52,12 +52,15 @@ FREE = (
 )
 
 # Fields of a recipe.json written before version 0.2, by today's names.
-RENAMED = {
-    "rate": "lr",
-    "clip": "max_grad_norm",
-    "keep": "keep_checkpoints",
-    "part": "microbatch",
-    "recompute": "activation_checkpointing",
+RENAMED: dict[type, dict[str, str]] = {
+    DiffusionConfig: {"label_dropout": "condition_dropout"},
+    TrainConfig: {
+        "rate": "lr",
+        "clip": "max_grad_norm",
+        "keep": "keep_checkpoints",
+        "part": "microbatch",
+        "recompute": "activation_checkpointing",
+    },
 }
 
 
@@ -186,9 +189,8 @@ def _build(kind: type, value: object, where: str) -> typing.Any:
         raise UserError(f"{where} must be an object, not {value!r}")
     types = typing.get_type_hints(kind)
     names = {item.name for item in dataclasses.fields(kind)}
-    value = {
-        RENAMED.get(str(name), str(name)) if kind is TrainConfig else str(name): item for name, item in value.items()
-    }
+    renamed = RENAMED.get(kind, {})
+    value = {renamed.get(str(name), str(name)): item for name, item in value.items()}
     for name in value:
         if name not in names:
             raise UserError(f"{where} has an unknown field {name!r}; {nearest(name, sorted(names))}")
@@ -283,7 +285,7 @@ def _fields(recipe: Recipe | AutoencoderRecipe, like: Recipe | AutoencoderRecipe
     """The fields that identify a run. Before version 0.2 the folder of an autoencoder held the whole recipe."""
     if isinstance(like, AutoencoderRecipe) and isinstance(recipe, Recipe):
         recipe = recipe.autoencoder_recipe()
-    network = {"model": kind(recipe.model)} if isinstance(recipe, Recipe) else {}
+    network = {"model": recipe.model.kind} if isinstance(recipe, Recipe) else {}
     free = ("name", "sample_images", "latents", *(f"train.{name}" for name in FREE))
     fields = {name: value for name, value in flatten(recipe) if name not in free and not name.startswith("sample.")}
     return {**network, **fields}

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ditlab.data import Dataset, Images
-from ditlab.diffusion import build_loss, samplers
+from ditlab.diffusion import samplers
 from ditlab.encoders import Autoencoder, LatentCache, autoencoder_kind
 from ditlab.errors import UserError, check_divisible
-from ditlab.models import NetworkInput, build, cost
-from ditlab.models.network import describe, divisor, kind
+from ditlab.models import LatentSpec, build, cost, labelled
+from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import (
@@ -29,7 +29,7 @@ from ditlab.train import DiffusionTask, HeldOutLoss, ModelFile, SampleGrid, trai
 
 
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
-    least, why = divisor(recipe.model)
+    least, why = recipe.model.divisor
     unit = factor * least
     why = f"{unit} (autoencoder factor {factor} x {why})"
     check_divisible("images", (height, width), unit, why, " (--data.size)")
@@ -70,18 +70,15 @@ def build_model(
     """
     recipe.check()
     _check_size(recipe, autoencoder.factor, *pixels[1:])
-    channels, height, width = autoencoder.latent_shape(pixels[1:])
-    classes = len(names)
-    shape = NetworkInput(
-        channels=channels,
-        height=height,
-        width=width,
-        classes=classes,
+    channels, *size = autoencoder.latent_shape(pixels[1:])
+    spec = labelled(
+        LatentSpec(channels, tuple(size)),
+        len(names),
+        null=recipe.diffusion.condition_dropout > 0,
         learned_variance=recipe.diffusion.learned_variance,
-        null_class=classes == 0 or recipe.diffusion.label_dropout > 0,
     )
-    network = build(recipe.model, shape).initialise(torch.Generator().manual_seed(recipe.seed))
-    model = Pipeline(network, recipe.diffusion, autoencoder, pixels, names, recipe.sample, {"recipe": recipe.name})
+    network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
+    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name})
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
@@ -123,13 +120,13 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
         data = encode_dataset(recipe, place, dataset, autoencoder)
     place.processes.broadcast_from_main(lambda: save_recipe(recipe, place.out))
-    count = cost(recipe.model, model.network.input)
+    count = cost(recipe.model, model.network.spec)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
     place.log(
-        f"{kind(recipe.model)}: {count.total_parameters:,} parameters, {tokens}{count.gmacs:.4g} GMACs a sample; "
+        f"{recipe.model.kind}: {count.total_parameters:,} parameters, {tokens}{count.gmacs:.4g} GMACs a sample; "
         f"batch {recipe.train.batch}, {recipe.train.precision_on(place.device)}, {place.device}"
     )
-    loss = build_loss(recipe.diffusion)
+    loss = recipe.diffusion.build_loss()
     task = DiffusionTask(model.network, loss, autoencoder, data)
     held_out, what = held_out_data(recipe, data, cache_folder(recipe, place), place.processes.broadcast_from_main)
     callbacks = [

@@ -15,7 +15,7 @@ from ditlab.errors import UserError
 from ditlab.evaluate import read_archive
 from ditlab.interop.diffusers_pipeline import INDEX
 from ditlab.interop.find import find_model
-from ditlab.pipelines import Pipeline, SampleConfig, generate, random_labels
+from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.pipelines.shipped import SHIPPED, locate
 from ditlab.recipes.find import NAMES, find_recipe
 from ditlab.runtime.device import default_device
@@ -150,7 +150,7 @@ def _model(
         guided = f"{guidance.scale:g}, {f'the first {guidance.channels}' if guidance.channels else 'all'} channels"
         guided += "" if (guidance.low, guidance.high) == (0, 1) else f", t from {guidance.low:g} to {guidance.high:g}"
     sampler, precision = f"{config.sampler}, {config.steps} steps", "bf16" if config.bf16_on(model.device) else "fp32"
-    labels = random_labels(model, None, count, seed) if label_order == "random" else None
+    labels = model.random_labels(None, count, seed) if label_order == "random" else None
     order = "drawn at random with the seed" if label_order == "random" else "every class in turn"
     settings = {
         "samples": f"{count:,} of {source}, guidance {guided}, {sampler}, seed {seed}",
@@ -161,7 +161,7 @@ def _model(
         "sampler": f"{sampler}, {precision}",
         "seed": f"{seed}: image k of a seed is the same whatever the count",
     }
-    batches = partial(generate, model, labels, seed, count, config, batch, processes)
+    batches = partial(model.batches, labels, seed, count, config, batch, processes)
     return Samples(
         batches, count, model.pixels[1:], settings, _run(source) / "evaluation", training_data(source, model)
     )

@@ -15,7 +15,7 @@ import torch
 from ditlab.data import open_data
 from ditlab.errors import UserError
 from ditlab.evaluate import check_count
-from ditlab.models import NetworkInput, cost
+from ditlab.models import LatentSpec, cost, labelled
 from ditlab.recipes.prepare import Log
 from ditlab.runtime import files
 from ditlab.runtime.device import default_device
@@ -98,7 +98,8 @@ def _training_gmacs(run: StudyRun) -> float:
     if recipe.autoencoder.kind == "kl":
         factor = recipe.autoencoder.factor
         channels, height, width = recipe.autoencoder.latent_channels, height // factor, width // factor
-    shape = NetworkInput(channels, height, width, len(dataset.names), recipe.diffusion.learned_variance)
+    latent = LatentSpec(channels, (height, width))
+    shape = labelled(latent, len(dataset.names), learned_variance=recipe.diffusion.learned_variance)
     return 3 * cost(recipe.model, shape).gmacs * recipe.train.images
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ditlab.data import open_data
-from ditlab.models import DiTConfig, NetworkInput, UNetConfig, cost, matched
+from ditlab.models import DiTConfig, LatentSpec, NetworkSpec, UNetConfig, cost, labelled, matched
 from ditlab.runtime.console import markdown_table
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
@@ -28,8 +28,12 @@ def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
     """A DiT of each size at the default patch size, and the U-Net of the nearest multiply-accumulates."""
     dataset = open_data(preset.recipe.data)
     diffusion = preset.recipe.diffusion
-    shape = NetworkInput(
-        *dataset.shape, len(dataset.names), diffusion.learned_variance, not dataset.names or diffusion.label_dropout > 0
+    channels, *size = dataset.shape
+    shape = labelled(
+        LatentSpec(channels, tuple(size)),
+        len(dataset.names),
+        null=diffusion.condition_dropout > 0,
+        learned_variance=diffusion.learned_variance,
     )
     planned = []
     for seed in range(seeds):
@@ -43,7 +47,7 @@ def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
 
 
 @cache  # counts dozens of networks
-def _nearest(dit: DiTConfig, shape: NetworkInput) -> UNetConfig:
+def _nearest(dit: DiTConfig, shape: NetworkSpec) -> UNetConfig:
     """The U-Net of two or three levels whose multiply-accumulates are nearest to the DiT's; widths are multiples of 4."""
     target = cost(dit, shape).gmacs
     candidates = [

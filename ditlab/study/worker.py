@@ -16,7 +16,7 @@ from ditlab.data import open_data
 from ditlab.errors import UserError
 from ditlab.evaluate import Evaluator, FeatureNetwork, extract_features, feature_network, metric_names
 from ditlab.models import cost
-from ditlab.pipelines import Pipeline, generate, grid, write_png
+from ditlab.pipelines import Pipeline, grid, write_png
 from ditlab.recipes import RunContext, train_recipe
 from ditlab.runtime.device import default_device, keep_memory
 from ditlab.study.plan import Plan
@@ -92,7 +92,7 @@ def _measure(
         rows_computed += len(arguments[-1])  # the output
 
     hook, start = pipeline.network.register_forward_hook(count), time.perf_counter()
-    batches = list(generate(pipeline, None, run.recipe.seed, run.count, run.sample, BATCH))
+    batches = list(pipeline.batches(None, run.recipe.seed, run.count, run.sample, BATCH))
     seconds = time.perf_counter() - start
     hook.remove()
     write_png(grid(batches[0][:PICTURE], PICTURE), results / f"{run.name}.png")
@@ -100,7 +100,7 @@ def _measure(
     assert features is not None
     numbers = evaluator.measure(features)
     metrics = metric_names(network.distance)
-    costs = cost(pipeline.network.config, pipeline.network.input)
+    costs = cost(pipeline.network.config, pipeline.network.spec)
     rows = [row for row in read_metrics(run_folder) if row.get("loss") is not None]
     images, speed = rows[-1]["images"], statistics.median(row["images_per_second"] for row in rows)
     autoencoder = read_metrics(run_folder.with_name(f"{run_folder.name}-autoencoder"))

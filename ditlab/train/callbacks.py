@@ -184,7 +184,7 @@ class Reconstructions(Callback):
 
 def _around(network: Network, model: Pipeline) -> Pipeline:
     """The pipeline with another network."""
-    return Pipeline(network, model.diffusion, model.autoencoder, model.pixels, model.names, model.defaults, model.facts)
+    return Pipeline(network, model.diffusion, model.autoencoder, model.names, model.defaults, model.facts)
 
 
 def _batches(images: Images, limit: int) -> Iterator[np.ndarray]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.models import Condition, DiTConfig, Network, NetworkConfig, NetworkInput
-from ditlab.models.network import numbers, on_meta
+from ditlab.diffusion import DiffusionConfig
+from ditlab.models import DiTConfig, Network, NetworkConfig, NetworkSpec
+from ditlab.models.network import on_meta, parameter_count
 from ditlab.train.config import TrainConfig
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
@@ -88,7 +88,7 @@ class Subject:
     """
 
     config: NetworkConfig
-    shape: NetworkInput
+    shape: NetworkSpec
     diffusion: DiffusionConfig
 
     def network(self) -> Network:
@@ -125,12 +125,13 @@ def kept_bytes(subject: Subject, images: int, bf16: bool, recompute: bool = Fals
 
 def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[int, int, int]:
     """Bytes of activations, of copies of weights, and of the activations of the block that keeps most."""
-    network, loss = subject.network(), build_loss(subject.diffusion)
-    network.recompute = recompute
-    latent = (subject.shape.channels, subject.shape.height, subject.shape.width)
+    network, loss = subject.network(), subject.diffusion.build_loss()
+    network.activation_checkpointing = recompute
+    latent = subject.shape.latent.shape
     drawn = loss.draw(torch.Generator(), 1, latent)  # to know names and types
     draws = {name: value.to("meta").expand(images, *value.shape[1:]).clone() for name, value in drawn.items()}
-    x0, classes = torch.empty(images, *latent, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        x0, condition = torch.empty(images, *latent), subject.shape.blank_condition(images)
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
     owners: dict[int, nn.Module | None] = {}  # the block that a storage was first kept in
     running: list[nn.Module] = []
@@ -141,17 +142,17 @@ def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[i
         owners.setdefault(storage._cdata, running[-1] if running else None)
         return tensor
 
-    for block in network.blocks:
+    for block in network.block_list():
         block.register_forward_pre_hook(lambda module, _: running.append(module))
         block.register_forward_hook(lambda *_: running.clear())
     gpu = OnGPU(bf16)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), gpu:
-        loss.to("meta")(network, x0, Condition(classes), draws)
+        loss.to("meta")(network, x0, condition, draws)
     copies = list(gpu.copies.values())
-    for tensor in (*network.parameters(), *network.buffers(), *loss.buffers(), *copies):
+    for tensor in (*network.parameters(), *network.constants(), *loss.buffers(), *copies):
         storages.pop(tensor.untyped_storage()._cdata, None)
     kept = {key: storage.nbytes() for key, storage in storages.items()}
-    shares = [sum(count for key, count in kept.items() if owners[key] is block) for block in network.blocks]
+    shares = [sum(count for key, count in kept.items() if owners[key] is block) for block in network.block_list()]
     return sum(kept.values()), sum(_bytes(copy) for copy in copies), max(shares)
 
 
@@ -175,7 +176,7 @@ class Sharing:
 def checkpoint_bytes(network: nn.Module) -> int:
     """Bytes of a checkpoint: weight, average and two moments of every parameter, and AdamW's count of steps of each tensor."""
     count = len(list(network.parameters()))
-    return FLOAT32 * (4 * numbers(network) + count) + 5 * FORMAT * count
+    return FLOAT32 * (4 * parameter_count(network) + count) + 5 * FORMAT * count
 
 
 def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str, Sharing]:
@@ -194,8 +195,8 @@ def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str
     part = min(train.microbatch or share, share)
     network = subject.network()
     activations, copies = kept_bytes(subject, part, bf16, train.activation_checkpointing)
-    whole = numbers(network)
-    blocks = [numbers(block) for block in network.blocks]
+    whole = parameter_count(network)
+    blocks = [parameter_count(block) for block in network.block_list()]
     root, two = whole - sum(blocks), max(map(sum, pairwise(blocks)), default=2 * blocks[0])
     others = (gpus - 1) / gpus
 

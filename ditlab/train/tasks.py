@@ -33,9 +33,9 @@ class DiffusionTask(Task):
         self.module, self.diffusion_loss, self.autoencoder, self.data = network, loss, autoencoder, data
         self.count, self.fingerprint = len(data), data.fingerprint
         self.labels = torch.from_numpy(np.asarray(data.labels, np.int64))
-        self.classes = network.input.classes
-        self.latent = (network.input.channels, network.input.height, network.input.width)
-        self.macs = 1e9 * cost(network.config, network.input).gmacs
+        self.classes = network.spec.classes
+        self.latent = network.spec.latent.shape
+        self.macs = 1e9 * cost(network.config, network.spec).gmacs
         if self.classes and int(self.labels.max()) >= self.classes:
             raise UserError(
                 f"label {int(self.labels.max())} in the data is out of range: the network has {self.classes} classes"
@@ -68,16 +68,16 @@ class DiffusionTask(Task):
         moments = batch["moments"]
         moments = uint8_to_float(moments) if moments.dtype == torch.uint8 else moments.float()
         x0 = self.autoencoder.latent(moments, draws.get("posterior", moments))
-        return self.diffusion_loss(module, x0, Condition(batch["labels"]), draws)
+        return self.diffusion_loss(module, x0, Condition.of_labels(batch["labels"]), draws)
 
     def parts(self, module: nn.Module) -> list[nn.Module]:
         """The blocks: all blocks of a DiT, and equal blocks of a U-Net, share one compiled graph."""
         assert isinstance(module, Network)
-        return list(module.blocks)
+        return list(module.block_list())
 
     def activation_checkpointing(self, on: bool = True) -> None:
         """Keep only the inputs of each block."""
-        self.module.recompute = on  # type: ignore[assignment]
+        self.module.activation_checkpointing = on  # type: ignore[assignment]
 
     def to(self, device: torch.device) -> None:
         """Move network, loss tables and autoencoder."""

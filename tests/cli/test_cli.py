@@ -86,9 +86,12 @@ def test_every_recipe_lists_its_fields_with_their_values(name: str, ditlab):
         (["train", "digits", "--model.patch", "3"], ["8x8", "patch 3", "6 or 9"]),
         (["train", "digits", "--sample.sampler", "ddmi"], ["'ddmi'", "ddpm"]),
         (["train", "digits", "--sample.steps", "0"], ["0 sampling steps"]),
-        (["train", "digits", "--diffusion.label-dropout", "1"], ["label dropout 1.0"]),
+        (["train", "digits", "--diffusion.condition-dropout", "1"], ["condition dropout 1.0"]),
         (["train", "digits", "--diffusion.target", "epsilon"], ["'epsilon'", "'velocity'"]),
-        (["train", "digits", "--diffusion.label-dropout", "0", "--sample.guidance.scale", "2"], ["2.0", "null class"]),
+        (
+            ["train", "digits", "--diffusion.condition-dropout", "0", "--sample.guidance.scale", "2"],
+            ["2.0", "null class"],
+        ),
         (["train", "folder"], ["--data.path"]),
         (["train", "folder", "--data.path", "nowhere"], ["nowhere"]),
         (["train", "cifar10", "--data.path", "nowhere.tar"], ["nowhere.tar"]),
@@ -141,9 +144,11 @@ def test_a_mistake_in_sampling_is_one_line_and_leaves_the_run_untouched(
 
 def test_guidance_of_a_model_without_a_null_class_is_refused(tmp_path: Path, tiny: list[str], ditlab, refused, tree):
     folder = tmp_path / "run"
-    assert ditlab("train", "digits", *tiny, "--diffusion.label-dropout", "0", "--out", folder).code == 0
+    assert ditlab("train", "digits", *tiny, "--diffusion.condition-dropout", "0", "--out", folder).code == 0
     before = tree(folder)
-    refused(["sample", folder, "--guidance", "2"], "guidance 2.0", "null class", "label dropout 0", "use guidance 1")
+    refused(
+        ["sample", folder, "--guidance", "2"], "guidance 2.0", "null class", "condition dropout 0", "use guidance 1"
+    )
     assert tree(folder) == before
 
 
@@ -196,7 +201,7 @@ def test_settings_that_were_refused_do_not_stand_in_the_way_of_right_ones(
     tmp_path: Path, tiny: list[str], ditlab, refused
 ):
     folder = tmp_path / "run"
-    wrong = ["--diffusion.label-dropout", "0", "--sample.guidance.scale", "2"]
+    wrong = ["--diffusion.condition-dropout", "0", "--sample.guidance.scale", "2"]
     refused(["train", "digits", *tiny, *wrong, "--out", folder], "null class")
     assert ditlab("train", "digits", *tiny, "--out", folder).code == 0
 

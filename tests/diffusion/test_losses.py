@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from specs import FixedNetwork
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from ditlab.diffusion import DiffusionConfig, FlowMatching, Hybrid, LinearBeta, build_loss
+from ditlab.diffusion import DiffusionConfig, FlowMatching, Hybrid, LinearBeta
 from ditlab.errors import UserError
 from ditlab.models import NULL, Condition
 
@@ -19,16 +20,17 @@ PAPER = DiffusionConfig()
 FLOW = DiffusionConfig("rectified-flow", "velocity", learned_variance=False, times="logit-normal")
 
 
-class Says(nn.Module):
-    """A network that says one thing, and keeps what it was shown."""
+class Says(FixedNetwork):
+    """A network of one output, which records its inputs."""
 
     def __init__(self, output: Tensor):
         super().__init__()
         self.output = output
         self.shown: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        self.shown = (x, t, condition.labels)
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
+        entry = condition.entries["labels"]
+        self.shown = (x, t, torch.where(entry.present, entry.value, NULL))
         return self.output
 
 
@@ -74,7 +76,7 @@ def case(row: int, seed: int = 0, error: float = 0.5) -> tuple[Tensor, Tensor, T
 @pytest.mark.parametrize("row", [0, 1, 2, 10, 500, 998, 999])
 def test_the_variational_term_is_the_bounds_in_bits(row: int) -> None:
     x0, epsilon, predicted, variance = case(row)
-    loss = build_loss(PAPER)
+    loss = PAPER.build_loss()
     assert isinstance(loss, Hybrid)
     t = torch.full((4,), row / 999, dtype=torch.float64)
     found = loss.variational(x0, predicted - epsilon, variance, t)
@@ -85,7 +87,7 @@ def test_the_variational_term_is_the_bounds_in_bits(row: int) -> None:
 def test_outer_levels_own_the_tails() -> None:
     """Black and white pixels, predicted far outside the range: nearly certain, so nearly no bits."""
     x0 = torch.tensor([-1.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
-    loss = build_loss(PAPER)
+    loss = PAPER.build_loss()
     assert isinstance(loss, Hybrid)
     variance, t = torch.zeros_like(x0), torch.zeros(2)
     # the mean moves against the error of epsilon, by sigma / alpha, here about 0.01, times it
@@ -96,7 +98,7 @@ def test_outer_levels_own_the_tails() -> None:
 
 def test_a_perfect_network_has_no_divergence_where_there_is_one_true_variance() -> None:
     x0, epsilon, _, variance = case(500)
-    loss = build_loss(PAPER)
+    loss = PAPER.build_loss()
     assert isinstance(loss, Hybrid)
     t = torch.full((4,), 500 / 999, dtype=torch.float64)
     at_posterior = loss.variational(x0, torch.zeros_like(epsilon), torch.full_like(variance, -1.0), t)
@@ -108,7 +110,7 @@ def test_the_hybrid_is_squared_error_plus_the_term() -> None:
     x0, epsilon, predicted, variance = case(0, error=0.2)
     draws = {"t": torch.tensor(rows).double() / 999, "epsilon": epsilon.float(), "drop": torch.zeros(4).bool()}
     network = Says(torch.cat([predicted, variance], dim=1).float())
-    found = build_loss(PAPER)(network, x0.float(), Condition(torch.arange(4)), draws)
+    found = PAPER.build_loss()(network, x0.float(), Condition.of_labels(torch.arange(4)), draws)
     terms = [bound(x0, epsilon, predicted, variance, row)[k] for k, row in enumerate(rows)]
     expected = (predicted - epsilon).square().flatten(1).mean(dim=1) + torch.stack(terms)
     assert found.dtype == torch.float32
@@ -125,7 +127,7 @@ def test_the_bound_trains_the_variance_alone(row: int) -> None:
     x0, epsilon, predicted, variance = case(row, error=0.2)
     output = torch.cat([predicted, variance], dim=1).float().requires_grad_()
     draws = {"t": torch.full((4,), row / 999).double(), "epsilon": epsilon.float(), "drop": torch.zeros(4).bool()}
-    build_loss(PAPER)(Says(output), x0.float(), Condition(torch.arange(4)), draws).sum().backward()
+    PAPER.build_loss()(Says(output), x0.float(), Condition.of_labels(torch.arange(4)), draws).sum().backward()
     assert output.grad is not None
     mean, spread = output.grad.double().chunk(2, dim=1)
     of_the_square = 2 * (predicted - epsilon) / predicted[0].numel()
@@ -147,11 +149,11 @@ def test_the_bound_trains_the_variance_alone(row: int) -> None:
 )
 def test_flow_matching_is_the_squared_error_of_its_target(config: DiffusionConfig, truth: object) -> None:
     x0, epsilon, output, _ = case(0)
-    loss = build_loss(config)
+    loss = config.build_loss()
     assert isinstance(loss, FlowMatching)
     t = torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64)
     draws = {"t": t, "epsilon": epsilon, "drop": torch.zeros(4).bool()}
-    found = loss(Says(output), x0, Condition(torch.arange(4)), draws)
+    found = loss(Says(output), x0, Condition.of_labels(torch.arange(4)), draws)
     if config.schedule == "rectified-flow":
         alpha, sigma = 1 - t, t
     else:
@@ -167,7 +169,7 @@ def test_dropped_labels_are_hidden_from_the_network() -> None:
     for config, said in ((FLOW, output), (PAPER, torch.cat([output, output], dim=1))):
         network = Says(said.float())
         draws = {"t": torch.full((4,), 0.5), "epsilon": epsilon.float(), "drop": drop}
-        build_loss(config)(network, x0.float(), Condition(torch.arange(4)), draws)
+        config.build_loss()(network, x0.float(), Condition.of_labels(torch.arange(4)), draws)
         assert network.shown is not None
         assert network.shown[2].tolist() == [NULL, 1, 2, NULL]
 
@@ -180,16 +182,16 @@ def largest_gap(sample: Tensor, distribution: Tensor) -> float:
 
 def test_times_are_uniform_or_logit_normal() -> None:
     generator = torch.Generator().manual_seed(0)
-    uniform = build_loss(replace(FLOW, times="uniform")).draw_times(generator, 20_000).sort().values
+    uniform = replace(FLOW, times="uniform").build_loss().draw_times(generator, 20_000).sort().values
     assert largest_gap(uniform, uniform) < 1.95
-    logit_normal = build_loss(FLOW).draw_times(generator, 20_000).sort().values
+    logit_normal = FLOW.build_loss().draw_times(generator, 20_000).sort().values
     assert largest_gap(logit_normal, Normal(0.0, 1.0).cdf(torch.logit(logit_normal.double()))) < 1.95
     assert largest_gap(logit_normal, logit_normal) > 5  # it is not uniform
 
 
 @pytest.mark.parametrize("config", [PAPER, replace(PAPER, learned_variance=False)])
 def test_the_tables_rows_are_drawn_evenly_both_ends_included(config: DiffusionConfig) -> None:
-    t = build_loss(config).draw_times(torch.Generator().manual_seed(0), 200_000)
+    t = config.build_loss().draw_times(torch.Generator().manual_seed(0), 200_000)
     rows = LinearBeta().index(t)
     assert torch.equal(rows.double() / 999, t)
     counts = torch.bincount(rows, minlength=1000).double()
@@ -200,7 +202,7 @@ def test_the_tables_rows_are_drawn_evenly_both_ends_included(config: DiffusionCo
 
 def test_draws_depend_on_the_generator_alone() -> None:
     for config in (PAPER, FLOW, replace(FLOW, times="uniform")):
-        loss = build_loss(config)
+        loss = config.build_loss()
         torch.manual_seed(0)
         first = loss.draw(torch.Generator().manual_seed(3), 64, (2, 4, 6))
         torch.manual_seed(99)
@@ -218,7 +220,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_the_asked_share_of_labels_is_dropped(share: float) -> None:
-    loss = build_loss(replace(PAPER, label_dropout=share))
+    loss = replace(PAPER, condition_dropout=share).build_loss()
     drop = loss.draw(torch.Generator().manual_seed(0), 20_000, (1, 1, 1))["drop"]
     assert abs(drop.double().mean().item() - share) <= 3.3 * math.sqrt(share * (1 - share) / 20_000)
 
@@ -232,14 +234,14 @@ def test_the_asked_share_of_labels_is_dropped(share: float) -> None:
         ({"target": "v"}, ["learned variance", "'epsilon'"]),
         ({"schedule": "rectified-flow", "target": "velocity"}, ["learned variance", "'linear-beta'"]),
         ({"times": "logit-normal"}, ["logit-normal", "'rectified-flow'"]),
-        ({"label_dropout": 1.0}, ["label dropout 1.0"]),
-        ({"label_dropout": -0.1}, ["label dropout -0.1"]),
-        ({"label_dropout": math.nan}, ["label dropout nan"]),
+        ({"condition_dropout": 1.0}, ["condition dropout 1.0"]),
+        ({"condition_dropout": -0.1}, ["condition dropout -0.1"]),
+        ({"condition_dropout": math.nan}, ["condition dropout nan"]),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        build_loss(replace(PAPER, **changes))  # type: ignore[arg-type]
+        replace(PAPER, **changes).build_loss()  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -248,9 +250,9 @@ def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str
 def test_the_direction_term_is_one_minus_the_cosine() -> None:
     generator = torch.Generator().manual_seed(0)
     x0, output = torch.randn(2, 5, 1, 4, 6, generator=generator)
-    plain, turned = build_loss(FLOW), build_loss(replace(FLOW, direction=True))
+    plain, turned = FLOW.build_loss(), replace(FLOW, direction=True).build_loss()
     draws = plain.draw(torch.Generator().manual_seed(1), 5, (1, 4, 6))
-    condition = Condition(torch.zeros(5, dtype=torch.int64))
+    condition = Condition.of_labels(torch.zeros(5, dtype=torch.int64))
 
     added = turned(Says(output), x0, condition, draws) - plain(Says(output), x0, condition, draws)
     for sample in range(5):

@@ -1,22 +1,39 @@
 """Grids of steps, single steps, and whole runs on data whose exact denoiser is known.
 
-The data are Gaussian, N(MEAN, STD^2) in every pixel. Then x_t is Gaussian too, what a perfect network says is linear in
-it, and the probability flow carries noise z to MEAN + STD z.
+The data are Gaussian, N(MEAN, STD^2) in every pixel. Then x_t is Gaussian too, the exact prediction is linear in it, and the
+probability flow carries noise z to MEAN + STD z.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from specs import FixedNetwork
+from torch import Tensor
 
-from ditlab.diffusion import SAMPLERS, Denoiser, LinearBeta, RectifiedFlow, Schedule, State, points, sample
-from ditlab.diffusion.denoiser import CLEAN, Point, Prediction
+from ditlab.diffusion import (
+    SAMPLERS,
+    Denoiser,
+    Guidance,
+    LinearBeta,
+    Prediction,
+    RectifiedFlow,
+    Schedule,
+    ScheduleStep,
+    State,
+    TimeGrid,
+    Trajectory,
+    sample,
+    schedule_steps,
+)
+from ditlab.diffusion.denoiser import DATA
 from ditlab.diffusion.samplers import check
 from ditlab.errors import UserError
 from ditlab.models import Condition
@@ -26,14 +43,14 @@ TABLE = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000)))
 DETERMINISTIC = ("ddim", "euler", "heun", "dpm-solver")
 
 
-class Perfect(nn.Module):
+class Perfect(FixedNetwork):
     """The exact network for N(mean, std^2): epsilon on the table, the velocity on straight lines."""
 
     def __init__(self, straight: bool, mean: float = MEAN, std: float = STD, variance: float | None = None):
         super().__init__()
         self.straight, self.mean, self.std, self.variance = straight, mean, std, variance
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
         t = t.double().view(-1, 1, 1, 1)
         alpha, sigma = (
             (1 - t / 1000, t / 1000) if self.straight else (TABLE[t.long()] ** 0.5, (1 - TABLE[t.long()]) ** 0.5)
@@ -60,13 +77,14 @@ def run(denoise: Denoiser, sampler: str, steps: int, x: Tensor, seed: int = 0) -
     def noise() -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
-    condition = Condition(torch.zeros(len(x), dtype=torch.int64))
-    return list(sample(denoise, denoise.schedule, x, condition, sampler, steps, noise))
+    condition = Condition.of_labels(torch.zeros(len(x), dtype=torch.int64))
+    return list(sample(Trajectory(sampler, denoise.schedule, steps, Guidance(), condition, x, noise), denoise))
 
 
 def rows(sampler: str, steps: int) -> list[int]:
     schedule = LinearBeta()
-    return [round(point.shown) for point in points(schedule, SAMPLERS[sampler]().times(schedule, steps))]
+    times = SAMPLERS[sampler].grid.times(schedule, steps)
+    return [round(schedule.network_time(torch.tensor(t, dtype=torch.float64)).item()) for t in times]
 
 
 def test_ddpm_respaces_with_both_ends() -> None:
@@ -112,7 +130,7 @@ def test_no_row_is_visited_twice(sampler: str, steps: int) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_continuous_times_are_even(sampler: str) -> None:
-    assert SAMPLERS[sampler]().times(RectifiedFlow(), 4) == [1.0, 0.75, 0.5, 0.25]
+    assert SAMPLERS[sampler].grid.times(RectifiedFlow(), 4) == [1.0, 0.75, 0.5, 0.25]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -121,18 +139,18 @@ def test_a_run_yields_each_step_and_ends_clean(sampler: str, straight: bool) -> 
     denoise = denoiser(straight)
     states = run(denoise, sampler, 7, torch.randn(3, 2, 2, 2, dtype=torch.float64))
     assert len(states) == 7
-    times = SAMPLERS[sampler]().times(denoise.schedule, 7)
-    assert [state.there.t for state in states] == [*times[1:], 0.0]
-    assert states[-1].there == CLEAN
-    assert torch.equal(states[-1].x, states[-1].x0)
-    assert all(state.x.shape == state.x0.shape == (3, 2, 2, 2) for state in states)
+    times = SAMPLERS[sampler].grid.times(denoise.schedule, 7)
+    assert [state.s.t for state in states] == [*times[1:], 0.0]
+    assert states[-1].s == DATA
+    assert torch.equal(states[-1].x_s, states[-1].x0)
+    assert all(state.x_s.shape == state.x0.shape == (3, 2, 2, 2) for state in states)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("straight", [True, False], ids=["rectified-flow", "linear-beta"])
 def test_samples_have_the_datas_mean_and_spread(sampler: str, straight: bool) -> None:
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = run(denoiser(straight), sampler, 250, x)[-1].x
+    found = run(denoiser(straight), sampler, 250, x)[-1].x_s
     assert found.mean().item() == pytest.approx(MEAN, abs=0.015)  # three standard errors: 0.013
     assert found.std().item() == pytest.approx(STD, abs=0.02)
 
@@ -140,31 +158,55 @@ def test_samples_have_the_datas_mean_and_spread(sampler: str, straight: bool) ->
 def test_ddpms_variance_is_exact_at_both_of_its_ends() -> None:
     """Beta is the true variance for standard normal data, the posterior's for a single image; few steps show it."""
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    normal = {v: run(denoiser(False, mean=0.0, std=1.0, variance=v), "ddpm", 10, x)[-2].x.std().item() for v in (-1, 1)}
+    normal = {
+        v: run(denoiser(False, mean=0.0, std=1.0, variance=v), "ddpm", 10, x)[-2].x_s.std().item() for v in (-1, 1)
+    }
     assert normal[1] == pytest.approx(1, abs=0.015)
     assert normal[-1] < 0.9
     states = run(denoiser(False, mean=0.5, std=0.0, variance=-1), "ddpm", 10, x)
-    assert (states[-1].x - 0.5).abs().max() < 1e-9
-    alpha, sigma = states[4].there.alpha, states[4].there.sigma
-    assert states[4].x.mean().item() == pytest.approx(alpha * 0.5, abs=0.02)
-    assert states[4].x.std().item() == pytest.approx(sigma, rel=0.015)
+    assert (states[-1].x_s - 0.5).abs().max() < 1e-9
+    alpha, sigma = states[4].s.alpha, states[4].s.sigma
+    assert states[4].x_s.mean().item() == pytest.approx(alpha * 0.5, abs=0.02)
+    assert states[4].x_s.std().item() == pytest.approx(sigma, rel=0.015)
     loose = run(denoiser(False, mean=0.5, std=0.0, variance=1), "ddpm", 10, x)
-    assert loose[4].x.std().item() > 1.02 * sigma
+    assert loose[4].x_s.std().item() > 1.02 * sigma
     fixed = run(denoiser(False, mean=0.5, std=0.0), "ddpm", 10, x)  # nothing learned: the posterior's
-    torch.testing.assert_close(fixed[4].x, states[4].x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(fixed[4].x_s, states[4].x_s, atol=1e-9, rtol=0)
+
+
+def zeros(count: int) -> Condition:
+    return Condition.of_labels(torch.zeros(count, dtype=torch.int64))
+
+
+def step(
+    sampler: str,
+    predict: Callable[[Tensor, ScheduleStep], Prediction],
+    x: Tensor,
+    t: ScheduleStep,
+    s: ScheduleStep,
+    memory: Any = None,
+) -> tuple[Tensor, Any]:
+    """One step of a sampler without noise; gives x_s and its memory."""
+    steps = SAMPLERS[sampler].step(x, t, s, lambda: torch.zeros(1), memory)
+    try:
+        query = next(steps)
+        while True:
+            query = steps.send(predict(query.x_t, query.t))
+    except StopIteration as finished:
+        return finished.value[0], finished.value[2]
 
 
 def interior_errors(sampler: str, straight: bool, counts: tuple[int, ...]) -> np.ndarray:
     """Errors after going from one inner time to another in so many even steps, beside the exact flow."""
-    denoise, condition, errors = denoiser(straight), Condition(torch.zeros(9, dtype=torch.int64)), []
+    denoise, errors = denoiser(straight), []
     z = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
     for count in counts:
         # rows 899 to 99 of the table: every stride is a whole number of rows
-        path = points(denoise.schedule, [(899 - 800 * k / count) / 999 for k in range(count + 1)])
+        path = schedule_steps(denoise.schedule, [(899 - 800 * k / count) / 999 for k in range(count + 1)])
         exact = [point.alpha * MEAN + (point.alpha**2 * STD**2 + point.sigma**2) ** 0.5 * z for point in path]
-        x, method = exact[0], SAMPLERS[sampler]()
-        for here, there in pairwise(path):
-            x, _ = method.step(denoise, x, condition, here, there, lambda: torch.zeros(1))
+        x, memory = exact[0], None
+        for t, s in pairwise(path):
+            x, memory = step(sampler, lambda x, at: denoise.predict(x, at, zeros(9)), x, t, s, memory)
         errors.append((x - exact[-1]).abs().max().item())
     return np.array(errors)
 
@@ -186,7 +228,7 @@ def test_whole_runs_reach_the_exact_flow_the_sooner_the_higher_the_order(straigh
     alpha, sigma = (0.0, 1.0) if straight else (TABLE[-1].item() ** 0.5, (1 - TABLE[-1].item()) ** 0.5)
     start = alpha * MEAN + (alpha**2 * STD**2 + sigma**2) ** 0.5 * z
     error = {
-        (name, steps): (run(denoiser(straight), name, steps, start)[-1].x - MEAN - STD * z).abs().max().item()
+        (name, steps): (run(denoiser(straight), name, steps, start)[-1].x_s - MEAN - STD * z).abs().max().item()
         for name in DETERMINISTIC
         for steps in (37, 111)
     }
@@ -200,29 +242,33 @@ def test_whole_runs_reach_the_exact_flow_the_sooner_the_higher_the_order(straigh
 def test_one_step_of_euler_is_one_of_ddim_and_moves_along_the_flow() -> None:
     generator = torch.Generator().manual_seed(0)
     x, bend = (torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    condition = Condition(torch.zeros(2, dtype=torch.int64))
-    here, there = Point(0.8, 0.3, 0.9, 800), Point(0.5, 0.7, 0.6, 500)
+    t, s = ScheduleStep(0.8, 0.3, 0.9, 800), ScheduleStep(0.5, 0.7, 0.6, 500)
 
-    def denoise(x: Tensor, point: Point, condition: Condition) -> Prediction:
+    def predict(x: Tensor, at: ScheduleStep) -> Prediction:
         epsilon = torch.tanh(x + bend)
-        return Prediction((x - point.sigma * epsilon) / point.alpha, epsilon)
+        return Prediction((x - at.sigma * epsilon) / at.alpha, epsilon)
 
-    def step(name: str) -> Tensor:
-        return SAMPLERS[name]().step(denoise, x, condition, here, there, lambda: x)[0]
+    def moved(name: str) -> Tensor:
+        return step(name, predict, x, t, s)[0]
 
-    first = denoise(x, here, condition)
-    direction = (there.alpha - here.alpha) * first.x0 + (there.sigma - here.sigma) * first.epsilon
-    assert torch.equal(step("euler"), step("ddim"))
-    torch.testing.assert_close(step("euler"), x + direction, atol=1e-12, rtol=0)
-    second = denoise(x + direction, there, condition)
-    again = (there.alpha - here.alpha) * second.x0 + (there.sigma - here.sigma) * second.epsilon
-    torch.testing.assert_close(step("heun"), x + (direction + again) / 2, atol=1e-12, rtol=0)
+    first = predict(x, t)
+    direction = (s.alpha - t.alpha) * first.x0 + (s.sigma - t.sigma) * first.epsilon
+    assert torch.equal(moved("euler"), moved("ddim"))
+    torch.testing.assert_close(moved("euler"), x + direction, atol=1e-12, rtol=0)
+    second = predict(x + direction, s)
+    again = (s.alpha - t.alpha) * second.x0 + (s.sigma - t.sigma) * second.epsilon
+    torch.testing.assert_close(moved("heun"), x + (direction + again) / 2, atol=1e-12, rtol=0)
+
+
+def test_a_shifted_grid_spends_more_steps_on_noise() -> None:
+    """Esser et al. 2024, equation 23: t <- shift t / (1 + (shift - 1) t)."""
+    assert TimeGrid(shift=3.0).times(RectifiedFlow(), 4) == pytest.approx([1.0, 0.9, 0.75, 0.5])
 
 
 @pytest.mark.parametrize(
     ("sampler", "calls"), [("ddpm", 6), ("ddim", 6), ("euler", 6), ("heun", 11), ("dpm-solver", 6)]
 )
-def test_the_network_is_asked_once_a_step_and_by_heun_twice_but_for_the_last(sampler: str, calls: int) -> None:
+def test_the_network_is_evaluated_once_a_step_and_by_heun_twice_except_in_the_last(sampler: str, calls: int) -> None:
     denoise = denoiser(True)
     seen: list[float] = []
     denoise.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1][0].item()))
@@ -240,8 +286,8 @@ def test_only_ddpm_asks_for_noise(sampler: str) -> None:
         return torch.zeros(2, 1, 2, 2, dtype=torch.float64)
 
     denoise = denoiser(False)
-    x, condition = torch.randn(2, 1, 2, 2, dtype=torch.float64), Condition(torch.zeros(2, dtype=torch.int64))
-    list(sample(denoise, denoise.schedule, x, condition, sampler, 6, noise))
+    x, condition = torch.randn(2, 1, 2, 2, dtype=torch.float64), Condition.of_labels(torch.zeros(2, dtype=torch.int64))
+    list(sample(Trajectory(sampler, denoise.schedule, 6, Guidance(), condition, x, noise), denoise))
     assert len(asked) == (5 if sampler == "ddpm" else 0)  # none in the last step
 
 
@@ -265,4 +311,4 @@ def test_unknown_samplers_and_impossible_steps_are_refused_in_one_line(
         assert word in str(caught.value)
     x = torch.randn(1, 1, 2, 2)
     with pytest.raises(UserError):
-        next(sample(denoiser(True), schedule, x, Condition(torch.zeros(1).long()), sampler, steps, lambda: x))
+        Trajectory(sampler, schedule, steps, Guidance(), zeros(1), x, lambda: x)

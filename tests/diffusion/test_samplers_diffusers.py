@@ -8,16 +8,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from specs import FixedNetwork
 from torch import Tensor, nn
 
-from ditlab.diffusion import Denoiser, LinearBeta, RectifiedFlow, sample
+from ditlab.diffusion import Denoiser, Guidance, LinearBeta, RectifiedFlow, Trajectory, sample
 from ditlab.models import Condition
 
-CONDITION = Condition(torch.zeros(3, dtype=torch.int64))
+CONDITION = Condition.of_labels(torch.zeros(3, dtype=torch.int64))
 
 
-class Tiny(nn.Module):
-    """A fixed, crooked function of image and time, about as large as noise."""
+class Tiny(FixedNetwork):
+    """A fixed nonlinear function of image and time, about as large as noise."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -26,7 +27,7 @@ class Tiny(nn.Module):
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.4, generator=generator)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
         t = t.double().view(-1, 1, 1, 1) / 1000
         return torch.tanh(self.mix(x.double()) + t)
 
@@ -43,8 +44,9 @@ def ours(network: Tiny, sampler: str, steps: int, learned: bool) -> tuple[list[T
         return torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
     with torch.no_grad():
-        states = list(sample(denoiser, denoiser.schedule, x, CONDITION, sampler, steps, noise))
-    return [state.x for state in states], [state.x0 for state in states]
+        trajectory = Trajectory(sampler, denoiser.schedule, steps, Guidance(), CONDITION, x, noise)
+        states = list(sample(trajectory, denoiser))
+    return [state.x_s for state in states], [state.x0 for state in states]
 
 
 def theirs(network: Tiny, scheduler: Any, steps: int, **kwargs: object) -> tuple[list[Tensor], list[Tensor]]:
@@ -118,9 +120,10 @@ def test_euler_on_rectified_flow() -> None:
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
     expected: list[Tensor] = []
     with torch.no_grad():
-        states = list(sample(denoiser, denoiser.schedule, x, CONDITION, "euler", steps, lambda: x))
+        trajectory = Trajectory("euler", denoiser.schedule, steps, Guidance(), CONDITION, x, lambda: x)
+        states = list(sample(trajectory, denoiser))
         for t in scheduler.timesteps:
             output = network(x, t.expand(3), CONDITION)
             x = scheduler.step(output, t, x, return_dict=False)[0]
             expected.append(x)
-    assert_same([state.x for state in states], expected, 2e-6)
+    assert_same([state.x_s for state in states], expected, 2e-6)

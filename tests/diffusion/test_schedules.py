@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditlab.diffusion import TARGETS, LinearBeta, RectifiedFlow, Schedule, corrupt, points
-from ditlab.diffusion.corruption import solve
+from ditlab.diffusion import TARGETS, LinearBeta, RectifiedFlow, Schedule, corrupt, schedule_steps, to_x0_epsilon
 
 SCHEDULES: list[Schedule] = [LinearBeta(), RectifiedFlow()]
 
@@ -26,7 +25,7 @@ def test_the_table_is_the_product_of_one_minus_beta() -> None:
     assert product == pytest.approx(4.0358e-5, rel=1e-3)  # the known end of DDPM's table
 
 
-def test_each_row_has_its_time_and_is_what_networks_are_shown() -> None:
+def test_each_row_has_its_time_and_is_the_network_time() -> None:
     schedule = LinearBeta()
     for dtype in (torch.float32, torch.float64):
         t = torch.arange(1000, dtype=dtype) / 999
@@ -35,13 +34,14 @@ def test_each_row_has_its_time_and_is_what_networks_are_shown() -> None:
     assert schedule.index(torch.tensor([0.6, 0.4]) / 999).tolist() == [1, 0]  # the nearest row
 
 
-def test_rectified_flow_is_straight_and_shown_in_thousandths() -> None:
+def test_rectified_flow_is_straight_and_its_network_time_scaled() -> None:
     schedule = RectifiedFlow()
     t = torch.tensor([0.0, 0.25, 1.0])
     alpha, sigma = schedule(t)
     assert alpha.tolist() == [1.0, 0.75, 0.0]
     assert sigma.tolist() == [0.0, 0.25, 1.0]
     assert schedule.network_time(t).tolist() == [0.0, 250.0, 1000.0]
+    assert RectifiedFlow(time_scale=1.0).network_time(t).tolist() == [0.0, 0.25, 1.0]  # SiT's
     assert schedule.steps == 0
 
 
@@ -57,12 +57,12 @@ def test_noise_is_at_1_and_data_at_0(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear-beta", "rectified-flow"])
-def test_points_are_the_schedule_in_plain_numbers(schedule: Schedule) -> None:
+def test_schedule_steps_are_the_schedule_in_plain_numbers(schedule: Schedule) -> None:
     times = [1.0, 0.5, 0.1]
     alpha, sigma = schedule(torch.tensor(times, dtype=torch.float64))
-    for k, point in enumerate(points(schedule, times)):
+    for k, point in enumerate(schedule_steps(schedule, times)):
         assert (point.t, point.alpha, point.sigma) == (times[k], alpha[k].item(), sigma[k].item())
-        assert point.shown == schedule.network_time(torch.tensor([times[k]], dtype=torch.float64)).item()
+        assert point.network_time == schedule.network_time(torch.tensor([times[k]], dtype=torch.float64)).item()
 
 
 def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,12 +84,12 @@ def test_every_target_gives_back_data_and_noise(
 ) -> None:
     x0, epsilon = batch(seed)
     noised = corrupt(schedule, x0, epsilon, torch.tensor([t, other]))
-    for k, point in enumerate(points(schedule, [t, other])):
+    for k, point in enumerate(schedule_steps(schedule, [t, other])):
         mix = point.alpha * x0[k] + point.sigma * epsilon[k]
         # t is float32 in training and float64 in sampling: on the straight path that moves x by a rounding error
         torch.testing.assert_close(noised.x_t[k], mix, atol=1e-6, rtol=0)
         alpha, sigma = noised.alpha[k].item(), noised.sigma[k].item()
-        found = solve(target, noised.target(target)[k], noised.x_t[k], alpha, sigma)
+        found = to_x0_epsilon(target, noised.target(target)[k], noised.x_t[k], alpha, sigma)
         torch.testing.assert_close(found[0], x0[k], atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(found[1], epsilon[k], atol=1e-9, rtol=1e-9)
 
@@ -129,4 +129,4 @@ def test_unknown_targets_are_errors() -> None:
     with pytest.raises(KeyError):
         corrupt(RectifiedFlow(), x0, epsilon, torch.tensor([0.3, 0.8])).target("score")
     with pytest.raises(ValueError, match="unknown target 'score'"):
-        solve("score", x0, x0, 0.5, 0.5)
+        to_x0_epsilon("score", x0, x0, 0.5, 0.5)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from specs import class_count, image_spec
 from torch import nn
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import AutoencoderConfig, new_kl
-from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.models import DiT, DiTConfig, NetworkSpec
 from ditlab.pipelines import Pipeline, SampleConfig
 
 NAMES = ("cat", "dog", "wren")
@@ -20,10 +21,10 @@ PAPER = DiffusionConfig()
 
 
 def build(
-    width: int = 64, diffusion: DiffusionConfig = PAPER, shape: NetworkInput | None = None, **config: Any
+    width: int = 64, diffusion: DiffusionConfig = PAPER, shape: NetworkSpec | None = None, **config: Any
 ) -> Pipeline:
     """A model no weight of which is zero, whose latents have a mean and a spread of their own in each channel."""
-    shape = shape or NetworkInput(3, 4, 4, len(NAMES), diffusion.learned_variance)
+    shape = shape or image_spec(3, 4, 4, len(NAMES), diffusion.learned_variance)
     network = DiT(replace(DiTConfig(depth=2, width=width, heads=4, patch=2), **config), shape)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
@@ -33,8 +34,8 @@ def build(
         nn.init.normal_(convolution.weight, std=0.5, generator=generator)
         nn.init.normal_(convolution.bias, std=0.5, generator=generator)
     autoencoder.set_statistics(torch.tensor([0.5, -1.0, 0.2]), torch.tensor([2.0, 0.7, 1.1]))
-    names = NAMES[: shape.classes]
-    return Pipeline(network.eval(), diffusion, autoencoder.eval(), (1, 8, 8), names, SampleConfig())
+    names = NAMES[: class_count(shape)]
+    return Pipeline(network.eval(), diffusion, autoencoder.eval(), names, SampleConfig())
 
 
 @pytest.fixture(scope="session")

@@ -16,18 +16,19 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specs import class_count, image_spec
 from torch import Tensor, nn
 
 import ditlab
 from ditlab.cli.main import main
 from ditlab.errors import UserError
 from ditlab.interop import official
-from ditlab.models import Condition, DiT, DiTConfig, Network, NetworkInput, UNet, UNetConfig
+from ditlab.models import Condition, DiT, DiTConfig, Network, NetworkSpec, UNet, UNetConfig
 
-SHAPE = NetworkInput(4, 8, 8, classes=10, learned_variance=True)
+SHAPE = image_spec(4, 8, 8, classes=10, learned_variance=True)
 
 
-def network(width: int = 64, depth: int = 2, shape: NetworkInput = SHAPE, patch: int = 2, **config: Any) -> DiT:
+def network(width: int = 64, depth: int = 2, shape: NetworkSpec = SHAPE, patch: int = 2, **config: Any) -> DiT:
     """A network of the heads the layout implies, no weight of which is zero."""
     heads = {384: 6, 768: 12, 1024: 16, 1152: 16}.get(width, max(1, width // 64))
     built = DiT(DiTConfig(depth=depth, width=width, heads=heads, patch=patch, **config), shape)
@@ -38,10 +39,10 @@ def network(width: int = 64, depth: int = 2, shape: NetworkInput = SHAPE, patch:
 
 
 def output(model: Network) -> Tensor:
-    shape, generator = model.input, torch.Generator().manual_seed(1)
-    x = torch.randn(3, shape.channels, shape.height, shape.width, generator=generator)
+    shape, generator = model.spec, torch.Generator().manual_seed(1)
+    x = torch.randn(3, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=generator)
     with torch.no_grad():
-        return model(x, torch.tensor([0, 500, 999]), Condition(torch.tensor([0, shape.classes - 1, -1])))
+        return model(x, torch.tensor([0, 500, 999]), Condition.of_labels(torch.tensor([0, class_count(shape) - 1, -1])))
 
 
 def refusal(path: Path) -> str:
@@ -77,24 +78,24 @@ def test_what_is_written_is_read_back(form: str, tmp_path: Path) -> None:
         assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
         torch.testing.assert_close(output(read), output(ours), atol=0.02, rtol=0.02)
         return
-    assert (read.config, read.input) == (ours.config, ours.input)
+    assert (read.config, read.spec) == (ours.config, ours.spec)
     assert torch.equal(output(read), output(ours))
 
 
 @pytest.mark.parametrize(
     "built",
     [
-        network(patch=4, shape=NetworkInput(3, 16, 16, classes=2)),
+        network(patch=4, shape=image_spec(3, 16, 16, classes=2)),
         network(width=48, depth=1, mlp_ratio=49 / 48),
         network(depth=11, width=32),
-        network(shape=NetworkInput(4, 8, 8, classes=0)),
+        network(shape=image_spec(4, 8, 8, classes=0)),
     ],
     ids=["patch 4, variance fixed", "odd inner width", "more than ten blocks", "unconditional"],
 )
 def test_the_shape_is_read_off_the_tensors(built: DiT, tmp_path: Path) -> None:
     torch.save(official.state_dict(built), tmp_path / "DiT.pt")
     read = official.read(str(tmp_path / "DiT.pt"))
-    assert (read.config, read.input) == (built.config, built.input)
+    assert (read.config, read.spec) == (built.config, built.spec)
     assert torch.equal(output(read), output(built))
 
 
@@ -154,8 +155,8 @@ def test_other_heads_have_to_be_told(tmp_path: Path) -> None:
         (network(block="cross-attention"), "cross-attention"),
         (network(mlp="swiglu", qk_norm=True), "mlp swiglu, qk_norm True"),
         (network(positions="rotary"), "positions rotary"),
-        (network(shape=NetworkInput(4, 8, 12, classes=10)), "8x12"),
-        (network(shape=NetworkInput(4, 8, 8, classes=10, null_class=False)), "no null class"),
+        (network(shape=image_spec(4, 8, 12, classes=10)), "8x12"),
+        (network(shape=image_spec(4, 8, 8, classes=10, null=False)), "no null class"),
     ],
     ids=["another block", "what came after", "rotary", "rectangle", "no null class"],
 )
@@ -357,7 +358,7 @@ def test_a_model_that_is_there_is_kept_unless_forced(checkpoint: Path, vae: Path
 def test_a_vae_of_other_channels_or_none_leaves_nothing_behind(checkpoint: Path, vae: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load an autoencoder"):
         official.import_checkpoint(checkpoint, tmp_path / "model", str(tmp_path / "no vae"))
-    three = network(shape=NetworkInput(3, 8, 8, classes=10))
+    three = network(shape=image_spec(3, 8, 8, classes=10))
     torch.save(official.state_dict(three), checkpoint)
     with pytest.raises(UserError, match="4 latent channels, the checkpoint 3"):
         official.import_checkpoint(checkpoint, tmp_path / "model", str(vae))

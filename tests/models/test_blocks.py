@@ -11,14 +11,19 @@ from ditlab.models.blocks import (
     MLP,
     AdaLNBlock,
     AdaLNZeroBlock,
+    Block,
     BlockConfig,
+    Context,
     CrossAttentionBlock,
     FinalLayer,
     InContextBlock,
 )
+from ditlab.models.layout import Layout
 
 WIDTH, HEADS = 24, 3
 CONFIG = BlockConfig(width=WIDTH, heads=HEADS)
+
+LAYOUT = Layout(torch.zeros(7, WIDTH))
 
 
 def randomise(module: nn.Module) -> None:
@@ -29,6 +34,11 @@ def randomise(module: nn.Module) -> None:
 
 def tokens(n: int, t: int, seed: int) -> Tensor:
     return torch.randn(n, t, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def apply(block: Block, x: Tensor, context: Tensor | None = None, c: Tensor | None = None) -> Tensor:
+    """The tokens that a block gives, of a context (N, S, D) or a modulation input (N, G, D)."""
+    return block(x, None if context is None else Context(context), c, LAYOUT)[0]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -63,8 +73,9 @@ def test_the_in_context_block_is_torchs_encoder_layer() -> None:
     block = InContextBlock(CONFIG)
     randomise(block)
     layer = encoder_layer(block.attention, block.mlp, [block.norm1, block.norm2])
-    x = tokens(2, 7, 0)
-    torch.testing.assert_close(block(x, tokens(2, 2, 1)), layer(x), atol=2e-5, rtol=1e-5)
+    x, context = tokens(2, 7, 0), tokens(2, 2, 1)
+    expected = layer(torch.cat([x, context], dim=1))[:, :7]
+    torch.testing.assert_close(apply(block, x, context=context), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
@@ -82,7 +93,7 @@ def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
     for theirs, ours in pairs:
         theirs.load_state_dict(ours.state_dict())
     x, context = tokens(2, 7, 0), tokens(2, 2, 1)
-    torch.testing.assert_close(block(x, context), layer(x, context), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(apply(block, x, context=context), layer(x, context), atol=2e-5, rtol=1e-5)
 
 
 def test_an_adaln_block_with_nothing_modulated_is_torchs_encoder_layer() -> None:
@@ -92,18 +103,18 @@ def test_an_adaln_block_with_nothing_modulated_is_torchs_encoder_layer() -> None
     nn.init.zeros_(block.modulation.bias)
     layer = encoder_layer(block.attention, block.mlp, [])
     x = tokens(2, 7, 0)
-    torch.testing.assert_close(block(x, tokens(2, 1, 1)[:, 0]), layer(x), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(apply(block, x, c=tokens(2, 1, 1)), layer(x), atol=2e-5, rtol=1e-5)
 
 
 def test_an_adaln_block_shifts_and_scales_before_attention_then_before_the_mlp() -> None:
     block = AdaLNBlock(CONFIG)
     randomise(block)
-    x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
-    vectors = F.linear(F.silu(c), block.modulation.weight, block.modulation.bias)
+    x, c = tokens(2, 7, 0), tokens(2, 1, 1)
+    vectors = F.linear(F.silu(c[:, 0]), block.modulation.weight, block.modulation.bias)
     shift1, scale1, shift2, scale2 = (vectors[:, None, i * WIDTH : (i + 1) * WIDTH] for i in range(4))
     attended = x + block.attention(nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + scale1) + shift1)
     expected = attended + block.mlp(nn.LayerNorm(WIDTH, eps=1e-6)(attended) * (1 + scale2) + shift2)
-    torch.testing.assert_close(block(x, c), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(apply(block, x, c=c), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_an_adaln_zero_block_with_open_gates_is_an_adaln_block() -> None:
@@ -119,8 +130,8 @@ def test_an_adaln_zero_block_with_open_gates_is_an_adaln_block() -> None:
             else:
                 weight[ours] = plain.modulation.weight.view(4, WIDTH, WIDTH)[theirs]
                 bias[ours] = plain.modulation.bias.view(4, WIDTH)[theirs]
-    x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
-    torch.testing.assert_close(zero(x, c), plain(x, c), atol=1e-5, rtol=1e-5)
+    x, c = tokens(2, 7, 0), tokens(2, 1, 1)
+    torch.testing.assert_close(apply(zero, x, c=c), apply(plain, x, c=c), atol=1e-5, rtol=1e-5)
 
 
 def test_closed_gates_leave_tokens_as_they_are() -> None:
@@ -131,7 +142,7 @@ def test_closed_gates_leave_tokens_as_they_are() -> None:
             block.modulation.weight.view(6, WIDTH, WIDTH)[gate] = 0
             block.modulation.bias.view(6, WIDTH)[gate] = 0
     x = tokens(2, 7, 0)
-    assert torch.equal(block(x, tokens(2, 1, 1)[:, 0]), x)
+    assert torch.equal(apply(block, x, c=tokens(2, 1, 1)), x)
 
 
 def test_the_final_layer_is_modulated_only_in_the_adaptive_designs() -> None:
@@ -140,10 +151,10 @@ def test_the_final_layer_is_modulated_only_in_the_adaptive_designs() -> None:
     assert plain.modulation is None
     randomise(adaptive)
     randomise(plain)
-    x, c = tokens(2, 7, 0), tokens(2, 1, 1)[:, 0]
+    x, c = tokens(2, 7, 0), tokens(2, 1, 1)
     assert adaptive.modulation is not None
     assert isinstance(plain.norm, nn.LayerNorm)
-    vectors = adaptive.modulation(F.silu(c))[:, None]
+    vectors = adaptive.modulation(F.silu(c))
     modulated = nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + vectors[..., WIDTH:]) + vectors[..., :WIDTH]
-    torch.testing.assert_close(adaptive(x, c), adaptive.linear(modulated), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(plain(x, c), plain.linear(plain.norm(x)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(adaptive(x, c, LAYOUT), adaptive.linear(modulated), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain(x, None, LAYOUT), plain.linear(plain.norm(x)), atol=1e-6, rtol=0)

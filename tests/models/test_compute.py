@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
+from specs import image_spec
 
 from ditlab.errors import UserError
-from ditlab.models import NAMES, DiT, DiTConfig, NetworkInput, cost
+from ditlab.models import NAMES, DiT, DiTConfig, NetworkSpec, cost
 
-LATENT_256 = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
-LATENT_512 = NetworkInput(4, 64, 64, classes=1000, learned_variance=True)
+LATENT_256 = image_spec(4, 32, 32, classes=1000, learned_variance=True)
+LATENT_512 = image_spec(4, 64, 64, classes=1000, learned_variance=True)
 
 # The paper's appendix: its "Gflops", which are GMACs of one forward pass of one sample, and parameters in millions.
 PAPER = [
@@ -52,9 +53,9 @@ def test_xl2_at_512_counts_as_the_paper_says() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("shape", [NetworkInput(3, 8, 12, classes=5), NetworkInput(1, 8, 8, 0, learned_variance=True)])
+@pytest.mark.parametrize("shape", [image_spec(3, 8, 12, classes=5), image_spec(1, 8, 8, 0, learned_variance=True)])
 def test_parameters_are_those_of_the_built_network(
-    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"], shape: NetworkInput
+    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"], shape: NetworkSpec
 ) -> None:
     config = DiTConfig(depth=3, width=24, heads=3, patch=2, block=block)
     counted, network = cost(config, shape), DiT(config, shape)
@@ -62,19 +63,19 @@ def test_parameters_are_those_of_the_built_network(
     assert counted.total_parameters == sum(counted.parameters.values())
     assert counted.gmacs == pytest.approx(sum(counted.macs.values()) / 1e9)
     assert set(counted.macs) == set(counted.parameters)
-    assert counted.tokens == shape.height * shape.width // 4
+    assert counted.tokens == shape.latent.size[0] * shape.latent.size[1] // 4
 
 
 def test_multiply_accumulates_of_a_custom_size_are_those_of_paper_and_pencil() -> None:
     depth, width, inner, patch = 3, 40, 100, 4
-    shape = NetworkInput(5, 8, 24, classes=7, learned_variance=True)
+    shape = image_spec(5, 8, 24, classes=7, learned_variance=True)
     counted = cost(DiTConfig(depth=depth, width=width, heads=5, patch=patch, mlp_ratio=2.5), shape)
     tokens, patch_size = 2 * 6, patch * patch * 5
     assert counted.tokens == tokens
     assert counted.macs == {
         "patch embedding": tokens * patch_size * width,
         "timestep embedding": 256 * width + width**2,  # once a sample, not once a token
-        "label embedding": 0,
+        "labels embedding": 0,
         "blocks: attention": depth * (tokens * 4 * width**2 + 2 * tokens**2 * width),
         "blocks: mlp": depth * tokens * 2 * width * inner,
         "blocks: modulation": depth * 6 * width**2,
@@ -83,7 +84,7 @@ def test_multiply_accumulates_of_a_custom_size_are_those_of_paper_and_pencil() -
 
 
 def test_in_context_blocks_run_over_two_tokens_more() -> None:
-    shape = NetworkInput(4, 8, 8, classes=10)
+    shape = image_spec(4, 8, 8, classes=10)
     counted = cost(DiTConfig(depth=2, width=24, heads=3, block="in-context"), shape)
     assert counted.tokens == 16
     assert counted.macs["blocks: mlp"] == 2 * (16 + 2) * 8 * 24**2

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
+from specs import class_count, image_spec
 from torch import Tensor, nn
 
 from ditlab.errors import UserError
-from ditlab.models import NULL, Condition, DiT, DiTConfig, NetworkInput
+from ditlab.models import NULL, Condition, DiT, DiTConfig, NetworkSpec
+from ditlab.models.layout import Layout
 
 Block = Literal["adaln-zero", "adaln", "cross-attention", "in-context"]
 BLOCKS: tuple[Block, ...] = get_args(Block)
 SMALL = DiTConfig(depth=2, width=24, heads=3, patch=2)
 SHAPES = {
-    "rectangle": NetworkInput(3, 8, 12, classes=5, learned_variance=True),
-    "one channel": NetworkInput(1, 8, 8, classes=10),
-    "seven channels": NetworkInput(7, 4, 6, classes=2),
-    "unconditional": NetworkInput(4, 8, 8, classes=0),
-    "no null class": NetworkInput(4, 8, 4, classes=3, null_class=False),
+    "rectangle": image_spec(3, 8, 12, classes=5, learned_variance=True),
+    "one channel": image_spec(1, 8, 8, classes=10),
+    "seven channels": image_spec(7, 4, 6, classes=2),
+    "unconditional": image_spec(4, 8, 8, classes=0),
+    "no null class": image_spec(4, 8, 4, classes=3, null=False),
 }
 
 
-def built(config: DiTConfig, shape: NetworkInput, std: float = 0.1) -> DiT:
+def built(config: DiTConfig, shape: NetworkSpec, std: float = 0.1) -> DiT:
     """A network with no weight at zero, those included that training starts from zero."""
     network, generator = DiT(config, shape), torch.Generator().manual_seed(3)
     for parameter in network.parameters():
@@ -33,20 +35,20 @@ def built(config: DiTConfig, shape: NetworkInput, std: float = 0.1) -> DiT:
     return network
 
 
-def batch(shape: NetworkInput, n: int = 4) -> tuple[Tensor, Tensor, Condition]:
+def batch(shape: NetworkSpec, n: int = 4) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(4)
-    x = torch.randn(n, shape.channels, shape.height, shape.width, generator=generator)
-    labels = torch.arange(n) % shape.classes if shape.classes else torch.full((n,), NULL)
-    return x, torch.tensor([0.0, 17.0, 500.5, 999.0])[:n], Condition(labels)
+    x = torch.randn(n, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=generator)
+    labels = torch.arange(n) % class_count(shape) if class_count(shape) else torch.full((n,), NULL)
+    return x, torch.tensor([0.0, 17.0, 500.5, 999.0])[:n], Condition.of_labels(labels)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_every_parameter_gets_a_finite_gradient(block: Block, shape: NetworkInput) -> None:
+def test_every_parameter_gets_a_finite_gradient(block: Block, shape: NetworkSpec) -> None:
     network = built(replace(SMALL, block=block), shape)
     output = network(*batch(shape))
-    channels = shape.channels * (2 if shape.learned_variance else 1)
-    assert output.shape == (4, channels, shape.height, shape.width)
+    channels = shape.latent.channels * (2 if shape.learned_variance else 1)
+    assert output.shape == (4, channels, shape.latent.size[0], shape.latent.size[1])
     output.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -56,30 +58,30 @@ def test_every_parameter_gets_a_finite_gradient(block: Block, shape: NetworkInpu
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_time_and_label_change_the_output_of_their_own_sample_only(block: Block) -> None:
-    shape = NetworkInput(3, 8, 12, classes=5)
+    shape = image_spec(3, 8, 12, classes=5)
     network = built(replace(SMALL, block=block), shape, std=0.3).eval()
     x, t, condition = batch(shape)
     before = network(x, t, condition)
-    labels, times = condition.labels.clone(), t.clone()
+    labels, times = condition.entries["labels"].value.clone(), t.clone()
     labels[1], times[2] = NULL, 3.0
-    changed = (network(x, times, Condition(labels)) - before).abs().flatten(1).amax(dim=1)
+    changed = (network(x, times, Condition.of_labels(labels)) - before).abs().flatten(1).amax(dim=1)
     assert (changed[[1, 2]] > 1e-3).all()
     assert (changed[[0, 3]] < 1e-5).all()
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_batch_is_its_samples(block: Block) -> None:
-    shape = NetworkInput(3, 8, 12, classes=5)
+    shape = image_spec(3, 8, 12, classes=5)
     network = built(replace(SMALL, block=block), shape)
     x, t, condition = batch(shape)
-    alone = [network(x[k : k + 1], t[k : k + 1], Condition(condition.labels[k : k + 1])) for k in range(4)]
+    alone = [network(x[k : k + 1], t[k : k + 1], condition.select(slice(k, k + 1))) for k in range(4)]
     torch.testing.assert_close(network(x, t, condition), torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_a_rectangle_is_seen_by_rows_and_columns() -> None:
     """The transposed image is another image: positions tell rows from columns, and pixels come back where they were."""
-    network = built(SMALL, NetworkInput(2, 4, 12, classes=3))
-    x, t, condition = batch(network.input)
+    network = built(SMALL, image_spec(2, 4, 12, classes=3))
+    x, t, condition = batch(network.spec)
     tokens_seen: list[Tensor] = []
     network.final_layer.linear.register_forward_pre_hook(lambda _, inputs: tokens_seen.append(inputs[0]))
     output = network(x, t, condition)
@@ -90,41 +92,44 @@ def test_a_rectangle_is_seen_by_rows_and_columns() -> None:
     assert torch.equal(output[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2], patch.permute(0, 3, 1, 2))
 
 
-def test_in_context_adds_two_tokens_and_takes_them_away() -> None:
-    network = built(replace(SMALL, block="in-context"), NetworkInput(4, 8, 8, classes=3))
-    x, t, condition = batch(network.input)
-    seen: list[Tensor] = []
-    network.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network.final_layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def test_in_context_attends_over_two_more_tokens_the_time_and_the_label() -> None:
+    network = built(replace(SMALL, block="in-context"), image_spec(4, 8, 8, classes=3))
+    x, t, condition = batch(network.spec)
+    seen: list[Any] = []
+    network.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    network.blocks[0].get_submodule("attention").register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    network.final_layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     network(x, t, condition)
-    assert [tokens.shape[1] for tokens in seen] == [16 + 2, 16]
-    torch.testing.assert_close(seen[0][:, 16], network.timestep_embedding(t))
-    torch.testing.assert_close(seen[0][:, 17], network.label_embedding(condition.labels))
+    (tokens, context, *_), (attended, *_), (last, *_) = seen
+    assert (tokens.shape[1], attended.shape[1], last.shape[1]) == (16, 16 + 2, 16)
+    torch.testing.assert_close(context.tokens[:, 0], network.timestep_embedding(t)[:, 0])
+    label = network.condition_embedding["labels"](condition.entries["labels"])
+    torch.testing.assert_close(context.tokens[:, 1], label)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_new_network_predicts_zero(block: Block) -> None:
-    shape = NetworkInput(3, 8, 12, classes=5, learned_variance=True)
+    shape = image_spec(3, 8, 12, classes=5, learned_variance=True)
     network = DiT(replace(SMALL, block=block), shape).initialise(torch.Generator().manual_seed(0))
     assert not network(*batch(shape)).any()
 
 
 def test_a_new_adaln_zero_block_is_the_identity() -> None:
-    network = DiT(SMALL, NetworkInput(4, 8, 8, classes=3)).initialise(torch.Generator().manual_seed(0))
-    x, c = torch.randn(2, 16, 24), torch.randn(2, 24)
+    network = DiT(SMALL, image_spec(4, 8, 8, classes=3)).initialise(torch.Generator().manual_seed(0))
+    x, c = torch.randn(2, 16, 24), torch.randn(2, 1, 24)
     for block in network.blocks:
-        assert torch.equal(block(x, c), x)
+        assert torch.equal(block(x, None, c, Layout(torch.zeros(16, 24)))[0], x)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_initial_weights_are_distributed_as_the_paper_says(block: Block) -> None:
-    shape = NetworkInput(4, 8, 8, classes=100, learned_variance=True)
+    shape = image_spec(4, 8, 8, classes=100, learned_variance=True)
     config = DiTConfig(depth=2, width=128, heads=4, block=block)
     network = DiT(config, shape)
     for parameter in network.parameters():
         nn.init.constant_(parameter, 7.0)  # whatever stood there must be gone, but for the norms' own weights
     network.initialise(torch.Generator().manual_seed(0))
-    small = {"timestep_embedding.mlp.0", "timestep_embedding.mlp.2", "label_embedding.table"}
+    small = {"timestep_embedding.mlp.0", "timestep_embedding.mlp.2", "condition_embedding.labels.table"}
     kinds = set()
     for name, module in network.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
@@ -148,7 +153,7 @@ def test_initial_weights_are_distributed_as_the_paper_says(block: Block) -> None
 
 
 def test_initial_weights_depend_on_the_generator_alone() -> None:
-    shape = NetworkInput(4, 8, 8, classes=3)
+    shape = image_spec(4, 8, 8, classes=3)
 
     def weights(seed: int) -> Tensor:
         network = DiT(SMALL, shape).initialise(torch.Generator().manual_seed(seed))
@@ -163,7 +168,7 @@ def test_initial_weights_depend_on_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_bf16_autocast_stays_close_to_fp32(block: Block) -> None:
-    shape = NetworkInput(3, 8, 12, classes=5)
+    shape = image_spec(3, 8, 12, classes=5)
     network = built(replace(SMALL, block=block), shape)
     full = network(*batch(shape))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -199,7 +204,7 @@ def test_impossible_networks_are_refused_in_one_line(
     config: dict[str, object], shape: tuple[int, int], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        DiT(replace(SMALL, **config), NetworkInput(4, *shape, classes=3))  # type: ignore[arg-type]
+        DiT(replace(SMALL, **config), image_spec(4, *shape, classes=3))  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message
     for word in words:

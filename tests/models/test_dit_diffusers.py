@@ -5,10 +5,11 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from specs import image_spec
 from torch import Tensor, nn
 
 from ditlab.interop.official import state_dict
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
+from ditlab.models import Condition, DiT, DiTConfig
 
 
 def converted(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -42,7 +43,7 @@ def converted(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("patch", "channels", "learned"), [(2, 4, True), (4, 3, False)])
 def test_outputs_are_those_of_diffusers(patch: int, channels: int, learned: bool) -> None:
     depth, width, heads, side, classes = 3, 32, 4, 16, 10
-    shape = NetworkInput(channels, side, side, classes, learned)
+    shape = image_spec(channels, side, side, classes, learned)
     ours = DiT(DiTConfig(depth=depth, width=width, heads=heads, patch=patch), shape).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in ours.parameters():
@@ -69,8 +70,8 @@ def test_outputs_are_those_of_diffusers(patch: int, channels: int, learned: bool
     labels = torch.tensor([0, 9, 4, classes, classes])
     with torch.no_grad():
         expected = theirs(x, t, labels).sample
-        found = ours(x, t, Condition(labels))
-        null = ours(x, t, Condition(torch.tensor([0, 9, 4, -1, -1])))
+        found = ours(x, t, Condition.of_labels(labels))
+        null = ours(x, t, Condition.of_labels(torch.tensor([0, 9, 4, -1, -1])))
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert torch.equal(null, found)

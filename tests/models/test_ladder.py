@@ -7,16 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from specs import image_spec
 from torch import Tensor, nn
 
 from ditlab.errors import UserError
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, cost
+from ditlab.models import Condition, DiT, DiTConfig, NetworkSpec, cost
 from ditlab.models.attention import SelfAttention, rotate
 from ditlab.models.blocks import MLP, AdaLNZeroBlock, BlockConfig
-from ditlab.models.embeddings import rotary_positions
+from ditlab.models.layout import rotary_positions
 
 PAPER = DiTConfig(depth=2, width=48, heads=4, patch=2)
-SHAPE = NetworkInput(3, 8, 12, classes=5)
+SHAPE = image_spec(3, 8, 12, classes=5)
 LADDER = {
     "swiglu": replace(PAPER, mlp="swiglu"),
     "rms": replace(PAPER, norm="rms"),
@@ -30,16 +31,18 @@ LADDER = {
 }
 
 
-def built(config: DiTConfig, shape: NetworkInput = SHAPE, std: float = 0.1) -> DiT:
+def built(config: DiTConfig, shape: NetworkSpec = SHAPE, std: float = 0.1) -> DiT:
     network, generator = DiT(config, shape), torch.Generator().manual_seed(3)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)
     return network
 
 
-def batch(shape: NetworkInput = SHAPE) -> tuple[Tensor, Tensor, Condition]:
-    x = torch.randn(3, shape.channels, shape.height, shape.width, generator=torch.Generator().manual_seed(4))
-    return x, torch.tensor([0.0, 500.5, 999.0]), Condition(torch.tensor([0, 4, -1]))
+def batch(shape: NetworkSpec = SHAPE) -> tuple[Tensor, Tensor, Condition]:
+    x = torch.randn(
+        3, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=torch.Generator().manual_seed(4)
+    )
+    return x, torch.tensor([0.0, 500.5, 999.0]), Condition.of_labels(torch.tensor([0, 4, -1]))
 
 
 @pytest.mark.parametrize("config", LADDER.values(), ids=LADDER.keys())
@@ -61,7 +64,7 @@ def test_a_new_network_predicts_zero_and_its_recomputed_gradients_are_the_same(c
     gradients = []
     for recompute in (False, True):
         network = built(config)
-        network.recompute = recompute
+        network.activation_checkpointing = recompute
         network(*batch()).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     for plain, again in zip(*gradients, strict=True):
@@ -86,7 +89,7 @@ def test_swiglu_is_its_formula_and_costs_what_the_gelu_does() -> None:
     gate, value = (x @ up.weight.T + up.bias).numpy().reshape(2, 5, 2, 128).transpose(2, 0, 1, 3)
     expected = (gate / (1 + np.exp(-gate)) * value) @ down.weight.T.numpy() + down.bias.numpy()
     np.testing.assert_allclose(mlp(x).numpy(), expected, atol=1e-12)
-    shape = NetworkInput(4, 32, 32, classes=1000, learned_variance=True)
+    shape = image_spec(4, 32, 32, classes=1000, learned_variance=True)
     large = DiTConfig.named("DiT-B/2")
     assert cost(replace(large, mlp="swiglu"), shape).gmacs == pytest.approx(cost(large, shape).gmacs, rel=0.002)
 
@@ -104,9 +107,9 @@ def angles_of(place: int, width: int) -> np.ndarray:
 def test_rotary_positions_of_a_rectangle_turn_by_column_then_row() -> None:
     """Complex numbers, each times its own e^(i angle), are an independent way to turn pairs."""
     rows, columns, width = 3, 5, 16
-    rotation = rotary_positions(width, rows, columns)
+    rope = rotary_positions(width, (rows, columns))
     x = torch.randn(2, 4, rows * columns, width)
-    turned = rotate(x, rotation).numpy()
+    turned = rotate(x, rope).numpy()
     numbers = x.numpy()[..., :8] + 1j * x.numpy()[..., 8:]
     for row in range(rows):
         for column in range(columns):
@@ -119,22 +122,24 @@ def test_rotary_positions_of_a_rectangle_turn_by_column_then_row() -> None:
 def test_rotary_attention_sees_only_how_far_apart_patches_are() -> None:
     """On a rectangle: the score of two patches moved together by rows and columns stays, moved apart it does not."""
     rows, columns, width = 4, 6, 8
-    rotation = rotary_positions(width, rows, columns).double()
+    rope = rotary_positions(width, (rows, columns)).double()
     q, k = torch.randn(2, width, dtype=torch.float64)
-    turned_q = rotate(q.expand(1, 1, rows * columns, width), rotation)[0, 0].view(rows, columns, width)
-    turned_k = rotate(k.expand(1, 1, rows * columns, width), rotation)[0, 0].view(rows, columns, width)
+    turned_q = rotate(q.expand(1, 1, rows * columns, width), rope)[0, 0].view(rows, columns, width)
+    turned_k = rotate(k.expand(1, 1, rows * columns, width), rope)[0, 0].view(rows, columns, width)
     score = turned_q[0, 0] @ turned_k[2, 1]
     for row, column in ((0, 0), (1, 0), (0, 4), (1, 4)):
         assert turned_q[row, column] @ turned_k[row + 2, column + 1] == pytest.approx(score.item(), abs=1e-6)
     assert turned_q[0, 0] @ turned_k[1, 2] != pytest.approx(score.item(), abs=1e-3)  # the axes are not one
 
 
-def test_the_conditions_tokens_are_not_turned() -> None:
+def test_the_conditions_tokens_are_not_rotated() -> None:
     network = built(LADDER["in-context"])
-    assert network.rotation is not None
-    assert network.rotation.shape == (2, 4 * 6 + 2, 6)
-    assert torch.equal(network.rotation[0, -2:], torch.ones(2, 6))
-    assert not network.rotation[1, -2:].any()
+    tokens = network.patching.to_tokens(torch.zeros(1, 3, 8, 12))
+    rope = network.layouts(tokens, context=2).rope
+    assert rope is not None
+    assert rope.shape == (2, 4 * 6 + 2, 6)
+    assert torch.equal(rope[0, -2:], torch.ones(2, 6))
+    assert not rope[1, -2:].any()
 
 
 def test_normed_queries_and_keys_do_not_grow_with_the_weights() -> None:
@@ -152,7 +157,7 @@ def test_adaln_lora_of_full_rank_is_adaln() -> None:
     full, low = built(PAPER), built(replace(PAPER, modulation_rank=48))
     state = full.state_dict()
     state |= {f"blocks.{k}.reduction.weight": torch.eye(48) for k in range(2)}
-    state |= {"modulation.weight": torch.zeros(288, 48), "modulation.bias": torch.zeros(288)}
+    state |= {"shared_modulation.weight": torch.zeros(288, 48), "shared_modulation.bias": torch.zeros(288)}
     low.load_state_dict(state)
     torch.testing.assert_close(low(*batch()), full(*batch()))
 
@@ -169,14 +174,14 @@ def test_adaln_lora_adds_its_correction_to_what_is_shared() -> None:
     }
     for k in range(2):
         for part in ("weight", "bias"):
-            state[f"blocks.{k}.modulation.{part}"] = network.state_dict()[f"modulation.{part}"]
+            state[f"blocks.{k}.modulation.{part}"] = network.state_dict()[f"shared_modulation.{part}"]
     plain.load_state_dict({name: tensor for name, tensor in state.items() if "reduction" not in name})
     torch.testing.assert_close(network(*batch()), plain(*batch()))
 
 
 def test_adaln_lora_of_rank_2_has_the_parameters_walt_says() -> None:
     """W.A.L.T's XL, of DiT-XL's depth and width with rank 2, has 460M parameters (its table)."""
-    shape, large = NetworkInput(4, 32, 32, classes=1000, learned_variance=True), DiTConfig.named("DiT-XL/2")
+    shape, large = image_spec(4, 32, 32, classes=1000, learned_variance=True), DiTConfig.named("DiT-XL/2")
     full, low = (cost(config, shape).total_parameters for config in (large, replace(large, modulation_rank=2)))
     width, depth = 1152, 28
     assert full - low == (depth - 1) * 6 * width * width - 6 * width - depth * (2 * width + 2 * 6 * width)
@@ -193,7 +198,7 @@ def test_adaln_lora_of_rank_2_has_the_parameters_walt_says() -> None:
         ({"heads": 24, "positions": "rotary"}, "heads of a width divisible by 4, not 2"),
         ({"modulation_rank": 49}, "from 0, off, to the width 48"),
         ({"modulation_rank": -1}, "from 0, off, to the width 48"),
-        ({"modulation_rank": 2, "block": "in-context"}, "'in-context' modulates nothing"),
+        ({"modulation_rank": 2, "block": "in-context"}, "'in-context' has no modulation"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(changes: dict[str, object], message: str) -> None:
@@ -209,9 +214,9 @@ def test_the_weights_of_attention_are_those_it_attends_with(normed: bool, turned
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
     x = torch.randn(2, 6, 24, generator=generator)
-    rotation = rotary_positions(8, 2, 3) if turned else None
-    weights = attention.weights(x, rotation)  # (N, heads, T, T)
+    rope = rotary_positions(8, (2, 3)) if turned else None
+    weights = attention.weights(x, rope)  # (N, heads, T, T)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 6))
     value = attention.qkv(x).view(2, 6, 3, 3, 8)[:, :, 2].transpose(1, 2)  # (N, heads, T, d)
     by_hand = attention.projection((weights @ value).transpose(1, 2).reshape(2, 6, 24))
-    torch.testing.assert_close(attention(x, rotation), by_hand, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention(x, rope), by_hand, rtol=1e-4, atol=1e-5)

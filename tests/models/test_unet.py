@@ -11,21 +11,29 @@ import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
+from specs import class_count, image_spec
 from torch import Tensor, nn
 
 from ditlab.errors import UserError
-from ditlab.models import NULL, UNETS, Condition, DiTConfig, NetworkInput, UNet, UNetConfig, cost, matched, named
-from ditlab.models.unet_blocks import AttentionBlock, Resampling, ResidualBlock, SpatialTransformer, Way, group_norm
+from ditlab.models import NULL, UNETS, Condition, DiTConfig, NetworkSpec, UNet, UNetConfig, cost, matched, named
+from ditlab.models.unet_blocks import (
+    AttentionBlock,
+    Resample,
+    Resampling,
+    ResidualBlock,
+    SpatialTransformer,
+    group_norm,
+)
 
 ADM = UNetConfig(width=8, multipliers=(1.0, 2.0), blocks=1, attention=(2,), head_width=4)
 LDM = replace(ADM, heads=2, design="ldm")
 DESIGNS = pytest.mark.parametrize("config", [ADM, LDM], ids=["adm", "ldm"])
 SHAPES = {
-    "rectangle": NetworkInput(3, 8, 12, classes=5, learned_variance=True),
-    "one channel": NetworkInput(1, 8, 8, classes=10),
-    "seven channels": NetworkInput(7, 4, 6, classes=2),
-    "unconditional": NetworkInput(4, 8, 8, classes=0),
-    "no null class": NetworkInput(4, 8, 4, classes=3, null_class=False),
+    "rectangle": image_spec(3, 8, 12, classes=5, learned_variance=True),
+    "one channel": image_spec(1, 8, 8, classes=10),
+    "seven channels": image_spec(7, 4, 6, classes=2),
+    "unconditional": image_spec(4, 8, 8, classes=0),
+    "no null class": image_spec(4, 8, 4, classes=3, null=False),
 }
 RECTANGLE = SHAPES["rectangle"]
 
@@ -43,27 +51,27 @@ def moved(module: nn.Module, std: float = 0.1) -> Any:
     return module
 
 
-def built(config: UNetConfig, shape: NetworkInput) -> UNet:
+def built(config: UNetConfig, shape: NetworkSpec) -> UNet:
     return moved(UNet(config, shape).initialise(seeded()))
 
 
-def batch(shape: NetworkInput, n: int = 4) -> tuple[Tensor, Tensor, Condition]:
-    x = torch.randn(n, shape.channels, shape.height, shape.width, generator=seeded(4))
-    labels = torch.arange(n) % shape.classes if shape.classes else torch.full((n,), NULL)
-    return x, torch.tensor([0.0, 17.0, 500.5, 999.0])[:n], Condition(labels)
+def batch(shape: NetworkSpec, n: int = 4) -> tuple[Tensor, Tensor, Condition]:
+    x = torch.randn(n, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=seeded(4))
+    labels = torch.arange(n) % class_count(shape) if class_count(shape) else torch.full((n,), NULL)
+    return x, torch.tensor([0.0, 17.0, 500.5, 999.0])[:n], Condition.of_labels(labels)
 
 
 # "Gflops" of the paper's appendix, which are GMACs, and millions of parameters of ADM's and LDM's papers.
 PUBLISHED = [
-    ("ADM-128", NetworkInput(3, 128, 128, 1000, True), 307, 422),
-    ("ADM-256", NetworkInput(3, 256, 256, 1000, True), 1120, 554),
-    ("ADM-512", NetworkInput(3, 512, 512, 1000, True), 1983, 559),
-    ("LDM-4", NetworkInput(3, 64, 64, 1000), 103.6, 400),
+    ("ADM-128", image_spec(3, 128, 128, 1000, True), 307, 422),
+    ("ADM-256", image_spec(3, 256, 256, 1000, True), 1120, 554),
+    ("ADM-512", image_spec(3, 512, 512, 1000, True), 1983, 559),
+    ("LDM-4", image_spec(3, 64, 64, 1000), 103.6, 400),
 ]
 
 
 @pytest.mark.parametrize(("name", "shape", "gmacs", "millions"), PUBLISHED)
-def test_published_unets_count_as_published(name: str, shape: NetworkInput, gmacs: float, millions: int) -> None:
+def test_published_unets_count_as_published(name: str, shape: NetworkSpec, gmacs: float, millions: int) -> None:
     counted = cost(UNetConfig.named(name), shape)
     assert counted.gmacs == pytest.approx(gmacs, rel=0.001 if name.startswith("ADM") else 0.01)
     if name.startswith("ADM"):
@@ -85,10 +93,15 @@ def test_published_unets_have_the_heads_of_their_configurations(name: str, heads
 
 @DESIGNS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_every_parameter_of_a_unet_gets_a_finite_gradient(config: UNetConfig, shape: NetworkInput) -> None:
+def test_every_parameter_of_a_unet_gets_a_finite_gradient(config: UNetConfig, shape: NetworkSpec) -> None:
     network = built(config, shape)
     output = network(*batch(shape))
-    assert output.shape == (4, shape.channels * (2 if shape.learned_variance else 1), shape.height, shape.width)
+    assert output.shape == (
+        4,
+        shape.latent.channels * (2 if shape.learned_variance else 1),
+        shape.latent.size[0],
+        shape.latent.size[1],
+    )
     output.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -122,7 +135,7 @@ def test_multiply_accumulates_of_a_small_unet_are_those_of_paper_and_pencil() ->
     assert cost(ADM, RECTANGLE).macs == {
         "first layer": fine * 9 * 3 * a,
         "timestep embedding": a * e + e * e,
-        "label embedding": 0,
+        "labels embedding": 0,
         "down: convolutions": down,
         "down: attention": attention,
         "middle: convolutions": 2 * residual(b, b, coarse),
@@ -171,12 +184,12 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])
-@pytest.mark.parametrize("way", ["same", "down", "up"])
+@pytest.mark.parametrize("resample", ["same", "down", "up"])
 @pytest.mark.parametrize("out", [16, 24])
-def test_a_residual_block_is_what_it_is_by_hand(scale_shift: bool, way: Way, out: int) -> None:
-    block: ResidualBlock = moved(ResidualBlock(16, out, 5, scale_shift, way))
+def test_a_residual_block_is_what_it_is_by_hand(scale_shift: bool, resample: Resample, out: int) -> None:
+    block: ResidualBlock = moved(ResidualBlock(16, out, 5, scale_shift, resample))
     x, c = torch.randn(2, 16, 6, 4, generator=seeded(1)), torch.randn(2, 5, generator=seeded(2))
-    resize = {"same": lambda y: y, "down": halved, "up": doubled}[way]
+    resize = {"same": lambda y: y, "down": halved, "up": doubled}[resample]
     h = convolved(resize(silu(normed(x, block.norm1))), block.convolution1)
     vectors = linear(c, block.modulation)[:, :, None, None]
     if scale_shift:
@@ -236,11 +249,11 @@ def test_ldms_transformer_is_what_it_is_by_hand() -> None:
     torch.testing.assert_close(block(x, token).double(), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["down", "up"])
-def test_ldms_resampling_is_a_convolution_of_stride_two_or_of_the_doubled_image(way: Way) -> None:
-    layer: Resampling = moved(Resampling(8, way))
+@pytest.mark.parametrize("resample", ["down", "up"])
+def test_ldms_resampling_is_a_convolution_of_stride_two_or_of_the_doubled_image(resample: Resample) -> None:
+    layer: Resampling = moved(Resampling(8, resample))
     x = torch.randn(2, 8, 6, 4, generator=seeded(1))
-    expected = convolved(x, layer.convolution, 2) if way == "down" else convolved(doubled(x), layer.convolution)
+    expected = convolved(x, layer.convolution, 2) if resample == "down" else convolved(doubled(x), layer.convolution)
     torch.testing.assert_close(layer(x, torch.empty(2, 1)).double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -258,7 +271,7 @@ def test_a_new_unet_predicts_zero_and_its_blocks_begin_as_identities(config: UNe
     x, c, token = torch.randn(2, 16, 4, 6), torch.randn(2, 32), torch.randn(2, 1, 512)
     for block in network.middle:
         assert torch.equal(block(x, c, token), x)
-    unresized = [m for m in network.modules() if isinstance(m, ResidualBlock) and m.way == "same"]
+    unresized = [m for m in network.modules() if isinstance(m, ResidualBlock) and m.resample == "same"]
     for residual in unresized:  # elsewhere the shortcut is all there is
         y = torch.randn(2, residual.convolution1.in_channels, 4, 6)
         torch.testing.assert_close(residual(y, c), residual.shortcut(y), atol=0, rtol=0)
@@ -266,7 +279,7 @@ def test_a_new_unet_predicts_zero_and_its_blocks_begin_as_identities(config: UNe
 
 @DESIGNS
 def test_initial_weights_of_a_unet_are_distributed_as_published(config: UNetConfig) -> None:
-    network = UNet(replace(config, width=64), replace(RECTANGLE, classes=200))
+    network = UNet(replace(config, width=64), image_spec(3, 8, 12, classes=200, learned_variance=True))
     for parameter in network.parameters():
         nn.init.constant_(parameter, 7.0)  # whatever stood there must be gone
     network.initialise(seeded())
@@ -293,7 +306,7 @@ def test_initial_weights_of_a_unet_are_distributed_as_published(config: UNetConf
             assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
             assert module.bias is None or 0.8 * bound < module.bias.abs().max() <= bound, name
     assert min(kinds.values()) > 5
-    table = network.label_embedding.table.weight.detach()
+    table = network.get_parameter("condition_embedding.labels.table.weight").detach()
     assert (table.mean().item(), table.std().item()) == pytest.approx((0, 1), abs=0.02)
 
 
@@ -314,9 +327,9 @@ def test_time_and_label_change_a_unets_output_of_their_own_sample_only(config: U
     network = built(config, RECTANGLE).eval()
     x, t, condition = batch(RECTANGLE)
     before = network(x, t, condition)
-    labels, times = condition.labels.clone(), t.clone()
+    labels, times = condition.entries["labels"].value.clone(), t.clone()
     labels[1], times[2] = NULL, 3.0
-    changed = (network(x, times, Condition(labels)) - before).abs().flatten(1).amax(dim=1)
+    changed = (network(x, times, Condition.of_labels(labels)) - before).abs().flatten(1).amax(dim=1)
     assert (changed[[1, 2]] > 1e-3).all()
     assert (changed[[0, 3]] < 1e-5).all()
 
@@ -325,7 +338,7 @@ def test_time_and_label_change_a_unets_output_of_their_own_sample_only(config: U
 def test_a_unets_batch_is_its_samples(config: UNetConfig) -> None:
     network = built(config, RECTANGLE)
     x, t, condition = batch(RECTANGLE)
-    alone = [network(x[k : k + 1], t[k : k + 1], Condition(condition.labels[k : k + 1])) for k in range(4)]
+    alone = [network(x[k : k + 1], t[k : k + 1], condition.select(slice(k, k + 1))) for k in range(4)]
     torch.testing.assert_close(network(x, t, condition), torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -352,7 +365,7 @@ def test_a_unet_that_computes_again_has_the_same_gradients(config: UNetConfig) -
         return iter([p.grad.clone() for p in network.parameters() if p.grad is not None])
 
     kept = list(gradients())
-    network.recompute = True
+    network.activation_checkpointing = True
     for found, expected in zip(gradients(), kept, strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -365,14 +378,14 @@ def test_weights_alone_restore_a_unet(config: UNetConfig) -> None:
 
 
 def test_every_block_of_a_unet_is_compiled_however_many_there_are() -> None:
-    shape = NetworkInput(3, 16, 16, classes=5)
+    shape = image_spec(3, 16, 16, classes=5)
     network = built(UNetConfig(width=8, multipliers=(1.0, 2.0, 3.0), head_width=8), shape)
     expected = network(*batch(shape))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     before = torch._dynamo.config.recompile_limit
     try:
-        for block in network.blocks:
+        for block in network.block_list():
             block.compile(backend="eager")
         with torch.no_grad():
             torch.testing.assert_close(network(*batch(shape)), expected)
@@ -407,7 +420,7 @@ def test_impossible_unets_are_refused_in_one_line(
     config: dict[str, Any], shape: tuple[int, int], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        UNet(replace(ADM, **config), NetworkInput(4, *shape, classes=3))
+        UNet(replace(ADM, **config), image_spec(4, *shape, classes=3))
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -428,12 +441,12 @@ def test_networks_are_known_by_name_in_any_case() -> None:
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (DiTConfig(depth=4, width=64, heads=4), NetworkInput(1, 8, 8, 10)),
-        (DiTConfig(depth=6, width=192, heads=6, patch=1), NetworkInput(4, 8, 8, 10)),
-        (DiTConfig(depth=1, width=4, heads=1, patch=8), NetworkInput(1, 8, 8, 10)),
+        (DiTConfig(depth=4, width=64, heads=4), image_spec(1, 8, 8, 10)),
+        (DiTConfig(depth=6, width=192, heads=6, patch=1), image_spec(4, 8, 8, 10)),
+        (DiTConfig(depth=1, width=4, heads=1, patch=8), image_spec(1, 8, 8, 10)),
     ],
 )
-def test_the_matched_unet_is_nearer_in_compute_than_its_neighbours(config: DiTConfig, shape: NetworkInput) -> None:
+def test_the_matched_unet_is_nearer_in_compute_than_its_neighbours(config: DiTConfig, shape: NetworkSpec) -> None:
     found = matched(config, shape)
     wanted = cost(config, shape).gmacs
     off = abs(cost(found, shape).gmacs - wanted)
@@ -445,6 +458,6 @@ def test_the_matched_unet_is_nearer_in_compute_than_its_neighbours(config: DiTCo
 
 def test_only_the_width_is_matched() -> None:
     like = UNetConfig(blocks=1, multipliers=(1.0, 2.0), attention=(2,))
-    found = matched(DiTConfig(depth=4, width=64, heads=4), NetworkInput(1, 8, 8, 10), like)
+    found = matched(DiTConfig(depth=4, width=64, heads=4), image_spec(1, 8, 8, 10), like)
     assert found != like
     assert replace(found, width=64) == like

@@ -8,9 +8,10 @@ from typing import Any, cast
 import diffusers
 import pytest
 import torch
+from specs import image_spec
 from torch import Tensor
 
-from ditlab.models import Condition, NetworkInput, UNet, UNetConfig
+from ditlab.models import Condition, NetworkSpec, UNet, UNetConfig
 
 RESIDUAL = {
     "norm1": "norm1", "convolution1": "conv1", "modulation": "time_emb_proj", "norm2": "norm2", "convolution2": "conv2",
@@ -28,7 +29,7 @@ TRANSFORMER = {
 }  # fmt: skip
 ROOT = {
     "timestep_embedding.mlp.0": "time_embedding.linear_1", "timestep_embedding.mlp.2": "time_embedding.linear_2",
-    "label_embedding.table": "class_embedding", "first_layer": "conv_in", "last_norm": "conv_norm_out",
+    "condition_embedding.labels.table": "class_embedding", "first_layer": "conv_in", "last_norm": "conv_norm_out",
     "last_layer": "conv_out",
 }  # fmt: skip
 
@@ -71,7 +72,7 @@ def converted(network: UNet) -> dict[str, Tensor]:
     return found
 
 
-def drawn(config: UNetConfig, shape: NetworkInput) -> UNet:
+def drawn(config: UNetConfig, shape: NetworkSpec) -> UNet:
     """A network with its initial weights, moved so that none is zero and no norm the plain one."""
     generator = torch.Generator().manual_seed(0)
     network = UNet(config, shape).initialise(generator).eval()
@@ -81,8 +82,10 @@ def drawn(config: UNetConfig, shape: NetworkInput) -> UNet:
     return network
 
 
-def batch(shape: NetworkInput) -> tuple[Tensor, Tensor, Tensor]:
-    x = torch.randn(3, shape.channels, shape.height, shape.width, generator=torch.Generator().manual_seed(1))
+def batch(shape: NetworkSpec) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(
+        3, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=torch.Generator().manual_seed(1)
+    )
     return x, torch.tensor([0.0, 421.0, 999.0]), torch.tensor([0, 9, -1])
 
 
@@ -90,7 +93,7 @@ SHARED: dict[str, Any] = {"layers_per_block": 2, "block_out_channels": (128, 128
 
 
 def test_adms_design_gives_what_diffusers_gives() -> None:
-    shape = NetworkInput(3, 8, 16, classes=10, learned_variance=True)
+    shape = image_spec(3, 8, 16, classes=10, learned_variance=True)
     config = UNetConfig(width=128, multipliers=(1.0, 1.0, 2.0), attention=(4,), head_width=64)
     ours = drawn(config, shape)
     theirs = diffusers.UNet2DModel(
@@ -103,14 +106,14 @@ def test_adms_design_gives_what_diffusers_gives() -> None:
     x, t, labels = batch(shape)
     with torch.no_grad():
         expected = cast(Any, theirs(x, t, class_labels=labels % 11)).sample
-        found = ours(x, t, Condition(labels))
+        found = ours(x, t, Condition.of_labels(labels))
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_ldms_design_gives_what_diffusers_gives(heads: int) -> None:
-    shape = NetworkInput(4, 8, 16, classes=10)
+    shape = image_spec(4, 8, 16, classes=10)
     config = UNetConfig(width=128, multipliers=(1.0, 1.0, 2.0), attention=(2, 4), heads=heads, design="ldm")
     ours = drawn(config, shape)
     theirs = diffusers.UNet2DConditionModel(
@@ -124,6 +127,6 @@ def test_ldms_design_gives_what_diffusers_gives(heads: int) -> None:
     x, t, labels = batch(shape)
     with torch.no_grad():
         expected = cast(Any, theirs(x, t, encoder_hidden_states=token[labels % 11][:, None])).sample
-        found = ours(x, t, Condition(labels))
+        found = ours(x, t, Condition.of_labels(labels))
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)

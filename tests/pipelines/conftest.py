@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from specs import image_spec
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder
-from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.models import DiT, DiTConfig
 from ditlab.pipelines import Pipeline, SampleConfig
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False)
@@ -28,16 +29,16 @@ def build(
         autoencoder = Autoencoder(pixels[0], pixels[0], 1)
         autoencoder.set_statistics(torch.linspace(-0.4, 0.1, pixels[0]), torch.linspace(0.5, 0.8, pixels[0]))
     channels, height, width = autoencoder.latent_shape(pixels[1:])
-    shape = NetworkInput(
+    shape = image_spec(
         channels=channels, height=height, width=width, classes=len(names) if classes is None else classes,
-        learned_variance=diffusion.learned_variance, null_class=null_class,
+        learned_variance=diffusion.learned_variance, null=null_class,
     )  # fmt: skip
     network = DiT(DiTConfig(depth=2, width=16, heads=2), shape)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in network.parameters():  # a network as initialised predicts zero, whatever it is asked
             parameter.normal_(std=0.3, generator=generator)
-    return Pipeline(network.eval(), diffusion, autoencoder.eval(), pixels, names, defaults)
+    return Pipeline(network.eval(), diffusion, autoencoder.eval(), names, defaults)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ditlab.encoders import AutoencoderConfig, new_kl
-from ditlab.pipelines import SampleConfig, denoising, filmstrip, generate, grid, label_indices, write_png
+from ditlab.pipelines import SampleConfig, filmstrip, grid, write_png
 
 WHITE = 255
 
@@ -132,7 +132,7 @@ def test_a_filmstrip_ends_in_the_sample(make: Callable, sampler: str, pixels: tu
     model = make(pixels)
     config = SampleConfig(sampler, 12)
     found = _frames(filmstrip(model, ["fish", "cat"], 3, 2, config, frames=6), 2, 6, *pixels[1:])
-    (sample,) = generate(model, ["fish", "cat"], 3, 2, config)
+    (sample,) = model.batches(["fish", "cat"], 3, 2, config)
     for k in range(2):
         np.testing.assert_array_equal(found[2 * k, -1].reshape(sample[k].shape), sample[k])
     assert not np.array_equal(found[0, -1], found[2, -1])
@@ -143,7 +143,7 @@ def test_a_filmstrip_begins_with_noise_and_the_data_expected_of_it(make: Callabl
     model = make((3, 8, 12))
     config = SampleConfig(sampler, 40)
     found = _frames(filmstrip(model, None, 3, 2, config, frames=6), 2, 6, 8, 12).astype(float)
-    first, *_ = denoising(model, label_indices(model, None, 2), 3, 0, config)
+    first, *_ = model.denoise(model.label_indices(None, 2), 3, 0, config)
     for k in range(2):
         seed = int(np.random.SeedSequence([3, k]).generate_state(1, np.uint64)[0])
         noise = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(seed))
@@ -180,7 +180,7 @@ def test_a_filmstrip_of_latents_is_decoded(make: Callable):
     model = make((3, 8, 8), autoencoder=autoencoder)
     config = SampleConfig("euler", 4)
     found = _frames(filmstrip(model, None, 0, 2, config), 2, 5, 8, 8)
-    (sample,) = generate(model, None, 0, 2, config)
+    (sample,) = model.batches(None, 0, 2, config)
     np.testing.assert_array_equal(found[0, -1], sample[0])
     np.testing.assert_array_equal(found[3, -1], sample[1])  # the data expected at the end is the sample
 

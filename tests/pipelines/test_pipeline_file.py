@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 import ditlab
 from ditlab.diffusion import DiffusionConfig, GuidanceConfig
 from ditlab.encoders import AutoencoderConfig, load_pretrained, new_kl
+from ditlab.models.network import rename_weights
 from ditlab.pipelines import Pipeline, SampleConfig
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -54,9 +55,54 @@ def test_a_trained_autoencoder_travels_inside_the_model(make: Callable, tmp_path
     model.save(tmp_path)
     back = Pipeline.load(tmp_path)
     assert back.autoencoder.fingerprint() == autoencoder.fingerprint()
-    assert back.network.input.channels == 2
+    assert back.network.spec.latent.channels == 2
     assert model.sample(count=2).shape == (2, 8, 12, 1)
     same(back, model)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_model_of_format_1_is_read(make: Callable, tmp_path: Path, classes: int):
+    """As version 0.1 wrote it: other keys, other names of weights."""
+    model = make((3, 8, 12), names=("cat", "Dog", "fish")[:classes])
+    model.save(tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    network = record["network"]
+    del network["kind"]
+    process = record["process"]
+    process["label_dropout"] = process.pop("condition_dropout")
+    del process["time_scale"]
+    old = {
+        "format": 1,
+        "network": {
+            "config": network,
+            "input": {
+                "channels": 3, "height": 8, "width": 12, "classes": classes, "learned_variance": False, "null_class": True,
+            },
+        },
+        "diffusion": process, "autoencoder": record["autoencoder"], "pixels": [3, 8, 12], "names": record["class_names"],
+        "sample": record["sample"], "facts": record["facts"],
+    }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(old))
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    table = weights.pop("network.condition_embedding.labels.table.weight")
+    safetensors.torch.save_file(
+        weights | {"network.label_embedding.table.weight": table}, tmp_path / "model.safetensors"
+    )
+    same(Pipeline.load(tmp_path), model)
+
+
+def test_old_names_of_weights_are_mapped_to_a_shared_modulation():
+    """Only the network's own modulation is renamed, not the blocks'."""
+    old = {
+        "modulation.weight": 1,
+        "blocks.0.modulation.weight": 2,
+        "final_layer.modulation.bias": 3,
+        "label_embedding.x": 4,
+    }
+    assert rename_weights(old) == {
+        "shared_modulation.weight": 1, "blocks.0.modulation.weight": 2, "final_layer.modulation.bias": 3,
+        "condition_embedding.labels.x": 4,
+    }  # fmt: skip
 
 
 def pretrained_model(make: Callable, folder: Path) -> Pipeline:
@@ -130,18 +176,18 @@ def test_a_record_that_is_something_else_is_one_line(run: Path, refuses: Callabl
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda record: record["network"]["config"].update(registers=4), ("registers", "version")),
-        (lambda record: record["network"]["input"].update(frames=4), ("frames", "version")),
-        (lambda record: record["diffusion"].update(churn=1), ("churn", "version")),
+        (lambda record: record["network"].update(registers=4), ("registers", "version")),
+        (lambda record: record["conditions"][0].update(frames=4), ("frames", "version")),
+        (lambda record: record["process"].update(churn=1), ("churn", "version")),
         (lambda record: record["sample"].update(churn=1), ("churn", "version")),
-        (lambda record: record.update(format=2), ("format 2", "format 1")),
+        (lambda record: record.update(format=3), ("format 3", "formats 1 and 2")),
         (lambda record: record.pop("format"), ("format",)),
-        (lambda record: record.pop("names"), ("names",)),
+        (lambda record: record.pop("class_names"), ("class_names",)),
         (lambda record: record["sample"].pop("guidance"), ("guidance",)),
-        (lambda record: record["diffusion"].update(schedule="cosine"), ("cosine", "linear-beta")),
-        (lambda record: record["diffusion"].update(target="nois"), ("nois",)),
-        (lambda record: record["network"]["config"].update(block="adaln-one"), ("adaln-one", "adaln-zero")),
-        (lambda record: record["network"]["config"].update(depth="two"), ("model.json",)),
+        (lambda record: record["process"].update(schedule="cosine"), ("cosine", "linear-beta")),
+        (lambda record: record["process"].update(target="nois"), ("nois",)),
+        (lambda record: record["network"].update(block="adaln-one"), ("adaln-one", "adaln-zero")),
+        (lambda record: record["network"].update(depth="two"), ("model.json",)),
         (lambda record: record["autoencoder"].update(kind="vqvae"), ("vqvae", "pretrained")),
         (lambda record: record["autoencoder"].pop("channels"), ("channels",)),
         (lambda record: record.update(autoencoder={"kind": "kl", "config": {"future": 1}}), ("future",)),
@@ -157,10 +203,10 @@ def test_a_record_of_another_version_names_what_it_does_not_know(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda record: record["network"]["config"].update(width=20), ("patch_embedding.weight", "16", "20")),
-        (lambda record: record["network"]["config"].update(depth=3), ("lacks", "blocks.2.")),
-        (lambda record: record["network"]["config"].update(depth=1), ("unknown", "blocks.1.")),
-        (lambda record: record["network"]["input"].update(classes=5), ("label_embedding.table.weight",)),
+        (lambda record: record["network"].update(width=20), ("patch_embedding.weight", "16", "20")),
+        (lambda record: record["network"].update(depth=3), ("lacks", "blocks.2.")),
+        (lambda record: record["network"].update(depth=1), ("unknown", "blocks.1.")),
+        (lambda record: record["conditions"][0].update(classes=5), ("condition_embedding.labels.table.weight",)),
         (lambda record: record["autoencoder"].update(channels=2), ("mean",)),
     ],
 )
@@ -216,7 +262,7 @@ def test_classes_without_names_go_by_number(make: Callable, refuses: Callable):
 @pytest.mark.parametrize("scale", [1.5, 0.0])
 def test_guidance_without_a_null_class_is_refused(make: Callable, refuses: Callable, scale: float):
     model = make(null_class=False)
-    refuses(lambda: model.sample(count=1, guidance=scale), f"guidance {scale}", "label dropout 0", "guidance 1")
+    refuses(lambda: model.sample(count=1, guidance=scale), f"guidance {scale}", "condition dropout 0", "guidance 1")
     assert model.sample(count=1, guidance=1).shape == (1, 8, 8, 1)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditlab.pipelines import random_labels, sharded, weights_digest, write_samples
+from ditlab.pipelines import sharded, weights_digest, write_samples
 from ditlab.runtime import files
 
 SHAPE, BATCH = (22, 8, 12, 3), 5
@@ -246,16 +246,16 @@ def test_four_processes_killed_and_resumed_by_two_write_what_one_process_writes(
 
 def test_random_labels_depend_on_the_seed_and_not_on_the_count(make: Callable, refuses: Callable):
     model = make()
-    labels = random_labels(model, None, 6000, 3)
-    assert random_labels(model, None, 700, 3) == labels[:700]
-    assert random_labels(model, None, 6000, 4) != labels
+    labels = model.random_labels(None, 6000, 3)
+    assert model.random_labels(None, 700, 3) == labels[:700]
+    assert model.random_labels(None, 6000, 4) != labels
     counts = np.bincount(labels, minlength=3)
     assert len(counts) == 3
     assert (abs(counts - 2000) < 150).all()  # four standard deviations
     assert (counts != 2000).any()
-    assert set(random_labels(model, ["fish", 0], 50, 0)) == {2, 0}
-    refuses(lambda: random_labels(model, ["bird"], 5, 0), "unknown label 'bird'")
-    assert random_labels(make(names=()), None, 5, 0) == []
+    assert set(model.random_labels(["fish", 0], 50, 0)) == {2, 0}
+    refuses(lambda: model.random_labels(["bird"], 5, 0), "unknown label 'bird'")
+    assert make(names=()).random_labels(None, 5, 0) == []
 
 
 def test_a_digest_of_weights_changes_with_any_of_them(make: Callable):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ditlab.diffusion import GuidanceConfig
 from ditlab.errors import UserError
-from ditlab.pipelines import Pipeline, SampleConfig, strip, to_images
+from ditlab.pipelines import Pipeline, SampleConfig, strip
 from ditlab.playground.api import GenerationRequest, Limits, ModelServer, RequestError
 from ditlab.playground.backend import FRAMES, Backend
 from ditlab.playground.request import Cancelled, Interpolation, Request
@@ -59,7 +59,7 @@ def test_ambiguous_labels_are_written_as_numbers(backend: Backend):
 def test_a_latent_decodes_to_its_image(backend: Backend):
     model = backend.model("digits")
     latent, image = backend.generate_latent("digits", backend.build_request(GenerationRequest(labels=[4], n=1, seed=6)))
-    assert np.abs(to_images(model, latent)[0].astype(int) - image).max() == 0
+    assert np.abs(model.decode(latent)[0].astype(int) - image).max() == 0
     assert np.abs(image.astype(int) - model.sample([4], seed=6)[0]).max() <= 1
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ditlab.diffusion import GuidanceConfig, State
 from ditlab.errors import UserError
-from ditlab.pipelines import Pipeline, SampleConfig, to_images
+from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
 
@@ -152,7 +152,7 @@ def test_equal_requests_can_be_cancelled_one_by_one(model: Pipeline):
     alike = [request([k, 9 - k], seed=k, steps=8) for k in range(5)]
     alike[2].on_step = lambda state: alike[2].cancel()
     seen = list[torch.Tensor]()
-    alike[3].on_step = lambda state: seen.append(state.x)
+    alike[3].on_step = lambda state: seen.append(state.x_s)
     threads = threading.active_count()
     for each in alike:
         batcher.submit(each)
@@ -166,7 +166,7 @@ def test_equal_requests_can_be_cancelled_one_by_one(model: Pipeline):
             assert same(each.images.result(WAIT), alone(model, each))
     assert threading.active_count() <= threads + 1
     assert len(seen) == 8
-    assert same(to_images(model, seen[-1]), alone(model, alike[3]))
+    assert same(model.decode(seen[-1]), alone(model, alike[3]))
     batcher.close()
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from specs import image_spec
 from torch import nn
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput, UNetConfig, build
-from ditlab.pipelines import Pipeline, SampleConfig, denoising, to_images
+from ditlab.models import Condition, DiT, DiTConfig, UNetConfig, build
+from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.playground.inspection import Inspection, modulation, rms
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False)
@@ -27,17 +28,17 @@ SMALL = DiTConfig(depth=3, width=16, heads=2)
 def build_pipeline(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, classes: int = 4) -> Pipeline:
     autoencoder = Autoencoder(1, 1, 1)
     autoencoder.set_statistics(torch.tensor([-0.2]), torch.tensor([0.6]))
-    shape = NetworkInput(1, 8, 12, classes, diffusion.learned_variance)
+    shape = image_spec(1, 8, 12, classes, diffusion.learned_variance)
     network, generator = build(config, shape), torch.Generator().manual_seed(1)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     names = tuple(f"<b>{k}</b>" for k in range(classes))
-    return Pipeline(network.eval(), diffusion, autoencoder.eval(), (1, 8, 12), names, SampleConfig("euler", 3))
+    return Pipeline(network.eval(), diffusion, autoencoder.eval(), names, SampleConfig("euler", 3))
 
 
 def inspect(model: Pipeline, label: int, seed: int) -> Inspection:
-    *_, last = denoising(model, torch.tensor([label]), seed, 0, model.defaults)
-    return Inspection(model, label, seed, last.x, to_images(model, last.x)[0])
+    *_, last = model.denoise(torch.tensor([label]), seed, 0, model.defaults)
+    return Inspection(model, label, seed, last.x_s, model.decode(last.x_s)[0])
 
 
 def test_the_image_is_that_of_the_seed_and_clicks_select_patches():
@@ -66,7 +67,7 @@ def test_predictions_are_the_models_own(diffusion: DiffusionConfig):
     point = inspection.noised(0.5)[1]
     torch.testing.assert_close(x, point.alpha * inspection.latent + point.sigma * inspection.noise)
     with torch.no_grad():
-        torch.testing.assert_close(x0, model.denoiser(x, point, Condition(torch.tensor([1]))).x0)
+        torch.testing.assert_close(x0, model.denoiser.predict(x, point, Condition.of_labels(torch.tensor([1]))).x0)
     assert inspection.prediction_figure(0.33).width > 100
     assert inspection.channel_figure(0.33).width > 60
 
@@ -99,12 +100,12 @@ def test_modulation_vectors_are_those_of_the_blocks(block: str, rank: int):
     seen = list[torch.Tensor]()
 
     def keep(module: Any, given: tuple) -> None:
-        seen.append(torch.stack(module.vectors_of(given[1], given[3])))
+        seen.append(torch.stack(module.modulation_vectors(given[2], given[3], given[4]))[:, :, 0])
 
     hooks = [each.register_forward_pre_hook(keep) for each in network.blocks]
     t, labels = torch.tensor([120.0, 700.0]), torch.tensor([3, 0])
     with torch.no_grad():
-        network(torch.randn(2, 1, 8, 12), t, Condition(labels))
+        network(torch.randn(2, 1, 8, 12), t, Condition.of_labels(labels))
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(modulation(network, t, labels), torch.stack(seen))

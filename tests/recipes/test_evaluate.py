@@ -21,7 +21,7 @@ from ditlab.data import DataConfig, open_data
 from ditlab.diffusion import GuidanceConfig
 from ditlab.errors import UserError
 from ditlab.evaluate import Evaluation, Number, Reference, read_results, read_statistics, write_statistics
-from ditlab.pipelines import Pipeline, SampleConfig, generate, random_labels
+from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.pipelines.pictures import image_files
 from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
 from ditlab.recipes.samples import Samples, open_samples
@@ -133,9 +133,9 @@ def test_labels_are_in_turn_or_drawn_with_the_seed(few: Path):
     turn, random = opened(few, 60), opened(few, 60, "random")
     assert random.settings["labels"] == "drawn at random with the seed"
     model = Pipeline.load(few)
-    labels = random_labels(model, None, 60, 3)
+    labels = model.random_labels(None, 60, 3)
     config = replace(model.defaults, sampler="euler", steps=2)
-    expected = np.concatenate(list(generate(model, labels, 3, 60, config, 100)))
+    expected = np.concatenate(list(model.batches(labels, 3, 60, config, 100)))
     np.testing.assert_array_equal(np.concatenate(list(random.batches())), expected)
     assert (np.concatenate(list(turn.batches())) != expected).any()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from specs import image_spec
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -21,8 +22,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
 from ditlab.cli.main import COMMANDS
-from ditlab.diffusion import DiffusionConfig, build_loss
-from ditlab.models import Condition, DiTConfig, Network, NetworkInput, UNetConfig, build
+from ditlab.diffusion import DiffusionConfig
+from ditlab.models import Condition, DiTConfig, Network, UNetConfig, build
 from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
 from ditlab.recipes import find_recipe
 from ditlab.runtime.distributed import Processes
@@ -38,12 +39,12 @@ FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_var
 
 def subject(block: str = "adaln-zero", side: int = 24, diffusion: DiffusionConfig = PAPER, depth: int = 3) -> Subject:
     config = DiTConfig(depth=depth, width=48, heads=3, patch=1, block=block)  # type: ignore[arg-type]
-    return Subject(config, NetworkInput(4, side, side, 10, diffusion.learned_variance), diffusion)
+    return Subject(config, image_spec(4, side, side, 10, diffusion.learned_variance), diffusion)
 
 
 def unet(design: str, diffusion: DiffusionConfig = PAPER) -> Subject:
     config = UNetConfig(width=16, multipliers=(1.0, 2.0, 3.0), head_width=8, design=design)  # type: ignore[arg-type]
-    return Subject(config, NetworkInput(4, 8, 12, 10, diffusion.learned_variance), diffusion)
+    return Subject(config, image_spec(4, 8, 12, 10, diffusion.learned_variance), diffusion)
 
 
 class Kept:
@@ -65,11 +66,11 @@ class Kept:
 
 def really_kept(of: Subject, images: int, bf16: bool, recompute: bool = False) -> int:
     network = build(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
-    network.recompute = recompute
-    loss = build_loss(of.diffusion)
-    latent = (of.shape.channels, of.shape.height, of.shape.width)
+    network.activation_checkpointing = recompute
+    loss = of.diffusion.build_loss()
+    latent = of.shape.latent.shape
     draws = loss.draw(torch.Generator().manual_seed(1), images, latent)
-    x0, condition = torch.randn(images, *latent), Condition(torch.arange(images))
+    x0, condition = torch.randn(images, *latent), Condition.of_labels(torch.arange(images))
     kept = Kept(network, loss)
     hooks = torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -188,10 +189,10 @@ def test_a_unet_that_computes_again_keeps_what_enters_its_blocks_and_the_largest
     of = unet(design, FLOW)
     entered: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
     network = build(of.config, of.shape)
-    for block in network.blocks:
+    for block in network.block_list():
         block.register_forward_pre_hook(lambda module, inputs: entered.append((module, inputs)))
-    latent = (of.shape.channels, of.shape.height, of.shape.width)
-    network(torch.randn(4, *latent), torch.zeros(4), Condition(torch.arange(4)))
+    latent = of.shape.latent.shape
+    network(torch.randn(4, *latent), torch.zeros(4), Condition.of_labels(torch.arange(4)))
     largest = 0
     for block, inputs in list(entered):
         own = Kept(block)
@@ -279,12 +280,12 @@ def test_the_root_and_no_more_than_two_blocks_are_gathered_at_a_time(eight: Proc
             {name for name, unit in units.items() if unit.is_unsharded or unit._all_gather_result is not None}
         )
 
-    for block in network.blocks:
+    for block in network.block_list():
         mlp = block.get_submodule("mlp")
         mlp.register_forward_hook(look)
         mlp.register_full_backward_hook(look)
     with torch.autocast("cpu", torch.bfloat16):
-        out = network(torch.randn(2, 4, 8, 8), torch.zeros(2), Condition(torch.arange(2)))
+        out = network(torch.randn(2, 4, 8, 8), torch.zeros(2), Condition.of_labels(torch.arange(2)))
     out.sum().backward()
     assert len(gathered) == 8
     assert max(map(len, gathered)) == 3
@@ -305,12 +306,12 @@ def test_the_root_and_no_more_than_two_blocks_are_gathered_at_a_time(eight: Proc
 def test_a_unet_is_sharded_block_by_block_and_gathered_by_two(design: str, eight: Processes):
     of, train = unet(design), TrainConfig(batch=16, parallel="fsdp", precision="bf16")
     network = build(of.config, of.shape).initialise(torch.Generator().manual_seed(0))
-    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in network.blocks]
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in network.block_list()]
     root = sum(parameter.numel() for parameter in network.parameters()) - sum(sizes)
     shard(network, Blocks(network), train, eight, torch.device("cpu"))
     assert sum(isinstance(module, FSDPModule) for module in network.modules()) == len(sizes) + 1
     with torch.autocast("cpu", torch.bfloat16):
-        out = network(torch.randn(2, 4, 8, 12), torch.zeros(2), Condition(torch.arange(2)))
+        out = network(torch.randn(2, 4, 8, 12), torch.zeros(2), Condition.of_labels(torch.arange(2)))
     out.sum().backward()
     local = [parameter.to_local().numel() for parameter in network.parameters() if isinstance(parameter, DTensor)]
     memory = training_memory(of, train, 8)["fsdp"].memory
@@ -338,14 +339,14 @@ def test_a_checkpoint_is_as_large_on_disk_as_is_said(digits_run: Path, ditlab):
     on_disk = sum(path.stat().st_size for path in folder.iterdir())
     said = json.loads(ditlab("inspect", digits_run, "--json").out)["training"]["checkpoint_bytes"]
     assert said == pytest.approx(on_disk, rel=0.02)
-    xl = Subject(DiTConfig.named("XL/2"), NetworkInput(4, 32, 32, 1000, True), PAPER)
+    xl = Subject(DiTConfig.named("XL/2"), image_spec(4, 32, 32, 1000, True), PAPER)
     assert checkpoint_bytes(xl.network()) == pytest.approx(16 * 674_834_720, rel=1e-3)
 
 
 def test_a_recipe_that_drops_no_labels_has_no_row_for_no_class(tmp_path: Path, ditlab):
     recipe, _ = find_recipe("digits")
     path = tmp_path / "recipe.json"
-    path.write_text(replace(recipe, diffusion=replace(recipe.diffusion, label_dropout=0.0)).to_json())
+    path.write_text(replace(recipe, diffusion=replace(recipe.diffusion, condition_dropout=0.0)).to_json())
     with_null, without = (json.loads(ditlab("inspect", each, "--json").out)["parameters"] for each in ("digits", path))
     assert with_null - without == recipe.model.width
 

@@ -92,7 +92,7 @@ def test_a_recipe_with_an_autoencoder_of_its_own_is_checked_before_that_is_train
     tmp_path: Path, kl_recipe: Path, refused
 ):
     base = ["train", kl_recipe, "--out", tmp_path / "run"]
-    refused([*base, "--diffusion.label-dropout", "0", "--sample.guidance.scale", "2"], "null class")
+    refused([*base, "--diffusion.condition-dropout", "0", "--sample.guidance.scale", "2"], "null class")
     refused([*base, "--sample.sampler", "ddmi"], "'ddmi'", "ddpm")
     refused([*base, "--model.patch", "3"], "8x8", "factor 2 x patch 3", "6 or 12")
     refused([*base, "--autoencoder.widths", "0"], "widths (0,)")

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from specs import image_spec
 
-from ditlab.models import NetworkInput, cost
+from ditlab.models import cost
 from ditlab.recipes import find_recipe
 from ditlab.study import STUDIES, Plan
 from ditlab.study.study_run import Result, StudyRun
@@ -21,7 +22,7 @@ def results_by_law(study: str, law: Law, seeds: int = 1) -> list[Result]:
     """Results of all runs of a study on digits, their distances computed by ``law``."""
     results = []
     for run in Plan(study, find_recipe("digits")[0], seeds=seeds).runs:
-        costs = cached_cost(run.recipe.model, NetworkInput(1, 8, 8, 10))
+        costs = cached_cost(run.recipe.model, image_spec(1, 8, 8, 10))
         images = run.recipe.train.images
         numbers: dict[str, dict[str, float | None]] = {METRIC: {"value": law(run, costs.gmacs), "spread": 1.0}}
         numbers |= {"precision": {"value": 0.7, "spread": 0.01}, "recall": {"value": 0.6, "spread": 0.01}}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import cached_cost
+from specs import image_spec
 
 from ditlab.errors import UserError
-from ditlab.models import DiTConfig, NetworkInput, UNetConfig
+from ditlab.models import DiTConfig, UNetConfig
 from ditlab.recipes import find_recipe
 from ditlab.study import STUDIES, Plan
 from ditlab.study.ablation import BASELINE, STEPS
@@ -46,7 +47,7 @@ def test_scaling_has_nine_runs_at_equal_images_and_others_of_comparable_compute(
     equal = [run for run in runs if run.values["times"] == 1]
     assert len(equal) == 9
     assert len({run.recipe.train.images for run in equal}) == 1
-    shape = NetworkInput(1, 8, 8, 10)
+    shape = image_spec(1, 8, 8, 10)
 
     def spent(run: StudyRun) -> float:
         return cached_cost(run.recipe.model, shape).gmacs * run.recipe.train.images
@@ -67,7 +68,7 @@ def test_conditioning_is_the_four_blocks_over_three_seeds(plan: MakePlan) -> Non
 
 
 def test_the_u_nets_are_matched_in_multiply_accumulates(plan: MakePlan) -> None:
-    shape = NetworkInput(1, 8, 8, 10)
+    shape = image_spec(1, 8, 8, 10)
     by_size: dict[str, dict[str, float]] = {}
     for run in plan("unet").runs:
         assert isinstance(run.recipe.model, UNetConfig) == (run.values["network"] == "U-Net")
@@ -95,7 +96,7 @@ def test_each_ablation_step_changes_one_setting(plan: MakePlan) -> None:
     before = runs["together", BASELINE]
     assert before["diffusion"] == {
         "schedule": "linear-beta", "target": "epsilon", "learned_variance": True, "times": "uniform",
-        "label_dropout": 0.1, "direction": False,
+        "condition_dropout": 0.1, "direction": False,
     }  # fmt: skip
     assert before["train"]["beta2"] == 0.999
 
@@ -130,7 +131,7 @@ def test_a_plan_survives_saving_and_loading(plan: MakePlan, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["fashion", "cifar10"])
 def test_each_study_has_a_preset_for_larger_data(name: str, tmp_path: Path) -> None:
     recipe, _ = find_recipe(name)
-    shapes = {"fashion": NetworkInput(1, 28, 28, 10), "cifar10": NetworkInput(3, 32, 32, 10)}
+    shapes = {"fashion": image_spec(1, 28, 28, 10), "cifar10": image_spec(3, 32, 32, 10)}
     for study in set(STUDIES) - {"unet"}:  # which looks at the images themselves
         for run in Plan(study, recipe).runs:
             if run.recipe.autoencoder.kind == "pixels":

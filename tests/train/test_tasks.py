@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from specs import image_spec
 from torch import Tensor
 
 from ditlab.data import DataConfig, DataOrder, open_data
-from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, record, uint8_to_float
 from ditlab.errors import UserError
-from ditlab.models import Condition, DiT, DiTConfig, NetworkInput
+from ditlab.models import Condition, DiT, DiTConfig
 from ditlab.pipelines import Pipeline
 from ditlab.train import AutoencoderTask, DiffusionTask, read_metrics
 from ditlab.train.prefetch import step_generator
@@ -35,17 +36,17 @@ def test_a_run_of_the_recipe_is_a_plain_flow_matching_loop_over_scikit_learns_di
     x = pixels()
     mean, std = x.mean(), x.std(correction=0)
     latents, labels = ((x - mean) / std).float(), torch.from_numpy(load_digits().target)  # type: ignore[attr-defined]
-    shape = NetworkInput(channels=1, height=8, width=8, classes=10)
+    shape = image_spec(channels=1, height=8, width=8, classes=10)
     network = DiT(DiTConfig(depth=2, width=32, heads=2, patch=2), shape).initialise(torch.Generator().manual_seed(0))
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    order, loss = DataOrder(1797, 0), build_loss(FLOW)
+    order, loss = DataOrder(1797, 0), FLOW.build_loss()
     for step in range(20):
         draws = loss.draw(step_generator(0, step), 32, (1, 8, 8))
         indices, _ = order.batch(32 * step, 32)
         x0, epsilon, t = latents[indices], draws["epsilon"], draws["t"][:, None, None, None]
         told = torch.where(draws["drop"], -1, labels[indices])
-        velocity = network((1 - t) * x0 + t * epsilon, 1000 * draws["t"], Condition(told))
+        velocity = network((1 - t) * x0 + t * epsilon, 1000 * draws["t"], Condition.of_labels(told))
         optimiser.zero_grad()
         (velocity - (epsilon - x0)).square().mean().backward()
         optimiser.param_groups[0]["lr"] = 6e-3 * min(1, (20 - step) / 10)
@@ -90,9 +91,9 @@ def test_sample_pictures_are_drawn_on_the_way_and_shown_in_the_report(digits_run
 
 def test_labels_the_network_does_not_know_are_refused():
     images = open_data(DataConfig(source="digits", limit=50)).load()
-    network = DiT(DiTConfig(depth=1, width=16, heads=2), NetworkInput(1, 8, 8, classes=5))
+    network = DiT(DiTConfig(depth=1, width=16, heads=2), image_spec(1, 8, 8, classes=5))
     with pytest.raises(UserError, match="label 9 in the data is out of range: the network has 5 classes"):
-        DiffusionTask(network, build_loss(FLOW), Autoencoder(1, 1, 1), images)
+        DiffusionTask(network, FLOW.build_loss(), Autoencoder(1, 1, 1), images)
 
 
 def test_training_the_autoencoder_gives_images_back_ever_better(kl_run: Path):

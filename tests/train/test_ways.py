@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from specs import image_spec
 from torch import nn
 
 from ditlab.data import DataConfig, open_data
-from ditlab.diffusion import DiffusionConfig, build_loss
+from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl
 from ditlab.errors import UserError
-from ditlab.models import DiT, DiTConfig, NetworkInput
+from ditlab.models import DiT, DiTConfig
 from ditlab.runtime.distributed import ALONE
 from ditlab.train import AutoencoderTask, DiffusionTask, TrainConfig, read_metrics, train
 from ditlab.train.microbatch import largest_microbatch, saved_bytes
@@ -29,14 +30,14 @@ BLOCKS = ("adaln-zero", "adaln", "cross-attention", "in-context")
 
 def make_task(block: str = "adaln-zero", tokens: int = 4) -> DiffusionTask:
     images = open_data(DataConfig(source="digits", limit=64)).load()
-    shape = NetworkInput(1, 8, 8, classes=10, learned_variance=True)
+    shape = image_spec(1, 8, 8, classes=10, learned_variance=True)
     network = DiT(DiTConfig(depth=2, width=16, heads=2, patch=8 // tokens, block=block), shape)  # type: ignore[arg-type]
     network.initialise(torch.Generator().manual_seed(1))
     with torch.no_grad():  # no gate is zero, so that every part has a gradient
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
     diffusion, autoencoder = DiffusionConfig(), Autoencoder(1, 1, 1)
-    return DiffusionTask(network, build_loss(diffusion), autoencoder, images)
+    return DiffusionTask(network, diffusion.build_loss(), autoencoder, images)
 
 
 def losses(folder: Path, made: DiffusionTask | AutoencoderTask, **changes: object) -> np.ndarray:

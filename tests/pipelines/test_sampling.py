@@ -9,7 +9,7 @@ import torch
 from ditlab.diffusion import SAMPLERS, DiffusionConfig, GuidanceConfig
 from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.errors import UserError
-from ditlab.pipelines import Pipeline, SampleConfig, denoising, generate, interpolating, label_indices, to_images
+from ditlab.pipelines import Pipeline, SampleConfig
 
 LEARNED = DiffusionConfig()  # the paper's: 1000 linear betas, epsilon, learned variance
 FIXED = DiffusionConfig(learned_variance=False)
@@ -18,7 +18,7 @@ GUIDED = GuidanceConfig(2.0)
 
 def images(model: Pipeline, count: int = 9, seed: int = 5, batch: int = 64, **settings: object) -> np.ndarray:
     config = SampleConfig(**{"sampler": "euler", "steps": 4, **settings})  # type: ignore[arg-type]
-    return np.concatenate(list(generate(model, None, seed, count, config, batch)))
+    return np.concatenate(list(model.batches(None, seed, count, config, batch)))
 
 
 def apart(one: np.ndarray, other: np.ndarray) -> int:
@@ -51,7 +51,7 @@ def test_the_noise_of_image_k_is_its_own_and_not_that_of_a_neighbouring_seed(mak
 
     def first_noise(seed: int, first: int) -> torch.Tensor:
         config = SampleConfig("ddpm", 2)
-        return next(denoising(model, torch.full((3,), -1), seed, first, config)).x
+        return next(model.denoise(torch.full((3,), -1), seed, first, config)).x_s
 
     torch.testing.assert_close(first_noise(0, 1)[0], first_noise(0, 0)[1])
     torch.testing.assert_close(first_noise(0, 2)[0], first_noise(0, 0)[2])
@@ -64,7 +64,7 @@ def test_the_noise_added_between_steps_differs_from_step_to_step(make: Callable)
     with torch.no_grad():
         for parameter in model.network.parameters():
             parameter.zero_()
-    x = [state.x.flatten() for state in denoising(model, torch.tensor([-1]), 0, 0, SampleConfig("ddpm", 200))]
+    x = [state.x_s.flatten() for state in model.denoise(torch.tensor([-1]), 0, 0, SampleConfig("ddpm", 200))]
     added = torch.stack([after - before for before, after in pairwise(x[:21])])
     correlation = torch.corrcoef(added).fill_diagonal_(0)
     assert correlation.abs().max() < 0.35  # 256 numbers: five deviations
@@ -82,12 +82,12 @@ def test_global_random_numbers_play_no_part_and_are_not_drawn(make: Callable):
 
 def test_labels_are_given_out_in_turn(make: Callable):
     model = make()
-    assert label_indices(model, None, 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert label_indices(model, ["fish", 0], 5).tolist() == [2, 0, 2, 0, 2]
-    assert label_indices(model, ["dog"], 3).tolist() == [1, 1, 1]
-    assert label_indices(make(names=()), None, 3).tolist() == [-1, -1, -1]
+    assert model.label_indices(None, 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert model.label_indices(["fish", 0], 5).tolist() == [2, 0, 2, 0, 2]
+    assert model.label_indices(["dog"], 3).tolist() == [1, 1, 1]
+    assert make(names=()).label_indices(None, 3).tolist() == [-1, -1, -1]
     config = SampleConfig("euler", 4)
-    in_turn, dogs = (np.concatenate(list(generate(model, k, 0, 6, config, 4))) for k in (["fish", "dog"], ["dog"]))
+    in_turn, dogs = (np.concatenate(list(model.batches(k, 0, 6, config, 4))) for k in (["fish", "dog"], ["dog"]))
     np.testing.assert_array_equal(in_turn[1::2], dogs[1::2])
     assert apart(in_turn[::2], dogs[::2]) > 5
 
@@ -96,13 +96,14 @@ def test_a_label_given_is_what_the_network_is_told(make: Callable):
     """Samples of a model whose label table has been turned round are those of the other labels."""
     model, turned = make(), make()
     with torch.no_grad():
-        turned.network.label_embedding.table.weight[:3] = model.network.label_embedding.table.weight[:3].flip(0)
+        tables = [each.network.get_parameter("condition_embedding.labels.table.weight") for each in (turned, model)]
+        tables[0][:3] = tables[1][:3].flip(0)
     np.testing.assert_array_equal(model.sample(labels=["cat", "fish"]), turned.sample(labels=["fish", "cat"]))
 
 
 def test_batches_come_as_they_are_made(make: Callable):
     config = SampleConfig("euler", 2)
-    assert [len(batch) for batch in generate(make(), None, 0, 10, config, 4)] == [4, 4, 2]
+    assert [len(batch) for batch in make().batches(None, 0, 10, config, 4)] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("pixels", [(1, 8, 8), (3, 8, 12), (3, 12, 4), (2, 6, 6), (5, 4, 4)])
@@ -118,10 +119,10 @@ def test_latent_models_decode_what_they_sample(make: Callable):
     autoencoder.set_statistics(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.5]))
     model = make((3, 8, 12), autoencoder=autoencoder, diffusion=LEARNED)
     config = SampleConfig("ddpm", 3)
-    made = np.concatenate(list(generate(model, None, 0, 4, config)))
-    *_, last = denoising(model, label_indices(model, None, 4), 0, 0, config)
-    assert last.x.shape == (4, 2, 4, 6)
-    raw = last.x.double() * torch.tensor([2.0, 0.5]).view(2, 1, 1) + torch.tensor([0.5, -1.0]).view(2, 1, 1)
+    made = np.concatenate(list(model.batches(None, 0, 4, config)))
+    *_, last = model.denoise(model.label_indices(None, 4), 0, 0, config)
+    assert last.x_s.shape == (4, 2, 4, 6)
+    raw = last.x_s.double() * torch.tensor([2.0, 0.5]).view(2, 1, 1) + torch.tensor([0.5, -1.0]).view(2, 1, 1)
     with torch.no_grad():
         pixels = autoencoder.vae.decode(raw.float()).sample.double().permute(0, 2, 3, 1).numpy()  # type: ignore[operator]
     direct = np.clip(np.round((pixels + 1) * 127.5), 0, 255)
@@ -134,9 +135,9 @@ def test_latents_become_bytes_by_rounding_and_clipping(make: Callable):
     model = make(names=())
     model.autoencoder.set_statistics(torch.tensor([0.0]), torch.tensor([1.0]))
     levels = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
-    assert to_images(model, levels).flatten().tolist() == list(range(256))
-    assert to_images(model, levels + 0.4 / 127.5).flatten().tolist() == list(range(256))
-    assert to_images(model, torch.tensor([[[[-3.0, 3.0]]]])).flatten().tolist() == [0, 255]
+    assert model.decode(levels).flatten().tolist() == list(range(256))
+    assert model.decode(levels + 0.4 / 127.5).flatten().tolist() == list(range(256))
+    assert model.decode(torch.tensor([[[[-3.0, 3.0]]]])).flatten().tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("guidance", [GuidanceConfig(), GuidanceConfig(8.0), GuidanceConfig(4.0, 0.2, 0.7)])
@@ -147,33 +148,33 @@ def test_pixel_models_stay_between_black_and_white(
 ):
     model = make((3, 8, 8), diffusion=diffusion)
     config = SampleConfig(sampler, 5, guidance)
-    states = list(denoising(model, label_indices(model, None, 4), 0, 0, config))
+    states = list(model.denoise(model.label_indices(None, 4), 0, 0, config))
     for state in states:
         assert model.autoencoder.decode(state.x0).abs().max() <= 1 + 1e-5
-    made = model.autoencoder.decode(states[-1].x)
+    made = model.autoencoder.decode(states[-1].x_s)
     assert made.abs().max() <= 1 + 1e-5
     assert made.std() > 0.1
 
 
 def test_steps_run_from_noise_to_data_and_there_are_as_many_as_asked(make: Callable):
     for sampler in SAMPLERS:
-        states = list(denoising(make(), torch.tensor([0, 1]), 0, 0, SampleConfig(sampler, 6)))
-        times = [state.there.t for state in states]
+        states = list(make().denoise(torch.tensor([0, 1]), 0, 0, SampleConfig(sampler, 6)))
+        times = [state.s.t for state in states]
         assert len(times) == 6
         assert times == sorted(times, reverse=True)
         assert times[-1] == 0
-        assert states[-1].there.sigma == 0
+        assert states[-1].s.sigma == 0
 
 
 def test_the_callers_own_code_runs_with_gradients_between_steps(make: Callable):
     model = make()
-    steps = denoising(model, torch.tensor([0]), 0, 0, SampleConfig("euler", 3))
+    steps = model.denoise(torch.tensor([0]), 0, 0, SampleConfig("euler", 3))
     next(steps)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
     for parameter in model.network.parameters():
         assert not parameter.is_inference()
-    batches = generate(model, None, 0, 4, SampleConfig("euler", 2), batch=2)
+    batches = model.batches(None, 0, 4, SampleConfig("euler", 2), batch=2)
     next(batches)
     assert not torch.is_inference_mode_enabled()
 
@@ -191,13 +192,13 @@ def test_ddpm_with_a_learned_variance_uses_it(make: Callable):
                 parameter.zero_()
             bias = model.network.final_layer.linear.bias  # of four patch pixels, each epsilon and variance
             bias.view(4, 2)[:, 1] = level
-        states = list(denoising(model, torch.full((16,), -1), 0, 0, SampleConfig("ddpm", 10)))
-        before, after = states[6].x.double(), states[7]
+        states = list(model.denoise(torch.full((16,), -1), 0, 0, SampleConfig("ddpm", 10)))
+        before, after = states[6].x_s.double(), states[7]
         mean = (  # Ho et al. 2020, equation 7
             math.sqrt(there) * beta / (1 - here) * after.x0
             + math.sqrt(here / there) * (1 - there) / (1 - here) * before
         )
-        assert float((after.x - mean).std()) == pytest.approx(math.sqrt(variance), rel=0.05)
+        assert float((after.x_s - mean).std()) == pytest.approx(math.sqrt(variance), rel=0.05)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
@@ -238,8 +239,8 @@ def test_seeds_may_be_large(make: Callable):
 @pytest.mark.parametrize("ends", [((5, 0), (6, 0)), ((5, 0), (5, 2)), ((5, 1), (9, 2))])
 def test_an_interpolation_begins_and_ends_with_the_images_of_its_ends(make: Callable, sampler: str, ends: tuple):
     model, config = make(), SampleConfig(sampler, 4, GUIDED)
-    *_, last = interpolating(model, ends[0], ends[1], 5, config)
-    found = to_images(model, last.x)
+    *_, last = model.run(model.interpolation(ends[0], ends[1], 5, config), config)
+    found = model.decode(last.x_s)
     for image, (seed, label) in ((found[0], ends[0]), (found[-1], ends[1])):
         alone = model.sample([label], seed=seed, count=1, sampler=sampler, steps=4, guidance=GUIDED)[0]
         assert apart(image, alone) <= 1
@@ -250,12 +251,21 @@ def test_an_interpolation_begins_and_ends_with_the_images_of_its_ends(make: Call
 
 def test_the_noise_of_an_interpolation_stays_as_strong(make: Callable):
     model = make(names=())
-    state = next(interpolating(model, (1, -1), (2, -1), 9, SampleConfig("euler", 2)))
-    one, other = state.before[0], state.before[-1]
+    config = SampleConfig("euler", 2)
+    state = next(model.run(model.interpolation((1, -1), (2, -1), 9, config), config))
+    one, other = state.x_t[0], state.x_t[-1]
     angles = torch.linspace(0, math.pi / 2, 9).view(-1, 1, 1, 1)
-    torch.testing.assert_close(state.before, angles.cos() * one + angles.sin() * other)
+    torch.testing.assert_close(state.x_t, angles.cos() * one + angles.sin() * other)
 
 
 def test_an_interpolation_needs_two_images(make: Callable):
     with pytest.raises(UserError, match="1 images between two; 2 or more"):
-        next(interpolating(make(), (0, 0), (1, 0), 1, SampleConfig("euler", 2)))
+        make().interpolation((0, 0), (1, 0), 1, SampleConfig("euler", 2))
+
+
+def test_a_dit_makes_images_of_another_size(make: Callable):
+    model = make((1, 8, 8))
+    assert model.sample(count=2, steps=2, size=(12, 20)).shape == (2, 12, 20, 1)
+    assert np.array_equal(model.sample(count=2, steps=2, size=(8, 8)), model.sample(count=2, steps=2))
+    with pytest.raises(UserError, match=r"9x12.*patch 2"):
+        model.sample(count=1, steps=1, size=(9, 12))

@@ -1,0 +1,140 @@
+"""Where tokens are: positions, rotary angles, and what may attend to what, built once a size and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditlab.models.tokens import Size, Tokens
+
+MOST_KEPT = 64  # layouts a network keeps
+
+
+def sincos_positions(width: int, grid: Size) -> Tensor:
+    """Fixed sine-cosine positions of a grid (rows, columns) or (frames, rows, columns), float32 (tokens, width).
+
+    The first half of the width encodes the column, the second the row, each as sines then cosines of
+    ``position / 10000 ** (2 i / (width / 2))`` (Vaswani et al. 2017, section 3.5; DiT section 3.2). Frames add the same of
+    the frame's index over the whole width, less that of frame 0, so that an image is a clip of one frame.
+
+    Raises:
+        ValueError: width is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"width {width} is not divisible by 4, which 2-D sine-cosine positions need")
+
+    def axis(positions: Tensor, part: int) -> Tensor:
+        omega = 10000.0 ** -(torch.arange(part // 2, dtype=torch.float64) / (part // 2))
+        angles = positions.to(torch.float64)[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    *frame, row, column = _coordinates(grid)
+    positions = torch.cat([axis(column, width // 2), axis(row, width // 2)], dim=1)
+    for index in frame:
+        positions = positions + axis(index, width) - axis(torch.zeros(1), width)
+    return positions.float()
+
+
+def rotary_positions(width: int, grid: Size) -> Tensor:
+    """Cosines and sines that rotate a head of ``width`` by its token's place, float32 (2, tokens, width / 2).
+
+    Column and row have half of the pairs each, or a fourth each where the frame has the other half; an axis of n pairs
+    rotates them by ``position / 10000 ** (i / n)`` (Su et al. 2021, applied to each axis on its own).
+
+    Raises:
+        ValueError: width is not divisible by 4, or by 8 for clips.
+    """
+    unit = 4 if len(grid) == 2 else 8
+    if width % unit:
+        raise ValueError(f"width {width} is not divisible by {unit}, which rotary positions of {len(grid)} axes need")
+    *frame, row, column = _coordinates(grid)
+    pairs = width // unit
+
+    def axis(positions: Tensor, count: int) -> Tensor:
+        return positions.double()[:, None] * 10000.0 ** -(torch.arange(count, dtype=torch.float64) / count)
+
+    shares = [(column, pairs), (row, pairs)] if not frame else [(column, pairs), (row, pairs), (frame[0], 2 * pairs)]
+    angles = torch.cat([axis(place, count) for place, count in shares], dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def _coordinates(grid: Size) -> list[Tensor]:
+    return [axis.flatten() for axis in torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")]
+
+
+class Layout(NamedTuple):
+    """What blocks know of their tokens' places; tensors only.
+
+    Attributes:
+        positions: added to the embedded patches, (L, D), or (R, L, D) of a pack.
+        rope: cosines and sines (2, L', d / 2), or (2, R, 1, L', d / 2) of a pack; L' counts context tokens too.
+        mask: of a pack, bool (R, 1, L, L): attention stays within a sample.
+        sample: of a pack, int64 (R, L): the sample whose condition modulates each token.
+    """
+
+    positions: Tensor
+    rope: Tensor | None = None
+    mask: Tensor | None = None
+    sample: Tensor | None = None
+
+
+class Layouts:
+    """Layouts by size, built outside compiled code and kept.
+
+    Args:
+        width: of a token.
+        head_width: of an attention head that rotary positions rotate; 0 for none.
+    """
+
+    def __init__(self, width: int, head_width: int):
+        self.width, self.head_width = width, head_width
+        self._kept: dict[object, Layout] = {}
+
+    def __call__(self, tokens: Tokens, context: int) -> Layout:
+        """The layout of tokens, with ``context`` tokens that have no place appended to each row."""
+        key = (tokens.grids, tokens.x.shape[1], context, tokens.segment is None, tokens.x.device)
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            with torch.inference_mode(False), torch.device("cpu"):  # kept for training too, whoever came first
+                self._kept[key] = self._build(tokens, context)
+        return self._kept[key]
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is kept."""
+        return [tensor for layout in self._kept.values() for tensor in layout if tensor is not None]
+
+    def _build(self, tokens: Tokens, context: int) -> Layout:
+        device, length = tokens.x.device, tokens.x.shape[1]
+        positions = _row([sincos_positions(self.width, grid) for grid in tokens.grids], 0, length)
+        rope = None
+        if self.head_width:
+            rope = _row([rotary_positions(self.head_width, grid) for grid in tokens.grids], 1, length + context)
+            rope[0, sum(_count(grid) for grid in tokens.grids) :] = 1.0  # what has no place is not rotated
+        if tokens.segment is None:
+            return Layout(positions.to(device), None if rope is None else rope.to(device))
+        counts = torch.tensor([_count(grid) for grid in tokens.grids])
+        segment = torch.cat(
+            [torch.repeat_interleave(torch.arange(len(counts)), counts), torch.full((length - int(counts.sum()),), -1)]
+        )
+        return Layout(
+            positions[None].to(device),
+            None if rope is None else rope[:, None, None].to(device),
+            (segment[:, None] == segment).view(1, 1, length, length).to(device),
+            segment.clamp(min=0)[None].to(device),
+        )
+
+
+def _count(grid: Size) -> int:
+    return torch.Size(grid).numel()
+
+
+def _row(parts: Sequence[Tensor], axis: int, length: int) -> Tensor:
+    """Parts one after the other along an axis, zeros up to ``length``."""
+    row = torch.cat(list(parts), dim=axis)
+    shape = list(row.shape)
+    shape[axis] = length - shape[axis]
+    return torch.cat([row, row.new_zeros(shape)], dim=axis)
