@@ -50,7 +50,7 @@ class DiffusionTask(Task):
     def draw(self, generator: torch.Generator, count: int) -> Batch:
         """The draws of the loss, and the noise of the autoencoder's posterior."""
         draws = self.diffusion_loss.draw(generator, count, self.latent)
-        if isinstance(self.data, LatentCache):
+        if not isinstance(self.data, Images):  # moments
             draws["posterior"] = torch.randn(count, *self.latent, generator=generator)
         return draws
 
