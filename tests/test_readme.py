@@ -1,4 +1,4 @@
-"""What the documents tell a person to type works."""
+"""The commands and examples of the documents work."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ditlab.cli.main import COMMANDS
 from ditlab.recipes import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ("models.md", "diffusion.md")  # pages whose examples are complete programs, with assertions
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -29,6 +30,15 @@ def commands() -> list[tuple[str, str]]:
     return [(page, line) for page, line in found if line.startswith("ditlab ")]
 
 
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_the_examples_of_a_page_run_in_order(page: str):
+    code = blocks(ROOT / "docs" / page, "python")
+    assert code
+    namespace: dict[str, object] = {}
+    for block in code:
+        exec(compile(block, page, "exec"), namespace)
+
+
 def test_the_five_lines_of_python_in_the_readme_run(elsewhere: Path, capsys: pytest.CaptureFixture):
     (code,) = blocks(ROOT / "README.md", "python")
     assert len(code.strip().splitlines()) <= 5
@@ -43,7 +53,7 @@ def test_every_command_in_the_documents_is_one_that_exists(page: str, line: str,
     flags = [word for word in rest if word.startswith("--")]
     names = [word for word in rest[:1] if not word.startswith("-")]
     recipe = command in ("train", "autoencoder", "encode")
-    # `--help` after a known recipe lists every flag there is.
+    # `--help` after a known recipe lists all flags.
     known = next((name for name in names if name in NAMES), "digits")
     shown = ditlab(command, *([known] if recipe else []), "--help").out
     for flag in flags:
