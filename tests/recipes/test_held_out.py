@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_moments_of_the_test_split_are_kept_in_the_cache(tmp_path: Path, monkeyp
     monkeypatch.setattr("ditlab.recipes.held_out.open_data", lambda *_: pytest.fail("opened again"))
     encode_held_out(recipe, tmp_path, autoencoder, CPU)
     assert (tmp_path / HELD_OUT).read_bytes() == before
-    cache = type("Cache", (list,), {})(range(30))  # stands for training latents
+    cache: Any = [None] * 30  # stands for training latents
     data, what = held_out_data(recipe, cache, tmp_path, lambda make: make())
     if not split:
         assert data is cache
