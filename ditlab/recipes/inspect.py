@@ -1,4 +1,4 @@
-"""``ditlab inspect``: parts, parameters, multiply-accumulates and memory, beside the paper's figure where there is one."""
+"""``ditlab inspect``: parameters, multiply-accumulates and training memory, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PAPER = {
 }  # fmt: skip
 PAPER_BLOCKS = {"in-context": (119.37, 449), "cross-attention": (137.62, 598), "adaln": (118.56, 600)}
 PAPER_512 = (524.60, 675)
-# The U-Nets it is compared with: its "Gflops" (appendix), and millions of parameters that their own papers give.
+# The U-Nets it compares with: its "Gflops" (appendix), and millions of parameters from their own papers.
 PAPER_UNETS = {"ADM-128": (307, 422), "ADM-256": (1120, 554), "ADM-512": (1983, 559), "LDM-4": (103.6, 400)}
-# Their image, how many times smaller the latent is, its channels, and whether they learn the variance.
+# Their image size, the factor and channels of their latents, and whether they learn the variance.
 UNET_INPUTS = {
     "unet": (32, 1, 3, False), "ADM-128": (128, 1, 3, True), "ADM-256": (256, 1, 3, True), "ADM-512": (512, 1, 3, True),
     "LDM-4": (256, 4, 3, False),
@@ -39,15 +39,15 @@ MEMORY = {
     "weights": "weights, float32",
     "gradients": "gradients, float32",
     "moments": "AdamW's two moments",
-    "average": "average of the weights (EMA)",
+    "average": "EMA of the weights",
     "weights_bf16": "bfloat16 copies of weights",
-    "gathered": "gathered: two blocks and what is in none",
+    "gathered": "gathered: two blocks and the rest outside blocks",
     "activations": "kept for the backward pass",
 }
 
 
 def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
-    """The paper's (GMACs, millions of parameters) of a model at an image size, where it gives them."""
+    """The paper's (GMACs, millions of parameters) of a model at an image size, if it gives them."""
     short = name.upper().removeprefix("DIT-")
     if block != "adaln-zero":
         return PAPER_BLOCKS.get(block) if (short, image) == ("XL/2", 256) else None
@@ -58,7 +58,7 @@ def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
 
 def _unet_subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
     if block != "adaln-zero":
-        raise UserError(f"{name} is a U-Net, which has no --block {block}; that is for DiTs")
+        raise UserError(f"{name} is a U-Net; --block {block} is for DiTs only")
     own, factor, channels, learned_variance = UNET_INPUTS[name]
     image = image or own
     check_divisible("images", (image, image), factor, f"the VAE's factor {factor}")
@@ -84,7 +84,7 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
     kind = recipe.autoencoder.kind
     if kind == "pretrained" or (recipe.data.source in ("folder", "archive", "parquet") and not recipe.data.path):
         raise UserError(
-            f"recipe {name!r} does not know its images or its VAE yet; inspect DiT-XL/2, or the run it made"
+            f"the images or the VAE of recipe {name!r} are not known yet; inspect a model such as DiT-XL/2, or a run"
         )
     dataset = open_data(recipe.data)
     channels, height, width = dataset.shape
@@ -107,21 +107,21 @@ def inspect_model(
     activation_checkpointing: bool,
     json: bool,
 ) -> None:
-    """Print what a model costs, as tables or as JSON.
+    """Print the cost of a model as tables or as JSON.
 
     Args:
-        model: a model of the paper, a recipe, or a run folder.
-        image: side of the image in pixels, for models of the paper; 0 is their own.
-        block: design, for models of the paper.
-        batch: images a training step.
-        gpus: how many share it.
-        microbatch: images a GPU computes at a time; 0 for its share.
+        model: a published model, a recipe, or a run folder.
+        image: image size in pixels of a published model; 0 is its own.
+        block: block design of a published DiT.
+        batch: images of a training step.
+        gpus: number that share a step.
+        microbatch: images a GPU computes at a time; 0 is its share.
         precision: of training.
-        activation_checkpointing: whether training keeps only what enters each block.
+        activation_checkpointing: recompute activations in the backward pass.
         json: print JSON with at least ``parameters``, ``gmacs`` and ``tokens``.
 
     Raises:
-        UserError: unknown model, an image no latent fits, or a batch that does not divide.
+        UserError: an unknown model, or a size or batch that is not divisible.
     """
     for flag, value, least in (("batch", batch, 1), ("gpus", gpus, 1), ("microbatch", microbatch, 0)):
         if value < least:
@@ -134,8 +134,8 @@ def inspect_model(
     sharings = training_memory(subject, train, gpus)
     bf16 = precision == "bf16"
     an_image = {
-        name: kept_bytes(subject, 1, bf16, again)[0]
-        for name, again in (("all", False), ("activation_checkpointing", True))
+        name: kept_bytes(subject, 1, bf16, recompute)[0]
+        for name, recompute in (("all", False), ("activation_checkpointing", True))
     }
     on_disk = checkpoint_bytes(subject.network())
     if json:
@@ -173,9 +173,9 @@ def inspect_model(
     console.print(
         f"Activations of one image: {an_image['all'] / 2**20:.1f} MiB, "
         f"{an_image['activation_checkpointing'] / 2**20:.1f} with --activation-checkpointing; counted without "
-        "torch.compile, which keeps less. Not counted: the allocator, CUDA itself, and workspaces of kernels."
+        "torch.compile, which keeps less. Not counted: the allocator, CUDA itself, and kernel workspaces."
     )
-    console.print(f"A checkpoint is {on_disk / 1e9:.3g} GB: weights, average and two moments of every parameter.")
+    console.print(f"A checkpoint takes {on_disk / 1e9:.3g} GB: weights, EMA and two moments of every parameter.")
 
 
 def _parts(name: str, counted: Cost, paper: tuple[float, int] | None) -> Table:

@@ -1,4 +1,4 @@
-"""What a network trains on: a recipe's images, its autoencoder, and the latents that one makes of them."""
+"""What a network trains on: the images of a recipe, its autoencoder, and the latents."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ INDEX = "index.json"  # in a cache's folder: what a start needs to know of the i
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a recipe's results go and who is told.
+    """Where and how a recipe runs.
 
     Attributes:
         out: the run folder.
-        device: where to compute.
+        device: to compute on.
         log: writes one line to the console.
-        processes: that share the work.
-        profile: write where a training step's time goes.
+        processes: share the work.
+        profile: write a profile of training steps.
     """
 
     out: Path
@@ -65,17 +65,17 @@ class RunContext:
     profile: bool = False
 
     def beside(self, name: str) -> Path:
-        """A folder beside the run: RUN-autoencoder, RUN-latents."""
+        """A folder next to the run: RUN-autoencoder, RUN-latents."""
         out = self.out.resolve() if self.out.name in ("", "..") else self.out
         return out.with_name(f"{out.name}-{name}")
 
 
 @contextmanager
 def locked(folder: Path, what: str, processes: Processes) -> Iterator[None]:
-    """Keep a folder for the processes of this run.
+    """Lock a folder for the processes of this run.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run has locked it.
     """
     with ExitStack() as stack:
         processes.broadcast_from_main(lambda: stack.enter_context(files.locked(folder, what)))
@@ -183,7 +183,7 @@ def _train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
 
 
 def pixel_autoencoder(images: Images) -> Autoencoder:
-    """The identity, with the statistics of these images."""
+    """The identity autoencoder, normalised by the statistics of these images."""
     statistics = ChannelStatistics(images.shape[0])
     for start in range(0, len(images), 4096):
         statistics.add(uint8_to_float(images.pixels[start : start + 4096]))
@@ -193,7 +193,7 @@ def pixel_autoencoder(images: Images) -> Autoencoder:
 
 
 def prepare_autoencoder(recipe: Recipe, place: RunContext) -> Autoencoder:
-    """The recipe's learned autoencoder: pretrained, trained before, or trained now.
+    """The recipe's learned autoencoder: pretrained, trained earlier, or trained now.
 
     Raises:
         UserError: it cannot be loaded or trained.
@@ -221,16 +221,16 @@ def _finished(config: TrainConfig, folder: Path) -> bool:
 
 
 def cache_folder(recipe: Recipe, place: RunContext) -> Path:
-    """Where the recipe's latents are, or will be; for those behind a URL, their local copy."""
+    """Folder of the recipe's latents; for latents at a URL, of their local copy."""
     return Path(recipe.latents) if recipe.latents and not is_url(recipe.latents) else place.beside("latents")
 
 
 def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
-    """Encode images into the recipe's cache, what is missing of it, and open it.
+    """Encode the images that are missing in the recipe's cache, and open it.
 
     Raises:
-        UserError: a cache of other things is in the place, nothing is readable, the disk is full, or the cache is behind
-            a URL that cannot be reached.
+        UserError: the folder holds a cache of other images or another autoencoder, no image can be read, the disk is full,
+            or the URL cannot be reached.
     """
     folder, flip = cache_folder(recipe, place), recipe.data.flip
     with locked(folder, "the latents", place.processes), progress_bar(shown=place.processes.is_main) as bar:

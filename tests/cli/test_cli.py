@@ -1,4 +1,4 @@
-"""The command line: help, what it prints, and that everything a person can get wrong is one line."""
+"""The command line: help, output, and that every mistake of a user is one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def run(digits_run: Path, tmp_path: Path) -> Path:
-    """A finished tiny run of one's own."""
+    """A copy of the finished tiny run."""
     return Path(shutil.copytree(digits_run, tmp_path / "run"))
 
 
@@ -178,7 +178,7 @@ def test_a_model_of_another_architecture_is_one_line(run: Path, refused, elsewhe
     refused(["sample", run], "another architecture", "patch_embedding.weight", "(32, 4)", "(64, 4)")
 
 
-def test_a_run_of_other_settings_is_refused_and_untouched_and_a_longer_one_goes_on(
+def test_a_run_of_other_settings_is_refused_and_untouched_and_a_longer_one_resumes(
     run: Path, tiny: list[str], ditlab, refused, tree, metrics
 ):
     before = tree(run)
@@ -197,16 +197,14 @@ def test_a_run_of_other_settings_is_refused_and_untouched_and_a_longer_one_goes_
     assert json.loads((run / "recipe.json").read_text())["train"]["images"] == 960
 
 
-def test_settings_that_were_refused_do_not_stand_in_the_way_of_right_ones(
-    tmp_path: Path, tiny: list[str], ditlab, refused
-):
+def test_refused_settings_do_not_block_right_ones(tmp_path: Path, tiny: list[str], ditlab, refused):
     folder = tmp_path / "run"
     wrong = ["--diffusion.condition-dropout", "0", "--sample.guidance.scale", "2"]
     refused(["train", "digits", *tiny, *wrong, "--out", folder], "null class")
     assert ditlab("train", "digits", *tiny, "--out", folder).code == 0
 
 
-def test_a_checkpoint_of_another_architecture_or_of_no_use_is_one_line(run: Path, tiny: list[str], refused, tree):
+def test_a_checkpoint_of_another_architecture_or_damaged_is_one_line(run: Path, tiny: list[str], refused, tree):
     recipe = json.loads((run / "recipe.json").read_text())
     recipe["model"]["width"] = 64
     (run / "recipe.json").write_text(json.dumps(recipe))
@@ -222,7 +220,7 @@ def test_a_checkpoint_of_another_architecture_or_of_no_use_is_one_line(run: Path
     refused(command, "every checkpoint in", "is damaged", "delete")
 
 
-def test_a_damaged_checkpoint_is_said_and_the_run_ends_as_it_did(run: Path, tiny: list[str], ditlab, tree):
+def test_a_damaged_checkpoint_is_logged_and_the_run_ends_as_before(run: Path, tiny: list[str], ditlab, tree):
     before = tree(run)
     (run / "checkpoints" / "000000000640" / "__0_0.distcp").unlink()
     ended = ditlab("train", "digits", *tiny, "--out", run)
@@ -245,7 +243,7 @@ def test_an_empty_folder_and_one_of_broken_images_are_one_line(tmp_path: Path, r
     assert not (tmp_path / "run").exists()
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, tiny: list[str], run: Path, refused):
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, tiny: list[str], run: Path, refused):
     file = tmp_path / "file"
     file.write_text("x")
     refused(["train", "digits", *tiny, "--out", file / "run"], str(file))
@@ -278,7 +276,7 @@ def test_sampling_writes_a_grid_an_archive_a_folder_and_a_filmstrip(run: Path, t
     assert tree(run) == before
 
 
-def test_inspect_prints_json_with_what_a_program_asks_for(run: Path, ditlab):
+def test_inspect_prints_json_for_programs(run: Path, ditlab):
     paper = json.loads(ditlab("inspect", "DiT-XL/2", "--image", "256", "--json").out)
     assert paper["tokens"] == 256
     assert paper["gmacs"] == pytest.approx(118.64, rel=0.006)
@@ -293,7 +291,7 @@ def test_inspect_prints_json_with_what_a_program_asks_for(run: Path, ditlab):
         assert {"parameters", "gmacs", "tokens"} <= found.keys()
 
 
-def test_inspect_prints_a_table_beside_the_papers_figure(ditlab):
+def test_inspect_prints_a_table_next_to_the_papers_figure(ditlab):
     ended = ditlab("inspect", "DiT-S/4")
     assert ended.code == 0
     for words in ("64 tokens", "the paper", "1.41", "blocks: attention", "GMACs", "multiply-accumulates"):
@@ -304,7 +302,7 @@ def test_ctrl_c_is_130_and_one_line_whatever_the_command(monkeypatch: pytest.Mon
     def interrupted(arguments: list[str]) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    # What a shell starts in the background ignores the interrupt, and so would this process.
+    # A process that a shell starts in the background ignores the interrupt; so would this one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for command, more in (("inspect", ""), ("train", "; the same command resumes from the last checkpoint")):
@@ -327,14 +325,14 @@ def test_on_a_terminal_the_line_has_no_boxes_and_no_colours(tmp_path: Path):
         env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)},
     )
     os.close(end)
-    said = b""
-    with contextlib.suppress(OSError):  # how a terminal says that nobody is left to write to it
+    output = b""
+    with contextlib.suppress(OSError):  # raised when the child closes the terminal
         while part := os.read(terminal, 4096):
-            said += part
+            output += part
     os.close(terminal)
     assert child.wait() == 2
     line = "ditlab: --seed must be INT (invalid literal for int() with base 10: 'three'); see `ditlab sample --help`"
-    assert said.decode().replace("\r\n", "\n") == line + "\n"
+    assert output.decode().replace("\r\n", "\n") == line + "\n"
 
 
 def test_in_a_process_of_its_own_too_a_mistake_is_one_line_and_code_2(process, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""``ditlab evaluate`` as a person types it."""
+"""The command ``ditlab evaluate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ditlab study`` as a person types it; what studies do is in tests/study."""
+"""The command ``ditlab study``; what studies do is in tests/study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--model NAME`: another network through the same recipes, from its flags to its saved model."""
+"""`--model NAME`: another network in the same recipe, from its flags to its saved model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = ["--model", "unet", "--model.width", "8", *RUN.split(), "--train.images"
 
 @pytest.fixture(scope="module")
 def unet_run(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
-    """A finished tiny run of a U-Net. Not to be changed: copy it."""
+    """A finished tiny run of a U-Net. Tests must not change it: copy it."""
     folder = tmp_path_factory.mktemp("unet") / "digits"
     ended = ditlab("train", "digits", *SMALL, "--out", folder)
     assert (ended.code, ended.err) == (0, ""), ended
@@ -34,7 +34,7 @@ def unet_run(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
     return folder
 
 
-def test_a_unet_learns_by_the_same_recipe(unet_run: Path, metrics):
+def test_a_unet_learns_with_the_same_recipe(unet_run: Path, metrics):
     losses = [row["loss"] for row in metrics(unet_run) if "loss" in row]
     assert len(losses) == 4
     assert losses[-1] < 0.95 * losses[0]
@@ -61,7 +61,7 @@ def test_a_trained_unet_is_loaded_and_sampled(unet_run: Path, tmp_path: Path, di
         assert grid.size[0] >= 16
 
 
-def test_a_unets_run_goes_on_bit_for_bit_and_refuses_another_network(
+def test_a_unets_run_resumes_bit_for_bit_and_refuses_another_network(
     unet_run: Path, tmp_path: Path, ditlab, refused, tree, metrics
 ):
     run = tmp_path / "digits"
@@ -80,12 +80,12 @@ def test_a_unets_run_goes_on_bit_for_bit_and_refuses_another_network(
     dit = tmp_path / "dit"
     assert ditlab("train", "digits", *SMALL[4:], "--model.depth", "1", "--out", dit).code == 0
     refused(["train", "digits", *SMALL, "--out", dit], "model DiT there, U-Net here")
-    ended = ditlab("train", run)  # the run folder is a recipe of its own, U-Net and all
+    ended = ditlab("train", run)  # the run folder stores its recipe, with the U-Net
     assert ended.code == 0, ended
     assert tree(run)["model.safetensors"] == before["model.safetensors"]
 
 
-def test_ldms_design_trains_in_parts_and_computing_again(tmp_path: Path, ditlab):
+def test_ldms_design_trains_with_microbatches_and_activation_checkpointing(tmp_path: Path, ditlab):
     flags = [
         "--model.design",
         "ldm",
@@ -132,10 +132,10 @@ def test_every_named_network_is_a_flag_and_its_fields_are(capsys: pytest.Capture
     ):
         with pytest.raises(SystemExit):
             recipe_options(["digits", *words, "--help"], "train")
-        said = capsys.readouterr().out
-        assert "--model NAME" in said
-        assert shown in said
-        assert hidden not in said
+        printed = capsys.readouterr().out
+        assert "--model NAME" in printed
+        assert shown in printed
+        assert hidden not in printed
 
 
 def test_a_mistaken_network_is_one_line(tmp_path: Path, refused):
@@ -153,7 +153,7 @@ def test_a_mistaken_network_is_one_line(tmp_path: Path, refused):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_recipe_of_a_unet_survives_json_and_one_without_kind_is_a_dits():
+def test_a_recipe_with_a_unet_survives_json_and_without_kind_it_is_a_dit():
     digits, _ = find_recipe("digits")
     for name in ("unet", "ADM-512", "LDM-4"):
         recipe = dataclasses.replace(digits, model=UNetConfig.named(name))
@@ -179,7 +179,7 @@ def test_a_recipe_of_a_unet_survives_json_and_one_without_kind_is_a_dits():
         (3, ["model must be an object, not 3"]),
     ],
 )
-def test_json_that_is_no_network_is_refused(model: object, words: list[str]):
+def test_json_that_is_not_a_network_is_refused(model: object, words: list[str]):
     with pytest.raises(UserError) as caught:
         Recipe.from_json(json.dumps({"model": model}), "r.json")
     assert "\n" not in str(caught.value)
@@ -198,7 +198,7 @@ def test_a_model_file_of_an_unknown_network_is_refused(unet_run: Path, tmp_path:
         refused(["sample", folder, "--out", tmp_path / "x.png"], word)
 
 
-def test_inspect_counts_unets_beside_the_papers_figures(unet_run: Path, ditlab, refused):
+def test_inspect_counts_unets_next_to_the_papers_figures(unet_run: Path, ditlab, refused):
     for name, gmacs, parameters in (("ADM-128", 307, 421_530_630), ("ldm-4", 103.6, 401_433_091)):
         found = json.loads(ditlab("inspect", name, "--batch", "1", "--json").out)
         assert found["gmacs"] == pytest.approx(gmacs, rel=0.01)

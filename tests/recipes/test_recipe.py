@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_named_recipe_loads_says_what_it_is_and_survives_json(name: str):
+def test_every_named_recipe_loads_and_survives_json(name: str):
     recipe, out = find_recipe(name)
     assert (recipe.name, out) == (name, Path("runs") / name)
     autoconfigure(recipe, CPU, print, open_size=False).check()
@@ -78,7 +78,7 @@ def test_flags_override_fields_and_json_keeps_them(depth, rate, sizes, flip, wor
         ({"sample": {"guidance": {"scale": "high"}}}, ["sample: guidance: scale is 'high', must be float"]),
     ],
 )
-def test_json_that_is_no_recipe_is_refused_with_field_and_value(change: dict, words: list[str]):
+def test_json_that_is_not_a_recipe_is_refused_with_field_and_value(change: dict, words: list[str]):
     with pytest.raises(UserError) as caught:
         Recipe.from_json(json.dumps({"name": "x", **change}), "r.json")
     assert "\n" not in str(caught.value)
@@ -94,13 +94,13 @@ def test_whole_numbers_stand_for_fractions_and_missing_fields_for_their_defaults
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null"])
-def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str):
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path, text: str):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(UserError, match=r"recipe\.json"):
         find_recipe(str(tmp_path))
 
 
-def test_a_recipe_json_that_is_no_text_is_refused(tmp_path: Path):
+def test_a_recipe_json_that_is_not_text_is_refused(tmp_path: Path):
     (tmp_path / "recipe.json").write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(UserError, match=r"recipe\.json cannot be read"):
         find_recipe(str(tmp_path / "recipe.json"))
@@ -139,7 +139,7 @@ def test_a_python_file_that_gives_none_is_one_line(tmp_path: Path, text: str, wo
 
 
 @pytest.mark.parametrize("name", ["digist", "nowhere.py", "nowhere.json", "runs/nothing"])
-def test_recipes_that_are_nowhere_are_named(name: str, elsewhere: Path):
+def test_a_recipe_that_does_not_exist_is_named(name: str, elsewhere: Path):
     with pytest.raises(UserError, match=name):
         find_recipe(name)
 
@@ -149,26 +149,26 @@ def test_the_nearest_recipe_is_named():
         find_recipe("imagenet255")
 
 
-def test_settling_chooses_for_the_machine_and_says_what():
+def test_autoconfigure_chooses_for_the_machine_and_logs_it():
     recipe, _ = find_recipe("folder")
-    said: list[str] = []
-    small = autoconfigure(recipe, CPU, said.append, open_size=True)
-    large = autoconfigure(recipe, torch.device("cuda"), said.append, open_size=True)
+    lines: list[str] = []
+    small = autoconfigure(recipe, CPU, lines.append, open_size=True)
+    large = autoconfigure(recipe, torch.device("cuda"), lines.append, open_size=True)
     assert (small.data.size, small.train.batch) == ((32,), 64)
     assert (large.data.size, large.train.batch) == ((64,), 256)
-    assert "cpu" in said[0]
+    assert "cpu" in lines[0]
     for words in ("size 32 (--data.size)", "batch 64 (--train.batch)", "precision fp32 (--train.precision)"):
-        assert words in said[0]
-    assert "precision bf16" in said[1]
-    assert autoconfigure(small, CPU, said.append, open_size=True) == small
-    assert len(said) == 2
+        assert words in lines[0]
+    assert "precision bf16" in lines[1]
+    assert autoconfigure(small, CPU, lines.append, open_size=True) == small
+    assert len(lines) == 2
 
 
-def test_settling_leaves_alone_what_was_asked_for():
+def test_autoconfigure_keeps_what_is_set():
     recipe, _ = find_recipe("digits")
-    said: list[str] = []
-    assert autoconfigure(recipe, CPU, said.append, open_size=False) == recipe
-    assert said == []
+    lines: list[str] = []
+    assert autoconfigure(recipe, CPU, lines.append, open_size=False) == recipe
+    assert lines == []
 
 
 def test_a_folder_of_other_settings_is_refused_naming_them_and_left_untouched(tmp_path: Path, tree):
@@ -184,7 +184,7 @@ def test_a_folder_of_other_settings_is_refused_naming_them_and_left_untouched(tm
     refuse_other(other, tmp_path / "empty")
 
 
-def test_a_longer_run_and_another_way_to_look_at_it_are_the_same_run(tmp_path: Path):
+def test_a_longer_run_with_other_output_is_the_same_run(tmp_path: Path):
     recipe, _ = find_recipe("digits")
     save_recipe(recipe, tmp_path)
     train = dataclasses.replace(recipe.train, images=10**6, log=1, samples=1, checkpoint=1, keep_checkpoints=9)
@@ -206,7 +206,7 @@ def test_the_page_of_recipes_has_an_example_that_runs(tmp_path: Path, ditlab, ti
 TORCHRUN = {"--nproc-per-node", "--max-restarts"}
 
 
-def test_the_pages_name_only_flags_that_are_there():
+def test_the_pages_name_only_flags_that_exist():
     known = (
         {f"--{name.replace('_', '-')}" for name, _ in flatten(Recipe())}
         | {"--out", "--help", "--profile", "--model"}

@@ -18,7 +18,7 @@ BRIEF = "--train.images 64 --train.batch 16 --train.log 32 --train.checkpoint 32
 
 @pytest.fixture(scope="session")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny VAE of Stable Diffusion's kind, factor 8, 4 channels, as diffusers saves it."""
+    """A tiny VAE like Stable Diffusion's, factor 8, 4 channels, saved by diffusers."""
     from typing import Any
 
     import diffusers
@@ -88,9 +88,7 @@ def test_what_cannot_work_is_found_before_anything_is_encoded(tmp_path: Path, pi
     assert not (tmp_path / "run").exists()
 
 
-def test_a_recipe_with_an_autoencoder_of_its_own_is_checked_before_that_is_trained(
-    tmp_path: Path, kl_recipe: Path, refused
-):
+def test_a_recipe_is_checked_before_its_autoencoder_is_trained(tmp_path: Path, kl_recipe: Path, refused):
     base = ["train", kl_recipe, "--out", tmp_path / "run"]
     refused([*base, "--diffusion.condition-dropout", "0", "--sample.guidance.scale", "2"], "null class")
     refused([*base, "--sample.sampler", "ddmi"], "'ddmi'", "ddpm")
@@ -100,7 +98,7 @@ def test_a_recipe_with_an_autoencoder_of_its_own_is_checked_before_that_is_train
 
 
 def write_idx(folder: Path, count: int, tests: int) -> Path:
-    """Fashion-MNIST's four files, with blobs in them whose place is the class."""
+    """Fashion-MNIST's four files; the class decides where a blob is."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for stem, number in (("train", count), ("t10k", tests)):
@@ -158,9 +156,9 @@ def test_fashion_trains_its_autoencoder_encodes_and_trains_by_one_command(
     before = tree(tmp_path)
     refused(["train", *command, "--autoencoder.latent-channels", "2"], "run-autoencoder holds a run of other settings")
     assert tree(tmp_path) == before
-    deeper = ditlab("train", *command, "--model.depth", "2")  # which is nothing the autoencoder knows of
+    deeper = ditlab("train", *command, "--model.depth", "2")  # which does not concern the autoencoder
     assert deeper.code == 0, deeper
-    # A network of another run can use it too.
+    # Another run can use it too.
     other = tmp_path / "other"
     shared = ["--autoencoder.path", tmp_path / "run-autoencoder", "--latents", tmp_path / "run-latents"]
     sharing = ditlab("train", *command[:-1], other, *shared)
@@ -168,7 +166,7 @@ def test_fashion_trains_its_autoencoder_encodes_and_trains_by_one_command(
     assert not (tmp_path / "other-autoencoder").exists()
 
 
-def test_the_wrong_settings_of_an_autoencoder_leave_nothing_behind(tmp_path: Path, refused):
+def test_wrong_settings_of_an_autoencoder_write_nothing(tmp_path: Path, refused):
     data = write_idx(tmp_path / "idx", 20, 10)
     run = ["autoencoder", "fashion", "--data.path", data, "--out", tmp_path / "run"]
     refused([*run, "--autoencoder-train.batch", "-1"], "--autoencoder-train.batch -1 must be 1 or more")
@@ -181,7 +179,7 @@ def test_the_wrong_settings_of_an_autoencoder_leave_nothing_behind(tmp_path: Pat
     refused(["encode", "digits", "--out", tmp_path / "run"], "'digits' works on pixels")
 
 
-def test_fashion_plane_draws_the_plane_of_its_two_numbers(tmp_path: Path, ditlab):
+def test_fashion_plane_draws_the_plane_of_its_two_latent_numbers(tmp_path: Path, ditlab):
     data = write_idx(tmp_path / "idx", 40, 20)
     widths = ["--autoencoder.widths", *["4"] * 6, "--data.path", data]
     ended = ditlab("autoencoder", "fashion-plane", *AUTOENCODER.split(), *widths, "--out", tmp_path / "run")
@@ -194,7 +192,7 @@ def test_fashion_plane_draws_the_plane_of_its_two_numbers(tmp_path: Path, ditlab
     assert "(samples/plane.png)" in (tmp_path / "run-autoencoder" / "report.md").read_text()
 
 
-def test_a_folder_trains_with_a_truncated_image_named_and_left_out(tmp_path: Path, pictures, ditlab):
+def test_a_folder_trains_without_a_truncated_image_and_logs_it(tmp_path: Path, pictures, ditlab):
     photos = pictures(tmp_path / "photos", ("ant", "bee"), 5)
     whole = (photos / "bee" / "3.png").read_bytes()
     (photos / "bee" / "3.png").write_bytes(whole[: len(whole) // 2])
@@ -206,12 +204,12 @@ def test_a_folder_trains_with_a_truncated_image_named_and_left_out(tmp_path: Pat
     assert "1 unreadable image skipped: bee/3.png" in ended.out
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert (stored["data"]["size"], stored["train"]["batch"]) == ([32], 16)
-    again = ditlab("train", tmp_path / "run")  # a run folder is a recipe: the choices made for it are in it
+    again = ditlab("train", tmp_path / "run")  # the run folder stores the choices
     assert again.code == 0, again
     assert "chosen" not in again.out
 
 
-def test_a_folder_under_a_name_of_its_own_gets_a_size_and_a_run_folder_of_that_name(elsewhere: Path, pictures, ditlab):
+def test_a_folder_recipe_with_a_name_gets_a_size_and_a_run_folder_of_that_name(elsewhere: Path, pictures, ditlab):
     photos = pictures(elsewhere / "photos", ("",), 4)
     flags = f"{SMALL} {BRIEF} --name pets --data.path".split()
     ended = ditlab("train", "folder", *flags, photos)
@@ -221,9 +219,7 @@ def test_a_folder_under_a_name_of_its_own_gets_a_size_and_a_run_folder_of_that_n
     assert [path.name for path in (elsewhere / "runs").iterdir()] == ["pets"]
 
 
-def test_latent_runs_keep_their_caches_apart_from_other_data(
-    tmp_path: Path, kl_run: Path, kl_recipe: Path, refused, tree
-):
+def test_a_latent_cache_of_other_data_is_refused(tmp_path: Path, kl_run: Path, kl_recipe: Path, refused, tree):
     shutil.copytree(kl_run.parent, tmp_path / "runs")
     before = tree(tmp_path)
     cache = tmp_path / "runs" / "small-latents"
@@ -233,7 +229,7 @@ def test_latent_runs_keep_their_caches_apart_from_other_data(
     assert tree(tmp_path) == before
 
 
-def test_with_diffusers_as_it_is_no_warning_reaches_a_person(tmp_path: Path, vae: Path, pictures, ditlab):
+def test_diffusers_prints_no_warning(tmp_path: Path, vae: Path, pictures, ditlab):
     photos = pictures(tmp_path / "photos", ("a",), 3)
     flags = [*f"{SMALL} {BRIEF} --data.size 32".split(), "--data.path", photos, "--autoencoder.path", vae]
     with warnings.catch_warnings(record=True) as seen:

@@ -1,8 +1,8 @@
 """CIFAR-10 in pixels: 32x32x3 at patch 2 is the paper's 256 tokens.
 
-    ditlab train cifar10 --data.path cifar10.tar.zst     # a folder or an archive of one sub-folder a class
+    ditlab train cifar10 --data.path cifar10.tar.zst     # a folder or an archive with one sub-folder per class
 
-Written for one GPU: a forward pass is 6.05 GMACs an image. `--model.patch 8` has 16 tokens and
+For one GPU: a forward pass takes 6.05 GMACs per image. `--model.patch 8` has 16 tokens and
 runs on two cores.
 """
 

@@ -1,4 +1,4 @@
-"""FashionMNIST in latents of a small autoencoder of its own: an hour on two cores.
+"""FashionMNIST in latents of its own small autoencoder: an hour on two cores.
 
     ditlab train fashion
 

@@ -2,7 +2,7 @@
 
     ditlab autoencoder fashion-plane
 
-draws the plane of those numbers, coloured by class, and images decoded from a grid over it.
+draws the plane of these numbers, coloured by class, and images decoded from a grid over it.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""A folder of images, one sub-folder a class or none, in pixels.
+"""A folder of images in pixels, with one sub-folder per class or none.
 
     ditlab train folder --data.path ./photos
 
-Size, batch and precision are chosen for the machine and said: 32x32 on a CPU, 64x64 on a GPU.
+Size, batch and precision are chosen for the machine and logged: 32x32 on a CPU, 64x64 on a GPU.
 """
 
 from ditlab.data import DataConfig

@@ -2,8 +2,8 @@
 
     ditlab encode imagenet256 --data.path ILSVRC2012 && ditlab train imagenet256 --data.path ILSVRC2012
 
-ILSVRC2012/train has one folder a class. The VAE comes from the hub, or from a folder given by --autoencoder.path. Complete
-as the paper has it; not run here. The published guided figures push the first 3 latent channels only:
+ILSVRC2012/train has one folder per class. The VAE comes from the hub, or from the folder --autoencoder.path. All settings are
+the paper's; not run here. The published guided samples apply guidance to the first 3 latent channels only:
 ``ditlab sample RUN --guidance 1.5 --guidance-channels 3``.
 """
 

@@ -2,7 +2,7 @@
 
     ditlab encode imagenet512 --data.path ILSVRC2012 && ditlab train imagenet512 --data.path ILSVRC2012
 
-As imagenet256 with latents of 64x64, 1,024 tokens. Complete as the paper has it; not run here.
+Like imagenet256, with latents of 64x64 and 1,024 tokens. All settings are the paper's; not run here.
 """
 
 from dataclasses import replace
