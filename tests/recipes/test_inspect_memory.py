@@ -394,7 +394,7 @@ def training(ditlab) -> Any:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_pages_memory_is_what_the_command_says(recompute: bool, training):
-    rows = table("| model, recompute |" if recompute else "| model | image keeps")
+    rows = table("| model, activation checkpointing |" if recompute else "| model | MiB per image")
     assert len(rows) == 5
     for model, *cells in rows:
         said = []
