@@ -40,7 +40,7 @@ _HINTS: dict[tuple[str, ...], str] = {
     ("--data.size", "--image"): "resolution image-size img-size size",
     ("--data.flip",): "random-flip hflip",
     ("--autoencoder.path",): "vae vae-path pretrained-vae",
-    ("--diffusion.label-dropout",): "class-dropout-prob label-dropout uncond-prob",
+    ("--diffusion.condition-dropout",): "class-dropout-prob label-dropout uncond-prob diffusion.label-dropout",
     ("--jobs", "images are loaded in the background; there is no number of workers"): "workers num-workers",
     ("the same command resumes a run from its last checkpoint",): "resume resume-from resume-from-checkpoint auto-resume",
     ("a GPU is used if the machine has one; the environment variable CUDA_VISIBLE_DEVICES selects it",): "device cuda gpu",
