@@ -56,8 +56,8 @@ Images = dict[tuple[int, int], np.ndarray]  # by seed and steps
 class ByBatch(Batcher):
     """Starts waiting requests only after all running ones have finished."""
 
-    def _admit(self) -> list[list[Request]]:
-        return [] if self._groups else super()._admit()
+    def _take_waiting(self) -> list[list[Request]]:
+        return [] if self._groups else super()._take_waiting()
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Requests denoised together: one call of the network for all images under way, each at its own step, sampler and guidance.
+"""Continuous batching: one network call for the images of all running requests, each at its own step.
 
-Every turn the worker admits waiting requests, evaluates the rows of all trajectories in one network call, advances each of
-them by its prediction, and decodes those that are finished. Requests of the same configuration that begin together share a
-trajectory. Images are those that `Pipeline.sample` makes.
+Requests differ in sampler, steps, guidance and labels. Each turn collects the network queries of all trajectories, calls
+the network once, and advances every trajectory by its prediction. A new request joins at the next turn. Images equal
+those of ``Pipeline.sample``.
 """
 
 from __future__ import annotations
@@ -10,226 +10,226 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ditlab.diffusion import Denoiser, Prediction, Rows, State, Trajectory
+from ditlab.diffusion import Prediction, Rows, State, Trajectory
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline
-from ditlab.playground.compute import run_on_compute_thread
-from ditlab.playground.request import QueueFull, Request, select, trajectory_of
+from ditlab.playground.compute import submit_to_compute_thread
+from ditlab.playground.request import QueueFull, Request
 
 
-@dataclass
 class _Group:
-    """Requests that share a trajectory; ``active`` are those not cancelled."""
+    """Requests of one configuration that start together, and their common trajectory.
 
-    requests: list[Request]
-    trajectory: Trajectory
-    active: list[Request] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    Attributes:
+        active: the requests that have not ended, with their rows of the trajectory.
+        state: the last finished step.
+    """
 
-    def parts(self) -> list[tuple[Request, int, int]]:
-        """Each active request with the first of its images and their number."""
-        starts = np.cumsum([0, *(len(request.labels) for request in self.requests)]).tolist()
-        pairs = zip(self.requests, starts, strict=False)
-        return [(request, start, len(request.labels)) for request, start in pairs if request in self.active]
+    def __init__(self, requests: Sequence[Request], trajectory: Trajectory):
+        self.trajectory, self.started = trajectory, time.monotonic()
+        ends = np.cumsum([len(request.labels) for request in requests]).tolist()
+        self.count = ends[-1]
+        self.active = {
+            request: slice(end - len(request.labels), end) for request, end in zip(requests, ends, strict=True)
+        }
+        self.state: State | None = None
+
+    @property
+    def finished(self) -> bool:
+        return not self.active or self.trajectory.rows is None
+
+    def fail(self, error: Exception) -> None:
+        """End all requests with an error."""
+        for request in self.active:
+            request.images.set_exception(error)
+        self.active.clear()
+
+    def advance(self, prediction: Prediction) -> None:
+        """Continue the trajectory; call ``on_step``, and end requests that are cancelled or timed out."""
+        state = self.trajectory.answer(prediction)
+        if state is None:
+            return
+        self.state = state
+        for request, rows in list(self.active.items()):
+            try:
+                if request.on_step is not None:
+                    request.on_step(State(state.x_t[rows], state.x0[rows], state.x_s[rows], state.t, state.s))
+                request.check()
+            except Exception as error:  # noqa: BLE001 - fails this request only
+                request.images.set_exception(error)
+                del self.active[request]
 
 
 class Batcher:
-    """Takes requests, and makes their images together.
+    """Accepts requests and generates their images in the compute thread, one turn after the other.
 
     Args:
         model: on its device.
-        max_images: images of a model that are denoised at the same time.
+        max_images: images that are denoised at the same time.
         max_queue: requests that may wait.
         bf16: the network's matrix products are in bfloat16.
     """
 
     def __init__(self, model: Pipeline, max_images: int = 64, max_queue: int = 256, bf16: bool = False):
-        self.model, self.max_images, self.bf16 = model, max_images, bf16
+        self.model, self.max_images, self.max_queue = model, max_images, max_queue
         self._denoiser = model.denoiser.cast(bf16)
-        self._max_queue, self._waiting = max_queue, deque[Request]()
         self._changed = threading.Condition()
-        self._groups = list[_Group]()
-        self._images = 0  # under way
-        self._unfinished = 0  # requests admitted and neither done nor failed
-        self._closing = False
-        self._seconds = 0.0  # duration of the last finished trajectory
-        self.made, self.calls, self.rows = 0, 0, 0  # images, network calls and their rows, since the start
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
+        self._queue = deque[Request]()
+        self._groups: list[_Group] = []  # changed by the compute thread only
+        self._images = 0  # of all groups
+        self._scheduled, self._closing = False, False
+        self._seconds = 0.0  # duration of the last group
+        self.generated, self.calls, self.rows = 0, 0, 0  # images, network calls and their rows since the start
 
     def submit(self, request: Request) -> Request:
-        """Queue a request; its ``images`` are set when they are made.
+        """Queue a request and return it; ``request.images`` is the future of its result.
 
         Raises:
-            UserError: it cannot be made, ever.
+            UserError: the request cannot be generated.
             QueueFull: the queue is full, or the batcher is closing.
         """
         if len(request.labels) > self.max_images:
-            raise UserError(f"{len(request.labels)} images are too many; at most {self.max_images} a request")
+            raise UserError(f"{len(request.labels)} images are too many; at most {self.max_images} per request")
         self.model.check(request.config)
         with self._changed:
-            if self._closing or len(self._waiting) >= self._max_queue:
+            if self._closing or len(self._queue) >= self.max_queue:
                 raise QueueFull(max(1.0, self._seconds))
-            self._waiting.append(request)
-            self._changed.notify_all()
+            request.images.set_running_or_notify_cancel()  # Future.cancel() has no effect from here on
+            self._queue.append(request)
+            self._schedule()
         return request
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests that wait, and images under way."""
+        """Numbers of waiting requests, and of images being denoised."""
         with self._changed:
-            return len(self._waiting), self._images
+            return len(self._queue), self._images
 
     @property
     def busy(self) -> bool:
-        """Whether images are still to be made."""
+        """Whether there are unfinished requests."""
         with self._changed:
-            return bool(self._waiting or self._unfinished)
+            return self._scheduled
 
     def close(self) -> None:
-        """Refuse new requests, finish those that were taken, and stop."""
+        """Accept no more requests, and wait until the accepted ones are finished."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
-        self._thread.join()
+            self._changed.wait_for(lambda: not self._scheduled)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._groups or self._closing)
-                admitted = self._admit()
-                if self._closing and not self._groups and not admitted:
-                    return
-            for requests in admitted:
-                self._start(requests)
-            if self._groups:
-                self._turn()
-
-    def _admit(self) -> list[list[Request]]:
-        """Take as many waiting requests as fit, in their order, those that can share a trajectory together."""
-        shared = list[list[Request]]()
-        while self._waiting and (not self._images or self._images + len(self._waiting[0].labels) <= self.max_images):
-            request = self._waiting.popleft()
-            self._images, self._unfinished = self._images + len(request.labels), self._unfinished + 1
-            same = (each for each in shared if type(each[0]) is type(request) is Request)
-            partners = next((each for each in same if each[0].config == request.config), None)
-            if partners is None:
-                shared.append([request])
-            else:
-                partners.append(request)
-        return shared
-
-    def _start(self, requests: list[Request]) -> None:
-        try:
-            group = _Group(requests, run_on_compute_thread(trajectory_of, self.model, requests), list(requests))
-        except Exception as error:  # noqa: BLE001 - the requests fail with it
-            self._finish(requests, error)
-            self._release(requests)
-            return
-        self._groups.append(group)
-        self._notify(group, None)
-
-    def _turn(self) -> None:
-        """One network call for all trajectories."""
-        groups = [group for group in self._groups if group.active]
-        try:
-            states = run_on_compute_thread(self._advance, groups) if groups else []
-        except Exception as error:  # noqa: BLE001 - every request under way fails with it
-            for group in self._groups:
-                self._finish(group.active, error)
-                self._release(group.requests)
-            self._groups.clear()
-            return
-        done = list[tuple[Request, Tensor]]()
-        for group, state in zip(groups, states, strict=True):
-            if state is None:
-                continue
-            self._notify(group, state)
-            if group.trajectory.rows is None:
-                done += [(request, state.x_s[start : start + count]) for request, start, count in group.parts()]
-                self._seconds = time.monotonic() - group.began
-        ended = [group for group in self._groups if not group.active or group.trajectory.rows is None]
-        self._groups = [group for group in self._groups if group not in ended]
-        for group in ended:
-            self._release(group.requests)
-        if done:
-            self._decode(done)
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            submit_to_compute_thread(self._turn)
 
     @torch.inference_mode()
-    def _advance(self, groups: Sequence[_Group]) -> list[State | None]:
-        batches = [group.trajectory.rows for group in groups if group.trajectory.rows is not None]
-        predictions = _predict(self._denoiser, batches)
-        self.calls, self.rows = self.calls + 1, self.rows + sum(len(rows.x) for rows in batches)
-        return [group.trajectory.answer(each) for group, each in zip(groups, predictions, strict=True)]
-
-    def _notify(self, group: _Group, state: State | None) -> None:
-        """Call the requests' ``on_step``; drop those that were cancelled, are too late, or whose callback failed."""
-        for request, start, count in group.parts():
-            try:
-                if state is not None and request.on_step is not None:
-                    request.on_step(select(state, start, count))
-                request.check()
-            except Exception as error:  # noqa: BLE001 - this request's alone
-                group.active.remove(request)
-                self._finish([request], error)
-
-    def _decode(self, done: list[tuple[Request, Tensor]]) -> None:
-        """Decode the latents of all finished requests together."""
-        requests = [request for request, _ in done]
+    def _turn(self) -> None:
+        """Start waiting requests, call the network once, and decode what is finished."""
         try:
-            latents = torch.cat([latents for _, latents in done])
-            images = np.concatenate(run_on_compute_thread(_in_parts, self.model.decode, latents))
-        except Exception as error:  # noqa: BLE001 - the requests fail with it
-            self._finish(requests, error)
+            self._start_waiting()
+            self._call_network([group for group in self._groups if not group.finished])
+            self._decode([group for group in self._groups if group.finished and group.active])
+        finally:
+            with self._changed:
+                for group in self._groups:
+                    if group.finished:
+                        self._images, self._seconds = self._images - group.count, time.monotonic() - group.started
+                self._groups = [group for group in self._groups if not group.finished]
+                self._scheduled = False
+                if self._groups or self._queue:
+                    self._schedule()
+                self._changed.notify_all()
+
+    def _take_waiting(self) -> list[list[Request]]:
+        """Waiting requests for which there is room, in order; those that can share a trajectory are together."""
+        taken: dict[object, list[Request]] = {}
+        with self._changed:
+            while self._queue and (not self._images or self._images + len(self._queue[0].labels) <= self.max_images):
+                request = self._queue.popleft()
+                try:
+                    request.check()
+                except Exception as error:  # noqa: BLE001 - it has ended while it waited
+                    request.images.set_exception(error)
+                    continue
+                taken.setdefault(request.group, []).append(request)
+                self._images += len(request.labels)
+        return list(taken.values())
+
+    def _start_waiting(self) -> None:
+        for requests in self._take_waiting():
+            try:
+                self._groups.append(_Group(requests, requests[0].trajectory(self.model, requests[1:])))
+            except Exception as error:  # noqa: BLE001 - fails these requests only
+                with self._changed:
+                    self._images -= sum(len(request.labels) for request in requests)
+                for request in requests:
+                    request.images.set_exception(error)
+
+    def _call_network(self, groups: Sequence[_Group]) -> None:
+        if not groups:
             return
-        self.made += len(images)
-        parts = np.split(images, np.cumsum([len(request.labels) for request in requests])[:-1])
-        self._finish(requests, parts)
+        batches = [group.trajectory.rows for group in groups if group.trajectory.rows is not None]
+        try:
+            predictions = self._predict(batches)
+        except Exception as error:  # noqa: BLE001 - fails the requests of this call
+            for group in groups:
+                group.fail(error)
+            return
+        self.calls, self.rows = self.calls + 1, self.rows + sum(len(rows.x) for rows in batches)
+        for group, prediction in zip(groups, predictions, strict=True):
+            try:
+                group.advance(prediction)
+            except Exception as error:  # noqa: BLE001 - fails the requests of this group
+                group.fail(error)
 
-    def _finish(self, requests: Sequence[Request], result: Sequence[np.ndarray] | Exception) -> None:
-        """Set the requests' images, or the error they failed with."""
-        for index, request in enumerate(list(requests)):
-            if isinstance(result, Exception):
-                request.images.set_exception(result)
-            else:
-                request.images.set_result(result[index])
-        with self._changed:
-            self._unfinished -= len(requests)
-            self._changed.notify_all()
+    def _predict(self, batches: Sequence[Rows]) -> list[Prediction]:
+        """One network call, or two calls of half the rows each if they exceed the GPU's memory."""
+        try:
+            return self._denoiser(batches)
+        except torch.OutOfMemoryError:
+            if len(batches) == len(batches[0].x) == 1:
+                raise
+        half = len(batches) // 2
+        if half:
+            return [*self._predict(batches[:half]), *self._predict(batches[half:])]
+        (rows,) = batches
+        parts = slice(len(rows.x) // 2), slice(len(rows.x) // 2, None)
+        halves = [replace(rows, x=rows.x[part], condition=rows.condition.select(part)) for part in parts]
+        (first,), (second,) = (self._predict([rows]) for rows in halves)
+        variance = (
+            None if first.variance is None or second.variance is None else torch.cat([first.variance, second.variance])
+        )
+        return [Prediction(torch.cat([first.x0, second.x0]), torch.cat([first.epsilon, second.epsilon]), variance)]
 
-    def _release(self, requests: Sequence[Request]) -> None:
-        """Make room for as many images."""
-        with self._changed:
-            self._images -= sum(len(request.labels) for request in requests)
-            self._changed.notify_all()
+    def _decode(self, groups: Sequence[_Group]) -> None:
+        """Decode the latents of finished requests, and set their results."""
+        latents = {
+            request: group.state.x_s[rows] for group in groups if group.state for request, rows in group.active.items()
+        }
+        if not latents:
+            return
+        try:
+            images = self._decode_latents(torch.cat(list(latents.values())))
+        except Exception as error:  # noqa: BLE001 - fails these requests only
+            for request in latents:
+                request.images.set_exception(error)
+            return
+        self.generated += len(images)
+        parts = np.split(images, np.cumsum([len(rows) for rows in latents.values()])[:-1])
+        for request, part in zip(latents, parts, strict=True):
+            request.images.set_result(part)
 
-
-def _predict(denoiser: Denoiser, batches: list[Rows]) -> list[Prediction]:
-    """Predictions for all rows in one call, or in calls for halves that fit in the GPU's memory."""
-    try:
-        return denoiser(batches)
-    except torch.OutOfMemoryError:
-        if sum(len(rows.x) for rows in batches) == 1:
-            raise
-    if len(batches) == 1:
-        first, second = (_predict(denoiser, [rows])[0] for rows in batches[0].halves())
-        return [first.cat(second)]
-    half = len(batches) // 2
-    return [*_predict(denoiser, batches[:half]), *_predict(denoiser, batches[half:])]
-
-
-def _in_parts(function: Callable[[Tensor], np.ndarray], tensor: Tensor) -> list[np.ndarray]:
-    """The function of all rows at once, or of halves that fit in the GPU's memory."""
-    try:
-        return [function(tensor)]
-    except torch.OutOfMemoryError:
-        if len(tensor) == 1:
-            raise
-    return [part for half in tensor.chunk(2) for part in _in_parts(function, half)]
+    def _decode_latents(self, latents: torch.Tensor) -> np.ndarray:
+        """Images uint8 (N, H, W, C), decoded in halves if they exceed the GPU's memory."""
+        try:
+            return self.model.decode(latents)
+        except torch.OutOfMemoryError:
+            if len(latents) == 1:
+                raise
+        return np.concatenate([self._decode_latents(half) for half in latents.tensor_split(2)])

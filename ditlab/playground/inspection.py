@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,9 +49,10 @@ class Inspection:
         Raises:
             UserError: the network has no patches.
         """
-        if not isinstance(self.model.network, DiT):
+        network = self.model.network
+        if not network.supports.tokens:
             raise UserError("this model has no patch tokens (it is a U-Net); select a DiT")
-        return self.model.network
+        return cast(DiT, network)
 
     @property
     def patches(self) -> tuple[int, int]:
@@ -96,9 +97,8 @@ class Inspection:
     @torch.inference_mode()
     def _predict(self, t: float) -> tuple[Tensor, Tensor]:
         x, point = self.noised(t)
-        return x, self.model.denoiser.predict(
-            x, point, Condition.of_labels(torch.tensor([self.label], device=x.device))
-        ).x0
+        condition = Condition.of_labels(torch.tensor([self.label], device=x.device))
+        return x, self.model.denoiser.predict(x, point, condition).x0
 
     def prediction_figure(self, t: float) -> Image.Image:
         """Decoded x_t at several times, t included, above the decoded x0 predicted from each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ditlab.diffusion import State, Trajectory
 from ditlab.models import Condition
-from ditlab.pipelines import Pipeline, SampleConfig, image_generator
+from ditlab.pipelines import Pipeline, SampleConfig, image_generators
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the server, not an error in it
@@ -41,7 +41,7 @@ class Request:
         seed: image k of a seed is the same in any batch.
         config: sampler, steps and guidance; the precision is the server's.
         timeout: seconds after which the request fails, waiting included.
-        on_step: called with the state after each step, in the batcher's thread.
+        on_step: called with the state after each step, in the compute thread.
         images: the result, uint8 (N, H, W, C).
     """
 
@@ -65,6 +65,18 @@ class Request:
         if time.monotonic() - self.created > self.timeout:
             raise TimedOut(f"not finished within {self.timeout:g} s")
 
+    @property
+    def group(self) -> Hashable:
+        """Requests with equal values can share a trajectory."""
+        return self.config
+
+    def trajectory(self, model: Pipeline, others: Sequence[Request]) -> Trajectory:
+        """The sampling of the images of this request, followed by those of others of its group."""
+        requests = (self, *others)
+        generators = [each for request in requests for each in image_generators(request.seed, 0, len(request.labels))]
+        condition = Condition.of_labels(torch.cat([request.labels for request in requests]))
+        return model.trajectory(condition, generators, self.config)
+
 
 @dataclass(eq=False)
 class Interpolation(Request):
@@ -76,20 +88,12 @@ class Interpolation(Request):
 
     end: tuple[int, int] = (0, -1)
 
+    @property
+    def group(self) -> Hashable:
+        """An interpolation has a trajectory of its own."""
+        return self
 
-@torch.inference_mode()
-def trajectory_of(model: Pipeline, requests: Sequence[Request]) -> Trajectory:
-    """The sampling of requests of one configuration, one after the other in each state; interpolations have their own."""
-    first = requests[0]
-    if isinstance(first, Interpolation):
-        ends = (first.seed, int(first.labels[0])), first.end
-        return model.interpolation(*ends, len(first.labels), first.config)
-    generators = [image_generator(request.seed, k) for request in requests for k in range(len(request.labels))]
-    condition = Condition.of_labels(torch.cat([request.labels for request in requests]))
-    return model.trajectory(condition, generators, first.config)
-
-
-def select(state: State, start: int, count: int) -> State:
-    """Some images of a state."""
-    x_t, x0, x_s = (tensor[start : start + count] for tensor in (state.x_t, state.x0, state.x_s))
-    return State(x_t, x0, x_s, state.t, state.s)
+    def trajectory(self, model: Pipeline, others: Sequence[Request]) -> Trajectory:
+        """The sampling of the interpolation."""
+        assert not others
+        return model.interpolation((self.seed, int(self.labels[0])), self.end, len(self.labels), self.config)

@@ -151,7 +151,7 @@ def test_a_disconnected_client_cancels_its_request(model: Pipeline, listening: L
         while server.batchers["digits"].load != (0, 0) and time.monotonic() < until:
             time.sleep(0.05)
         assert server.batchers["digits"].load == (0, 0)
-        assert server.batchers["digits"].made == 0
+        assert server.batchers["digits"].generated == 0
         assert ask(address, prompt="1", steps=2).status_code == 200
 
 

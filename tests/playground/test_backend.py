@@ -113,9 +113,9 @@ def test_class_images_are_generated_once(backend: Backend):
     parts = torch.arange(10).split(64)
     assert len(parts) == 1
     assert np.abs(np.stack(pictures).astype(int) - expected).max() <= 1
-    made = backend.server.batchers["digits"].made
+    made = backend.server.batchers["digits"].generated
     assert backend.class_images("digits") is not None
-    assert backend.server.batchers["digits"].made == made
+    assert backend.server.batchers["digits"].generated == made
 
 
 def test_an_earlier_checkpoint(backend: Backend, refuses: Callable):

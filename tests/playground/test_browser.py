@@ -27,8 +27,8 @@ from ditlab.playground.api import Limits, ModelServer
 from ditlab.playground.page import runs_tab
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT = 60_000  # milliseconds until a test fails
-SCREENSHOTS = os.environ.get("DITLAB_SCREENSHOTS")
+SCREENSHOTS = Path(os.environ["DITLAB_SCREENSHOTS"]).resolve() if "DITLAB_SCREENSHOTS" in os.environ else None
+WAIT = 60_000 if SCREENSHOTS is None else 300_000  # milliseconds until a test fails
 Listening = Callable[..., AbstractContextManager[str]]
 
 pytestmark = [
@@ -63,10 +63,11 @@ def fashion() -> Pipeline:
 def address(folder: Path, fashion: Pipeline, listening: Listening) -> Iterator[str]:
     """A server of two models, whose page updates its runs more often than usual."""
     models = ModelServer({"fashion": fashion, "digits": Pipeline.load(folder / "digits")}, Limits(steps=1000))
-    sources = {"fashion": "fashion", "digits": str(folder / "digits")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs_tab, "INTERVAL", 0.5)
-        with listening(models, sources, folder) as found:
+        patch.chdir(folder.parent)
+        if SCREENSHOTS is None:
+            patch.setattr(runs_tab, "INTERVAL", 0.5)
+        with listening(models, {"fashion": "fashion", "digits": "runs/digits"}, Path("runs")) as found:
             yield found
 
 
@@ -132,7 +133,7 @@ class Visit:
         if SCREENSHOTS is not None:
             self.page.mouse.move(0, 0)
             self.page.wait_for_timeout(500)
-            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
     def close(self) -> None:
         self.page.close()

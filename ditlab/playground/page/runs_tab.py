@@ -25,6 +25,7 @@ from ditlab.train import loss_figure
 
 INTERVAL = 2.0  # seconds between two updates
 NOTHING_SHOWN = ("", -1, "", 0)  # name, images, state and sample grids of the run on the page
+NO_STUDIES = "No studies yet. `ditlab study scaling --recipe digits` runs one."
 HEADERS = ("run", "state", "images", "total images", "loss", "images/s")
 
 
@@ -49,7 +50,7 @@ def runs_tab(backend: Backend) -> None:
             label="Figures", columns=2, height="auto", format="png", interactive=False, object_fit="contain", visible=False,
             buttons=["fullscreen"],
         )  # fmt: skip
-        report = gr.Markdown("", elem_id="study-report")
+        report = gr.Markdown(NO_STUDIES, elem_id="study-report")
     shown = gr.State(NOTHING_SHOWN)
 
     def update(chosen: str | None, chosen_study: str | None, before: tuple) -> tuple:
@@ -66,9 +67,7 @@ def runs_tab(backend: Backend) -> None:
         with controls.show_errors():
             studies = find_studies(backend.runs)
             if chosen not in studies:
-                return gr.update(
-                    value=None, visible=False
-                ), "No studies yet. `ditlab study scaling --recipe digits` runs one."
+                return gr.update(value=None, visible=False), NO_STUDIES
             text, images = study_report(studies[chosen])
             return gr.update(value=images, visible=bool(images)), text
 
