@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from ditlab.train.task import Task
 
 STATE = 16  # bytes a parameter of gradient, two moments and average
 MARGIN = 0.8  # share of the free memory for activations
-PROBES = (2, 4)  # images of the probes: a compiled graph would be specialised to a batch of one
+PROBES = (2, 4)  # images of the probes
 
 
 def free_memory(device: torch.device, processes: Processes) -> float:
@@ -50,27 +48,10 @@ def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: in
     return sum(kept.values())
 
 
-@contextmanager
-def _partitioned(task: Task, on: bool) -> Iterator[None]:
-    """Let every part keep what it keeps when it is compiled: the min-cut partitioner alone, without kernels."""
-    if not on:
-        yield
-        return
-    parts = task.parts(task.module)
-    for part in parts:
-        part.compile(backend="aot_eager_decomp_partition", dynamic=False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            part._compiled_call_impl = None
-        torch._dynamo.reset()
-
-
 def largest_microbatch(task: Task, config: TrainConfig, device: torch.device, processes: Processes) -> int:
     """The most images, of the divisors of this process's share of a batch, whose activations fit in memory.
 
-    Two small forward passes give the bytes an image keeps for the backward pass, compiled if training is; gradients, moments
+    Two small forward passes give the bytes an image keeps for the backward pass (not compiled: compiled blocks keep less); gradients, moments
     and average, not allocated yet, are subtracted from the free memory. With activation checkpointing one part holds all of
     its activations at a time: the blocks of a DiT are equal, of a U-Net the mean is taken.
     """
@@ -82,12 +63,11 @@ def largest_microbatch(task: Task, config: TrainConfig, device: torch.device, pr
         few, more = (saved_bytes(task, config, device, count) for count in PROBES)
         return (more - few) // (PROBES[1] - PROBES[0])
 
-    with _partitioned(task, config.compiles_on(device)):
-        image = of_an_image()
-        if config.activation_checkpointing:
-            task.activation_checkpointing(False)
-            image += (of_an_image() - image) // max(len(task.parts(task.module)), 1)
-            task.activation_checkpointing()
+    image = of_an_image()
+    if config.activation_checkpointing:
+        task.activation_checkpointing(False)
+        image += (of_an_image() - image) // max(len(task.parts(task.module)), 1)
+        task.activation_checkpointing()
     state = STATE * sum(parameter.numel() for parameter in task.module.parameters())
     room = free_memory(device, processes) - state / (processes.size if config.parallel == "fsdp" else 1)
     fit = max(1, int(MARGIN * room / max(image, 1)))

@@ -1,4 +1,4 @@
-"""The stored choice of a microbatch, and the probe of compiled blocks. What fits is in test_ways.py."""
+"""The stored choice of a microbatch. What fits is in test_ways.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 
 from ditlab.runtime.distributed import ALONE, Processes
 from ditlab.train import TrainConfig, train
-from ditlab.train.microbatch import _partitioned as partitioned
-from ditlab.train.microbatch import memory_settings, saved_bytes, stored_microbatch
+from ditlab.train.microbatch import memory_settings, stored_microbatch
 
 CPU = torch.device("cpu")
 FREE = TrainConfig(images=64, batch=16, log=16, checkpoint=64, samples=64, precision="fp32")
@@ -39,13 +38,3 @@ def test_the_choice_is_kept_in_the_run_and_not_made_again(tmp_path: Path, make_t
     assert json.loads(path.read_text())["microbatch"][0] == 4
     monkeypatch.setattr("ditlab.train.trainer.largest_microbatch", lambda *_: pytest.fail("probed again"))
     run(64)
-
-
-def test_compiled_blocks_keep_less_and_are_measured_without_kernels(make_task):
-    task = make_task()
-    eager = saved_bytes(task, FREE, CPU, 4)
-    with partitioned(task, True):
-        compiled = saved_bytes(task, FREE, CPU, 4)
-    assert 0.2 * eager < compiled < 0.95 * eager
-    assert saved_bytes(task, FREE, CPU, 4) == eager
-    torch._dynamo.reset()
