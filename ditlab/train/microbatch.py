@@ -51,9 +51,9 @@ def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: in
 def largest_microbatch(task: Task, config: TrainConfig, device: torch.device, processes: Processes) -> int:
     """The most images, of the divisors of this process's share of a batch, whose activations fit in memory.
 
-    Two small forward passes give the bytes an image keeps for the backward pass (not compiled: compiled blocks keep less); gradients, moments
-    and average, not allocated yet, are subtracted from the free memory. With activation checkpointing one part holds all of
-    its activations at a time: the blocks of a DiT are equal, of a U-Net the mean is taken.
+    Two small forward passes, not compiled, give the bytes an image keeps for the backward pass (compiled blocks keep less);
+    gradients, moments and average, not allocated yet, are subtracted from the free memory. With activation checkpointing
+    one part holds all of its activations at a time: the blocks of a DiT are equal, of a U-Net the mean is taken.
     """
     share = config.batch // processes.size
     if share == 1:
