@@ -116,8 +116,7 @@ class FlowMatching(Loss):
         self.target, self.times, self.direction = target, times, direction
 
     @classmethod
-    def build(cls, config: DiffusionConfig, schedule: Schedule) -> FlowMatching:
-        """The loss of a configuration."""
+    def build(cls, config: DiffusionConfig, schedule: Schedule) -> FlowMatching:  # noqa: D102
         return cls(schedule, config.target, config.times, config.direction, config.condition_dropout)
 
     def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
@@ -166,8 +165,7 @@ class Hybrid(Loss):
             self.register_buffer(name, table, persistent=False)
 
     @classmethod
-    def build(cls, config: DiffusionConfig, schedule: Schedule) -> Hybrid:
-        """The loss of a configuration."""
+    def build(cls, config: DiffusionConfig, schedule: Schedule) -> Hybrid:  # noqa: D102
         assert isinstance(schedule, LinearBeta)
         return cls(schedule, config.condition_dropout)
 

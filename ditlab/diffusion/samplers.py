@@ -53,17 +53,9 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, x_t: Tensor, t: ScheduleStep, s: ScheduleStep, noise: Noise, memory: Any) -> Step:
-        """A step from t to s.
+        """A step from x_t (N, C, *size) at t to s: yields queries, returns x_s, the last prediction and the memory.
 
-        Args:
-            x_t: (N, C, *size).
-            t: where the step begins.
-            s: where it ends.
-            noise: gives standard normal noise (N, C, *size) a call.
-            memory: what the step before returned, None at first.
-
-        Returns:
-            x_s, the last prediction, and the memory.
+        ``noise()`` is standard normal, (N, C, *size); ``memory`` is what the step before returned, None at first.
         """
 
 
@@ -180,36 +172,16 @@ class Trajectory:
 
     ``denoiser([trajectory.rows])`` gives the prediction of one; the rows of many go through one call.
 
-    Args:
-        sampler: one of ``SAMPLERS``.
-        schedule: the one the network was trained for.
-        steps: sampling steps.
-        guidance: expands queries and combines predictions.
-        condition: of the batch.
-        x: standard normal noise (N, C, *size).
-        noise: gives more of it a call; only DDPM uses it.
-        grid: times; the sampler's own by default.
-
-    Attributes:
-        rows: to evaluate; None at the end.
-
-    Raises:
-        UserError: unknown sampler, or a number of steps that the schedule does not have.
+    It starts from standard normal noise x (N, C, *size) and ends where ``rows`` is None; ``noise`` gives more of it for
+    ancestral steps. The grid is the sampler's own by default. UserError where ``check`` raises it.
     """
 
     rows: Rows | None
 
     def __init__(
-        self,
-        sampler: str,
-        schedule: Schedule,
-        steps: int,
-        guidance: Guidance,
-        condition: Condition,
-        x: Tensor,
-        noise: Noise,
+        self, sampler: str, schedule: Schedule, steps: int, guidance: Guidance, condition: Condition, x: Tensor, noise: Noise,
         grid: TimeGrid | None = None,
-    ):
+    ):  # fmt: skip
         check(sampler, schedule, steps)
         self.method, self.guidance, self.condition, self.noise = SAMPLERS[sampler], guidance, condition, noise
         times = (grid or self.method.grid).times(schedule, steps)

@@ -27,6 +27,10 @@ class Context(NamedTuple):
     mask: Tensor | None = None
 
 
+Maybe = Tensor | None
+Output = tuple[Tensor, Context | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """The configuration of a block; the paper's by default."""
@@ -118,27 +122,16 @@ class Block(nn.Module):
     adaptive, appends, vectors = False, False, 0
 
     @staticmethod
-    def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Tensor | None]:
+    def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Maybe]:
         """Context and modulation input (N, G, D) from the time embedding (N, G, D) and the embedded condition."""
         tokens, mask = conditioning.as_tokens(time)
         return Context(tokens, mask), None
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Context | None,
-        modulation_input: Tensor | None,
-        layout: Layout,
-        shared_modulation: Tensor | None = None,
-    ) -> tuple[Tensor, Context | None]:
+    def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
         """Transform tokens x (N, L, D) and, in designs that change it, the context.
 
-        Args:
-            x: tokens.
-            context: from ``prepare``, or from the block before.
-            modulation_input: (N, G, D), from ``prepare``.
-            layout: positions and masks of the tokens.
-            shared_modulation: (N, G, vectors D), where the network has one for all blocks.
+        Context and modulation input c (N, G, D) come from ``prepare``; ``shared`` (N, G, vectors D) is the modulation that
+        all blocks of the network have in common.
         """
         raise NotImplementedError
 
@@ -149,7 +142,7 @@ class AdaLNZeroBlock(Block):
     adaptive, vectors = True, 6  # shift, scale and gate of the attention, then of the MLP
 
     @staticmethod
-    def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Tensor | None]:
+    def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Maybe]:
         """No context; the sum of all vectors modulates."""
         return None, conditioning.add_vectors(time)
 
@@ -162,29 +155,20 @@ class AdaLNZeroBlock(Block):
         self.reduction = nn.Linear(width, rank, bias=False) if rank else None
         self.modulation = nn.Linear(rank or width, self.vectors * width)
 
-    def modulation_vectors(self, c: Tensor, layout: Layout, shared_modulation: Tensor | None) -> tuple[Tensor, ...]:
+    def modulation_vectors(self, c: Tensor, layout: Layout, shared: Maybe) -> tuple[Tensor, ...]:
         """Shifts, scales and gates, each (N, G, D), from c (N, G, D); with adaLN-LoRA a correction to the shared ones."""
         c = F.silu(c)
         made = self.modulation(c if self.reduction is None else self.reduction(c))  # (N, G, vectors D)
-        if shared_modulation is not None:
-            made = shared_modulation + made
-        return by_token(made, layout).chunk(self.vectors, dim=2)
+        return by_token(made if shared is None else shared + made, layout).chunk(self.vectors, dim=2)
 
     def norm(self, x: Tensor) -> Tensor:
         """A norm without parameters of its own: shift and scale come from the condition."""
         return plain_norm(x, self.config.norm)
 
-    def forward(  # noqa: D102
-        self,
-        x: Tensor,
-        context: Context | None,
-        modulation_input: Tensor | None,
-        layout: Layout,
-        shared_modulation: Tensor | None = None,
-    ) -> tuple[Tensor, Context | None]:
-        assert modulation_input is not None
-        vectors = self.modulation_vectors(modulation_input, layout, shared_modulation)
-        shift1, scale1, gate1, shift2, scale2, gate2 = vectors  # each (N, G, D)
+    def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
+        """See ``Block.forward``."""
+        assert c is not None
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation_vectors(c, layout, shared)  # each (N, G, D)
         x = gated(x, gate1, self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask))
         return gated(x, gate2, self.mlp(modulate(self.norm(x), shift2, scale2))), context
 
@@ -194,16 +178,10 @@ class AdaLNBlock(AdaLNZeroBlock):
 
     vectors = 4
 
-    def forward(  # noqa: D102
-        self,
-        x: Tensor,
-        context: Context | None,
-        modulation_input: Tensor | None,
-        layout: Layout,
-        shared_modulation: Tensor | None = None,
-    ) -> tuple[Tensor, Context | None]:
-        assert modulation_input is not None
-        shift1, scale1, shift2, scale2 = self.modulation_vectors(modulation_input, layout, shared_modulation)
+    def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
+        """See ``Block.forward``."""
+        assert c is not None
+        shift1, scale1, shift2, scale2 = self.modulation_vectors(c, layout, shared)
         x = x + self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask)
         return x + self.mlp(modulate(self.norm(x), shift2, scale2)), context
 
@@ -215,19 +193,11 @@ class InContextBlock(Block):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self.norm1 = learned_norm(config)
-        self.attention = SelfAttention(config.width, config.heads, config.qk_norm)
-        self.norm2 = learned_norm(config)
-        self.mlp = MLP(config)
+        self.norm1, self.attention = learned_norm(config), SelfAttention(config.width, config.heads, config.qk_norm)
+        self.norm2, self.mlp = learned_norm(config), MLP(config)
 
-    def forward(  # noqa: D102
-        self,
-        x: Tensor,
-        context: Context | None,
-        modulation_input: Tensor | None,
-        layout: Layout,
-        shared_modulation: Tensor | None = None,
-    ) -> tuple[Tensor, Context | None]:
+    def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
+        """See ``Block.forward``."""
         assert context is not None
         length, mask = x.shape[1], None
         if context.mask is not None:
@@ -243,21 +213,12 @@ class CrossAttentionBlock(Block):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self.norm1 = learned_norm(config)
-        self.attention = SelfAttention(config.width, config.heads, config.qk_norm)
-        self.norm_cross = learned_norm(config)
-        self.cross_attention = CrossAttention(config.width, config.heads)
-        self.norm2 = learned_norm(config)
-        self.mlp = MLP(config)
+        self.norm1, self.attention = learned_norm(config), SelfAttention(config.width, config.heads, config.qk_norm)
+        self.norm_cross, self.cross_attention = learned_norm(config), CrossAttention(config.width, config.heads)
+        self.norm2, self.mlp = learned_norm(config), MLP(config)
 
-    def forward(  # noqa: D102
-        self,
-        x: Tensor,
-        context: Context | None,
-        modulation_input: Tensor | None,
-        layout: Layout,
-        shared_modulation: Tensor | None = None,
-    ) -> tuple[Tensor, Context | None]:
+    def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
+        """See ``Block.forward``."""
         assert context is not None
         x = x + self.attention(self.norm1(x), layout.rope, layout.mask)
         x = x + self.cross_attention(self.norm_cross(x), context.tokens, context.mask)
@@ -278,11 +239,11 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width) if adaptive else None
         self.linear = nn.Linear(config.width, out)
 
-    def forward(self, x: Tensor, modulation_input: Tensor | None, layout: Layout) -> Tensor:
-        """Patches of tokens x (N, L, D)."""
+    def forward(self, x: Tensor, c: Maybe, layout: Layout) -> Tensor:
+        """Patches of tokens x (N, L, D) under c (N, G, D)."""
         x = plain_norm(x, self.kind) if self.norm is None else self.norm(x)
-        if self.modulation is not None and modulation_input is not None:
-            shift, scale = by_token(self.modulation(F.silu(modulation_input)), layout).chunk(2, dim=2)
+        if self.modulation is not None and c is not None:
+            shift, scale = by_token(self.modulation(F.silu(c)), layout).chunk(2, dim=2)
             x = modulate(x, shift, scale)
         return self.linear(x)
 

@@ -76,7 +76,9 @@ class ConditionConfig:
     channels: int = 0
     """Channels it adds to the sample."""
     classes: int = 0
-    """Classes of a label."""
+    """Number of classes of a label; 0 for an unconditional network, which has only the null row."""
+    null: bool = True
+    """It has a learned null, which guidance needs."""
 
     def build(self, width: int) -> nn.Module | None:
         """The embedding, called with an ``Entry``; None for channels, which need none."""
@@ -93,17 +95,11 @@ class LabelsConfig(ConditionConfig):
 
     kind: ClassVar[str] = "labels"
     name: str = "labels"
-    classes: int = 0
-    """Number of classes; 0 for an unconditional network, which has only the null row."""
-    null: bool = True
-    """A row for the null, which guidance needs."""
 
-    def build(self, width: int) -> LabelEmbedding:
-        """A table of (classes + null, width)."""
+    def build(self, width: int) -> LabelEmbedding:  # noqa: D102
         return LabelEmbedding(self.classes, width, self.null)
 
-    def blank(self, count: int, latent: LatentSpec) -> Tensor:
-        """Labels (count,)."""
+    def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
         return torch.zeros(count, dtype=torch.int64)
 
 
@@ -118,12 +114,10 @@ class TextConfig(ConditionConfig):
     tokens: int = 16
     """Tokens of a text when cost is counted; the network accepts any number."""
 
-    def build(self, width: int) -> TextEmbedding:
-        """Projections of (features, width) and a null token."""
+    def build(self, width: int) -> TextEmbedding:  # noqa: D102
         return TextEmbedding(self.features, width)
 
-    def blank(self, count: int, latent: LatentSpec) -> Tensor:
-        """Features (count, tokens, features)."""
+    def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
         return torch.zeros(count, self.tokens, self.features)
 
 
@@ -135,12 +129,10 @@ class ChannelsConfig(ConditionConfig):
     name: str = "low"
     channels: int = 3
 
-    def build(self, width: int) -> None:
-        """No embedding: the patch embedding has columns for these channels."""
+    def build(self, width: int) -> None:  # noqa: D102 - the patch embedding has columns for these channels
         return
 
-    def blank(self, count: int, latent: LatentSpec) -> Tensor:
-        """Pictures (count, channels, *size)."""
+    def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
         return torch.zeros(count, self.channels, *latent.size)
 
 

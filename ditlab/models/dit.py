@@ -160,20 +160,16 @@ class DiT(Network):
         """The class of the blocks."""
         return BLOCKS[self.config.block]
 
-    def block_list(self) -> Sequence[nn.Module]:
-        """The transformer blocks: one compiled graph serves all."""
+    def block_list(self) -> Sequence[nn.Module]:  # noqa: D102
         return list(self.blocks)
 
-    def token_count(self) -> int:
-        """Patches of a sample of the spec's size."""
+    def token_count(self) -> int:  # noqa: D102
         return torch.Size(self.patching.grid(self.spec.latent.size)).numel()
 
-    def constants(self) -> list[Tensor]:
-        """Buffers and cached layouts."""
+    def constants(self) -> list[Tensor]:  # noqa: D102
         return [*self.buffers(), *self.layouts.tensors()]
 
-    def parts(self) -> dict[str, list[str]]:
-        """Paths of submodules by part."""
+    def parts(self) -> dict[str, list[str]]:  # noqa: D102
         blocks: dict[str, list[str]] = {}
         for index, block in enumerate(self.blocks):
             for name, _ in block.named_children():

@@ -144,12 +144,10 @@ class UNet(Network):
             return Block(block)
         return Block(Resampling(channels, resample))
 
-    def block_list(self) -> Sequence[nn.Module]:
-        """Every block, in order."""
+    def block_list(self) -> Sequence[nn.Module]:  # noqa: D102
         return [*self.down, *self.middle, *self.up]
 
-    def parts(self) -> dict[str, list[str]]:
-        """Paths of submodules by part."""
+    def parts(self) -> dict[str, list[str]]:  # noqa: D102
         blocks: dict[str, list[str]] = {}
         for stage in ("down", "middle", "up"):
             for index, block in enumerate(self.get_submodule(stage).children()):

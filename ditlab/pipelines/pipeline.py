@@ -26,7 +26,7 @@ from ditlab.diffusion import (
 )
 from ditlab.encoders import Autoencoder, float_to_uint8
 from ditlab.errors import UserError, nearest
-from ditlab.models import NULL, Condition, LabelsConfig, Network
+from ditlab.models import NULL, Condition, Network
 from ditlab.pipelines import model_file
 from ditlab.pipelines.sampling import SampleConfig, image_generator, image_generators, normal
 from ditlab.runtime.device import check_compiler
@@ -34,6 +34,8 @@ from ditlab.runtime.distributed import ALONE, Processes
 
 LABEL_STREAM = 2**31  # random stream of labels: noise has those of the images, 0, 1, ...
 Labels = Sequence[str | int] | str | int | None
+Generators = Sequence[torch.Generator]
+Size = tuple[int, int]
 
 
 class Pipeline:
@@ -78,12 +80,8 @@ class Pipeline:
 
     @property
     def guidable(self) -> bool:
-        """Whether guidance is possible: the network has a condition and its null."""
-        return self.classes > 0 and self._labels is not None and self._labels.null
-
-    @property
-    def _labels(self) -> LabelsConfig | None:
-        return next((each for each in self.network.spec.conditions if isinstance(each, LabelsConfig)), None)
+        """Whether guidance is possible: the network has classes and their null."""
+        return self.classes > 0 and all(condition.null for condition in self.network.spec.conditions)
 
     @property
     def device(self) -> torch.device:
@@ -97,11 +95,7 @@ class Pipeline:
         return self
 
     def compile(self) -> Pipeline:
-        """Compile the network's blocks for many batches of one size.
-
-        Raises:
-            UserError: there is no compiler on this machine.
-        """
+        """Compile the network's blocks for many batches of one size; UserError without a compiler."""
         check_compiler(self.device, "no --compile")
         for block in self.network.block_list():
             block.compile(dynamic=False)
@@ -133,27 +127,23 @@ class Pipeline:
         return number
 
     def label_indices(self, labels: Labels, count: int) -> Tensor:
-        """Labels of images 0 .. count - 1, int64 (count,): those given, or every class, in turn.
-
-        Raises:
-            UserError: an unknown label, or labels for an unconditional model.
-        """
-        given = [labels] if isinstance(labels, str | int) else list(labels or ())
-        chosen = [self.label(label) for label in given] or list(range(self.classes)) or [NULL]
+        """Labels of images 0 .. count - 1, int64 (count,): those given, or every class, in turn."""
+        chosen = self._chosen(labels) or [NULL]
         return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
     def random_labels(self, labels: Labels, count: int, seed: int) -> list[int]:
         """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all classes, as in the paper's code.
 
         The label of image k depends on the seed alone, not on the count.
-
-        Raises:
-            UserError: an unknown label, or labels for an unconditional model.
         """
-        given = [labels] if isinstance(labels, str | int) else list(labels or ())
-        chosen = [self.label(label) for label in given] or list(range(self.classes))
+        chosen = self._chosen(labels)
         random = np.random.default_rng([seed, LABEL_STREAM])
         return [chosen[k] for k in random.integers(len(chosen), size=count)] if chosen else []
+
+    def _chosen(self, labels: Labels) -> list[int]:
+        """Indices of the labels given, or of all classes; UserError for an unknown label."""
+        given = [labels] if isinstance(labels, str | int) else list(labels or ())
+        return [self.label(label) for label in given] or list(range(self.classes))
 
     def check(self, config: SampleConfig) -> None:
         """Raise UserError where this model cannot be sampled with ``config``."""
@@ -165,21 +155,13 @@ class Pipeline:
             )
 
     def guidance(self, config: SampleConfig) -> Guidance:
-        """The guidance of ``config``, with predicted data clamped to its range where it has one.
-
-        Raises:
-            UserError: this model cannot be sampled so.
-        """
+        """The guidance of ``config``, with predicted data clamped to its range where it has one."""
         self.check(config)
         guidance: Guidance = ClassifierFreeGuidance(config.guidance)
         return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
 
-    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        """(c, h, w) of a latent, of images of ``size`` pixels (H, W); by default the size the model was trained at.
-
-        Raises:
-            UserError: the size does not fit the autoencoder, or the network takes one size only.
-        """
+    def latent_shape(self, size: Size | None = None) -> tuple[int, ...]:
+        """(c, h, w) of a latent of images of ``size`` (H, W), by default the training size; UserError where it does not fit."""
         if size is None or tuple(size) == self.size:
             return self.network.spec.latent.shape
         if not self.network.supports.tokens:
@@ -187,17 +169,9 @@ class Pipeline:
         return self.autoencoder.latent_shape(size)
 
     def trajectory(
-        self,
-        condition: Condition,
-        generators: Sequence[torch.Generator],
-        config: SampleConfig,
-        size: tuple[int, int] | None = None,
+        self, condition: Condition, generators: Generators, config: SampleConfig, size: Size | None = None
     ) -> Trajectory:
-        """A sampling of one image a generator, under a condition of as many samples.
-
-        Raises:
-            UserError: this model cannot be sampled so.
-        """
+        """A sampling of one image a generator, under a condition of as many samples; UserError where that is impossible."""
         shape, device = self.latent_shape(size), self.device
 
         def noise() -> Tensor:
@@ -214,9 +188,6 @@ class Pipeline:
 
         Noise is interpolated on a circle, on which its variance stays 1 (Song et al. 2020, section 5.3), from image 0 of
         one seed to image 0 of the other; where labels differ, the predictions under both are mixed.
-
-        Raises:
-            UserError: this model cannot be sampled so, or fewer than two images.
         """
         if count < 2:
             raise UserError(f"{count} images between two; 2 or more, including both ends")
@@ -243,15 +214,9 @@ class Pipeline:
         yield from sample(trajectory, self.denoiser.cast(config.bf16_on(self.device)))
 
     def denoise(self, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
-        """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step.
-
-        Raises:
-            UserError: this model cannot be sampled so.
-        """
+        """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step."""
         generators = image_generators(seed, first, len(labels))
-        with torch.inference_mode():
-            trajectory = self.trajectory(Condition.of_labels(labels), generators, config)
-        yield from self.run(trajectory, config)
+        yield from self.run(self.trajectory(Condition.of_labels(labels), generators, config), config)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -266,16 +231,13 @@ class Pipeline:
         config: SampleConfig,
         batch: int = 64,
         processes: Processes = ALONE,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         starts: Iterable[int] | None = None,
     ) -> Iterator[np.ndarray]:
         """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); each process makes every world-size-th batch.
 
         With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is
         made in halves, and so are those after it.
-
-        Raises:
-            UserError: an unknown label or sampler, or guidance the model was not trained for.
         """
         if count < 1 or batch < 1:
             raise UserError(f"count {count} and batch {batch} must be 1 or more")
@@ -295,13 +257,7 @@ class Pipeline:
             yield np.concatenate(made)
 
     @torch.inference_mode()
-    def _images(
-        self,
-        labels: Tensor,
-        generators: Sequence[torch.Generator],
-        config: SampleConfig,
-        size: tuple[int, int] | None,
-    ) -> np.ndarray:
+    def _images(self, labels: Tensor, generators: Generators, config: SampleConfig, size: Size | None) -> np.ndarray:
         trajectory = self.trajectory(Condition.of_labels(labels), generators, config, size)
         (last,) = deque(self.run(trajectory, config), maxlen=1)
         return self.decode(last.x_s)
@@ -317,7 +273,7 @@ class Pipeline:
         seed: int = 0,
         count: int | None = None,
         batch: int = 64,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
     ) -> np.ndarray:
         """Make images.
 
@@ -359,10 +315,6 @@ class Pipeline:
 
     @classmethod
     def load(cls, path: str | Path) -> Pipeline:
-        """Read a run folder, a ``model.safetensors``, or a shipped model by its name, see ``model_file.load``.
-
-        Raises:
-            UserError: no model there, a damaged file, or weights of another architecture.
-        """
+        """Read a run folder, a ``model.safetensors``, or a shipped model by its name, see ``model_file.load``."""
         parts = model_file.load(path)
         return cls(parts.network, parts.process, parts.autoencoder, parts.names, parts.defaults, parts.facts)
