@@ -22,10 +22,9 @@ from training import SHAPE, Step, ours
 from ditlab.data import DataConfig, DataOrder
 from ditlab.data.arrays import ArraySource
 from ditlab.data.dataset import Dataset
-from ditlab.diffusion import DiffusionConfig
+from ditlab.diffusion import DiffusionConfig, Positions
 from ditlab.encoders import Autoencoder, LatentCache, cache_key, encode
 from ditlab.models import DiTConfig
-from ditlab.train.prefetch import step_generator
 
 BATCH = 256
 
@@ -58,7 +57,7 @@ def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
 
         def read_and_draw() -> None:
             read()
-            draws = loss.draw(step_generator(0, position[0]), BATCH, (4, 32, 32))
+            draws = loss.draw(Positions(0, position[0] * BATCH, BATCH), (4, 32, 32))
             draws["posterior"] = torch.randn(BATCH, 4, 32, 32)
 
         for name, work in (("reading", read), ("reading and drawing", read_and_draw)):

@@ -32,6 +32,7 @@ from ditlab.diffusion import (
     Denoiser,
     DiffusionConfig,
     GuidanceConfig,
+    Positions,
     State,
     Trajectory,
     sample,
@@ -214,7 +215,7 @@ def output_of(config: NetworkConfig) -> Tensors:
 def losses_of(diffusion: DiffusionConfig) -> Tensors:
     """What chance decides for eight latents, their losses under a fixed network, and the gradient's norm."""
     network, loss = fixed_network(SMALL, diffusion.learned_variance), diffusion.build_loss()
-    draws = loss.draw(torch.Generator().manual_seed(7), 8, (3, 8, 8))
+    draws = loss.draw(Positions(7, 0, 8), (3, 8, 8))
     x0 = normal((8, 3, 8, 8), 8).mul(0.5).clamp(-1, 1)
     losses = loss(network, x0, Condition.of_labels(torch.arange(8) % 4), draws)
     losses.mean().backward()

@@ -1,6 +1,7 @@
 """The diffusion process: schedules, time grids, predictions, denoiser, guidance, samplers, losses."""
 
 from ditlab.diffusion.denoiser import Denoiser, Prediction, Rows, ScheduleStep, schedule_steps
+from ditlab.diffusion.draws import Positions
 from ditlab.diffusion.guidance import ClampedX0, ClassifierFreeGuidance, Guidance, GuidanceConfig, Interpolated, Query
 from ditlab.diffusion.losses import LOSSES, DiffusionConfig, FlowMatching, Hybrid, Loss
 from ditlab.diffusion.predictions import TARGETS, Corrupted, corrupt, to_x0_epsilon
@@ -25,6 +26,7 @@ __all__ = [
     "Interpolated",
     "LinearBeta",
     "Loss",
+    "Positions",
     "Prediction",
     "Query",
     "RectifiedFlow",

@@ -7,6 +7,7 @@ processes draws for its own images only, and a run is the same on any number of 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,3 +60,24 @@ class RandomStream:
         radius = np.sqrt(np.float32(-2) * np.log(u))
         values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :size]
         return torch.from_numpy(np.ascontiguousarray(values).reshape(count, *shape))
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The random numbers of images ``start`` .. ``start + count - 1`` of a run, by name. A position is step * batch + index."""
+
+    seed: int
+    start: int
+    count: int
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform on [0, 1), float32 (count, *shape)."""
+        return RandomStream(self.seed, name).uniform(self.start, self.count, shape)
+
+    def integers(self, name: str, high: int) -> Tensor:
+        """Uniform on 0 .. high - 1, int64 (count,)."""
+        return RandomStream(self.seed, name).integers(self.start, self.count, high)
+
+    def normal(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """Standard normal, float32 (count, *shape)."""
+        return RandomStream(self.seed, name).normal(self.start, self.count, shape)

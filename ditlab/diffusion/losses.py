@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditlab.diffusion.draws import Positions
 from ditlab.diffusion.predictions import TARGETS, corrupt, per_sample
 from ditlab.diffusion.schedules import SCHEDULES, LinearBeta, RectifiedFlow, Schedule
 from ditlab.errors import UserError, nearest
@@ -88,15 +89,15 @@ class Loss(nn.Module, ABC):
         """The loss of a configuration."""
 
     @abstractmethod
-    def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
+    def draw_times(self, positions: Positions) -> Tensor:
         """Times (count,) in [0, 1]."""
 
-    def draw(self, generator: torch.Generator, count: int, shape: tuple[int, ...]) -> Draws:
-        """The random numbers of ``count`` samples of ``shape`` (C, *size), on the CPU."""
+    def draw(self, positions: Positions, shape: tuple[int, ...]) -> Draws:
+        """The random numbers of samples of ``shape`` (C, *size), on the CPU."""
         return {
-            "t": self.draw_times(generator, count),
-            "drop": torch.rand(count, generator=generator) < self.condition_dropout,
-            "epsilon": torch.randn(count, *shape, generator=generator),
+            "t": self.draw_times(positions),
+            "drop": positions.uniform("drop") < self.condition_dropout,
+            "epsilon": positions.normal("epsilon", shape),
         }
 
     @abstractmethod
@@ -119,13 +120,13 @@ class FlowMatching(Loss):
     def build(cls, config: DiffusionConfig, schedule: Schedule) -> FlowMatching:  # noqa: D102
         return cls(schedule, config.target, config.times, config.direction, config.condition_dropout)
 
-    def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
+    def draw_times(self, positions: Positions) -> Tensor:
         """Continuous times, or the rows of a table."""
         if self.times == "logit-normal":
-            return torch.sigmoid(torch.randn(count, generator=generator))
+            return torch.sigmoid(positions.normal("t"))
         if self.schedule.steps:
-            return _rows(generator, count, self.schedule.steps)
-        return torch.rand(count, generator=generator)
+            return _rows(positions, self.schedule.steps)
+        return positions.uniform("t")
 
     def forward(self, network: nn.Module, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
         """Squared error, averaged over each sample, and its direction."""
@@ -169,9 +170,9 @@ class Hybrid(Loss):
         assert isinstance(schedule, LinearBeta)
         return cls(schedule, config.condition_dropout)
 
-    def draw_times(self, generator: torch.Generator, count: int) -> Tensor:
+    def draw_times(self, positions: Positions) -> Tensor:
         """Rows of the table, uniformly."""
-        return _rows(generator, count, self.schedule.steps)
+        return _rows(positions, self.schedule.steps)
 
     def forward(self, network: nn.Module, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
         """Squared error and variational term, each averaged over the sample, added."""
@@ -217,8 +218,8 @@ def discretised_gaussian_nll(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor
     return -mass.clamp(min=1e-12).log()
 
 
-def _rows(generator: torch.Generator, count: int, steps: int) -> Tensor:
-    return torch.randint(steps, (count,), generator=generator).double() / (steps - 1)
+def _rows(positions: Positions, steps: int) -> Tensor:
+    return positions.integers("t", steps).double() / (steps - 1)
 
 
 LOSSES: dict[str, type[Loss]] = {"hybrid": Hybrid, "flow-matching": FlowMatching}

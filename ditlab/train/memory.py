@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from ditlab.diffusion import DiffusionConfig
+from ditlab.diffusion import DiffusionConfig, Positions
 from ditlab.models import DiTConfig, Network, NetworkConfig, NetworkSpec
 from ditlab.models.network import on_meta, parameter_count
 from ditlab.train.config import TrainConfig
@@ -128,7 +128,7 @@ def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[i
     network, loss = subject.network(), subject.diffusion.build_loss()
     network.activation_checkpointing = recompute
     latent = subject.shape.latent.shape
-    drawn = loss.draw(torch.Generator(), 1, latent)  # to know names and types
+    drawn = loss.draw(Positions(0, 0, 1), latent)  # to know names and types
     draws = {name: value.to("meta").expand(images, *value.shape[1:]).clone() for name, value in drawn.items()}
     with torch.device("meta"):
         x0, condition = torch.empty(images, *latent), subject.shape.blank_condition(images)

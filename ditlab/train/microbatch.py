@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditlab.diffusion import Positions
 from ditlab.runtime.distributed import Processes
 from ditlab.train.config import TrainConfig
-from ditlab.train.prefetch import step_generator
 from ditlab.train.task import Task
 
 STATE = 16  # bytes a parameter of gradient, two moments and average
@@ -31,7 +31,7 @@ def free_memory(device: torch.device, processes: Processes) -> float:
 def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: int) -> int:
     """Bytes that a forward pass of ``count`` images keeps for the backward pass."""
     batch = task.read(np.arange(count) % task.count, np.zeros(count, bool))
-    draws = task.draw(step_generator(0, 0), count)
+    draws = task.draw(Positions(0, 0, count))
     kept: dict[int, int] = {parameter.data_ptr(): 0 for parameter in task.module.parameters()}
     alive: list[torch.UntypedStorage] = []  # a freed address would be counted once for two tensors
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditlab.diffusion import Positions
 from ditlab.train.callbacks import Callback, Event, Row
-from ditlab.train.prefetch import step_generator
 from ditlab.train.task import Batch, Task
 
 HELD_OUT_IMAGES = 256
@@ -35,7 +35,7 @@ class HeldOutLoss(Callback):
 
     def __init__(self, task: Task, count: int = HELD_OUT_IMAGES):
         self.task, self.count = task, min(count, task.count)
-        self.draws = task.evaluation_draws(step_generator(0, 0), self.count)
+        self.draws = task.evaluation_draws(Positions(0, 0, self.count))
 
     def on_log(self, event: Event) -> Row:
         """See Callback. Every 32 images trained on for each held out, at most every row, and at the end."""
@@ -64,7 +64,7 @@ class BlockMonitor(Callback):
         """See Callback."""
         task, module, outputs = event.task, event.task.module, []
         indices = np.arange(MONITORED) % task.count
-        draws = task.evaluation_draws(step_generator(0, 0), MONITORED)
+        draws = task.evaluation_draws(Positions(0, 0, MONITORED))
 
         def keep(_: object, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
             output = output if isinstance(output, Tensor) else output[0]

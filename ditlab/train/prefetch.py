@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ditlab.data import DataOrder
+from ditlab.diffusion import Positions
 from ditlab.runtime.device import thread_pool
 from ditlab.runtime.distributed import Processes
 from ditlab.train.task import Batch, Task
@@ -16,17 +16,11 @@ from ditlab.train.task import Batch, Task
 AHEAD = 2  # steps read in advance
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of all draws of a step."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
 class Prefetcher:
     """This process's share of every step's images and draws, read by one thread.
 
-    Step k trains on images k * batch .. (k + 1) * batch of the order. Its draws are made for all of them, and each process
-    takes its slice, so the run is the same on any number of processes.
+    Step k trains on images k * batch .. (k + 1) * batch of the order, of which each process reads and draws its own slice; a
+    draw depends on the position alone, so the run is the same on any number of processes.
 
     Args:
         task: reads and draws.
@@ -52,8 +46,8 @@ class Prefetcher:
     ):
         self.task, self.order, self.seed, self.batch, self.steps = task, order, seed, batch, steps
         self.device = device
-        share = batch // processes.size
-        self.share = slice(processes.rank * share, (processes.rank + 1) * share)
+        self.share = batch // processes.size
+        self.offset = processes.rank * self.share
         self._pool = thread_pool(device, "prefetch")
         self._next = first
         self._ready: list[Future[tuple[Batch, Batch]]] = []
@@ -65,10 +59,9 @@ class Prefetcher:
             self._next += 1
 
     def _read(self, step: int) -> tuple[Batch, Batch]:
-        draws = self.task.draw(step_generator(self.seed, step), self.batch)
-        indices, flips = self.order.batch(step * self.batch, self.batch)
-        batch = self.task.read(indices[self.share], flips[self.share])
-        return self._pin(batch), self._pin({name: value[self.share] for name, value in draws.items()})
+        first = step * self.batch + self.offset
+        draws = self.task.draw(Positions(self.seed, first, self.share))
+        return self._pin(self.task.read(*self.order.batch(first, self.share))), self._pin(draws)
 
     def _pin(self, tensors: Batch) -> Batch:
         if self.device.type != "cuda":

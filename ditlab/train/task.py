@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ditlab.diffusion import Positions
 from ditlab.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -33,16 +34,16 @@ class Task(ABC):
         """The images ``indices`` (N,) of the training set, mirrored where ``flips`` (N,) is set, as CPU tensors."""
 
     @abstractmethod
-    def draw(self, generator: torch.Generator, count: int) -> Batch:
-        """All random numbers of a global batch, as CPU tensors with first axis ``count``."""
+    def draw(self, positions: Positions) -> Batch:
+        """All random numbers of the images at ``positions``, as CPU tensors."""
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch, draws: Batch) -> Tensor:
         """The loss of each image, (N,), computed with ``module``: the trained one, or its moving average."""
 
-    def evaluation_draws(self, generator: torch.Generator, count: int) -> Batch:
+    def evaluation_draws(self, positions: Positions) -> Batch:
         """Draws for the held-out loss; by default those of training."""
-        return self.draw(generator, count)
+        return self.draw(positions)
 
     def to(self, device: torch.device) -> None:
         """Move the module, and whatever else the loss computes with, to a device."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.data import Images
-from ditlab.diffusion import Loss
+from ditlab.diffusion import Loss, Positions
 from ditlab.encoders import Autoencoder, DiffusersAutoencoder, LatentCache, uint8_to_float
 from ditlab.errors import UserError
 from ditlab.models import Condition, Network, cost
@@ -47,17 +47,17 @@ class DiffusionTask(Task):
         labels = self.labels[indices] if self.classes else torch.full((len(indices),), -1)
         return {"moments": moments, "labels": labels}
 
-    def draw(self, generator: torch.Generator, count: int) -> Batch:
+    def draw(self, positions: Positions) -> Batch:
         """The draws of the loss, and the noise of the autoencoder's posterior."""
-        draws = self.diffusion_loss.draw(generator, count, self.latent)
+        draws = self.diffusion_loss.draw(positions, self.latent)
         if not isinstance(self.data, Images):  # moments
-            draws["posterior"] = torch.randn(count, *self.latent, generator=generator)
+            draws["posterior"] = positions.normal("posterior", self.latent)
         return draws
 
-    def evaluation_draws(self, generator: torch.Generator, count: int) -> Batch:
+    def evaluation_draws(self, positions: Positions) -> Batch:
         """Every label kept, and eight times in turn, so that the loss of one network is always the same."""
-        draws = self.draw(generator, count)
-        t = (torch.arange(count) % EVALUATION_TIMES + 0.5).double() / EVALUATION_TIMES
+        draws = self.draw(positions)
+        t = (torch.arange(positions.count) % EVALUATION_TIMES + 0.5).double() / EVALUATION_TIMES
         steps = self.diffusion_loss.schedule.steps
         if steps:
             t = (t * (steps - 1)).round() / (steps - 1)
@@ -107,9 +107,9 @@ class AutoencoderTask(Task):
         """Pixels."""
         return {"pixels": torch.from_numpy(self.data.read(indices, flips))}
 
-    def draw(self, generator: torch.Generator, count: int) -> Batch:
+    def draw(self, positions: Positions) -> Batch:
         """The noise of the posterior."""
-        return {"posterior": torch.randn(count, *self.latent, generator=generator)}
+        return {"posterior": positions.normal("posterior", self.latent)}
 
     def loss(self, module: nn.Module, batch: Batch, draws: Batch) -> Tensor:
         """Squared error and divergence."""

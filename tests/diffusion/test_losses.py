@@ -12,7 +12,7 @@ from specs import FixedNetwork
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from ditlab.diffusion import DiffusionConfig, FlowMatching, Hybrid, LinearBeta
+from ditlab.diffusion import DiffusionConfig, FlowMatching, Hybrid, LinearBeta, Positions
 from ditlab.errors import UserError
 from ditlab.models import NULL, Condition
 
@@ -181,17 +181,16 @@ def largest_gap(sample: Tensor, distribution: Tensor) -> float:
 
 
 def test_times_are_uniform_or_logit_normal() -> None:
-    generator = torch.Generator().manual_seed(0)
-    uniform = replace(FLOW, times="uniform").build_loss().draw_times(generator, 20_000).sort().values
+    uniform = replace(FLOW, times="uniform").build_loss().draw_times(Positions(0, 0, 20_000)).sort().values
     assert largest_gap(uniform, uniform) < 1.95
-    logit_normal = FLOW.build_loss().draw_times(generator, 20_000).sort().values
+    logit_normal = FLOW.build_loss().draw_times(Positions(0, 0, 20_000)).sort().values
     assert largest_gap(logit_normal, Normal(0.0, 1.0).cdf(torch.logit(logit_normal.double()))) < 1.95
     assert largest_gap(logit_normal, logit_normal) > 5  # it is not uniform
 
 
 @pytest.mark.parametrize("config", [PAPER, replace(PAPER, learned_variance=False)])
 def test_the_tables_rows_are_drawn_evenly_both_ends_included(config: DiffusionConfig) -> None:
-    t = config.build_loss().draw_times(torch.Generator().manual_seed(0), 200_000)
+    t = config.build_loss().draw_times(Positions(0, 0, 200_000))
     rows = LinearBeta().index(t)
     assert torch.equal(rows.double() / 999, t)
     counts = torch.bincount(rows, minlength=1000).double()
@@ -204,11 +203,11 @@ def test_draws_depend_on_the_generator_alone() -> None:
     for config in (PAPER, FLOW, replace(FLOW, times="uniform")):
         loss = config.build_loss()
         torch.manual_seed(0)
-        first = loss.draw(torch.Generator().manual_seed(3), 64, (2, 4, 6))
+        first = loss.draw(Positions(3, 0, 64), (2, 4, 6))
         torch.manual_seed(99)
         before = torch.random.get_rng_state()
-        again = loss.draw(torch.Generator().manual_seed(3), 64, (2, 4, 6))
-        other = loss.draw(torch.Generator().manual_seed(4), 64, (2, 4, 6))
+        again = loss.draw(Positions(3, 0, 64), (2, 4, 6))
+        other = loss.draw(Positions(4, 0, 64), (2, 4, 6))
         assert torch.equal(torch.random.get_rng_state(), before)
         assert first.keys() == {"t", "drop", "epsilon"}
         assert first["epsilon"].shape == (64, 2, 4, 6)
@@ -221,7 +220,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_the_asked_share_of_labels_is_dropped(share: float) -> None:
     loss = replace(PAPER, condition_dropout=share).build_loss()
-    drop = loss.draw(torch.Generator().manual_seed(0), 20_000, (1, 1, 1))["drop"]
+    drop = loss.draw(Positions(0, 0, 20_000), (1, 1, 1))["drop"]
     assert abs(drop.double().mean().item() - share) <= 3.3 * math.sqrt(share * (1 - share) / 20_000)
 
 
@@ -251,7 +250,7 @@ def test_the_direction_term_is_one_minus_the_cosine() -> None:
     generator = torch.Generator().manual_seed(0)
     x0, output = torch.randn(2, 5, 1, 4, 6, generator=generator)
     plain, turned = FLOW.build_loss(), replace(FLOW, direction=True).build_loss()
-    draws = plain.draw(torch.Generator().manual_seed(1), 5, (1, 4, 6))
+    draws = plain.draw(Positions(1, 0, 5), (1, 4, 6))
     condition = Condition.of_labels(torch.zeros(5, dtype=torch.int64))
 
     added = turned(Says(output), x0, condition, draws) - plain(Says(output), x0, condition, draws)

@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
 from ditlab.cli.main import COMMANDS
-from ditlab.diffusion import DiffusionConfig
+from ditlab.diffusion import DiffusionConfig, Positions
 from ditlab.models import Condition, DiTConfig, Network, UNetConfig, build
 from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
 from ditlab.recipes import find_recipe
@@ -69,7 +69,7 @@ def really_kept(of: Subject, images: int, bf16: bool, recompute: bool = False) -
     network.activation_checkpointing = recompute
     loss = of.diffusion.build_loss()
     latent = of.shape.latent.shape
-    draws = loss.draw(torch.Generator().manual_seed(1), images, latent)
+    draws = loss.draw(Positions(1, 0, images), latent)
     x0, condition = torch.randn(images, *latent), Condition.of_labels(torch.arange(images))
     kept = Kept(network, loss)
     hooks = torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor)

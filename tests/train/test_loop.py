@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.data import DataOrder
+from ditlab.diffusion import Positions
 from ditlab.errors import UserError
 from ditlab.pipelines import grid, write_png
 from ditlab.runtime.distributed import ALONE
 from ditlab.train import Callback, Event, Task, TrainConfig, read_metrics, train
 from ditlab.train.meter import MetricAverager
-from ditlab.train.prefetch import step_generator
 from ditlab.train.trainer import MOST_SKIPPED
 
 CPU = torch.device("cpu")
@@ -42,8 +42,8 @@ class Line(Task):
         x[flips] = -x[flips]
         return {"x": x, "y": self.y[indices], "bad": torch.from_numpy(indices == self.where)}
 
-    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        return {"t": torch.rand(count, generator=generator), "noise": torch.randn(count, 3, generator=generator)}
+    def draw(self, positions: Positions) -> dict[str, Tensor]:
+        return {"t": positions.uniform("t"), "noise": positions.normal("noise", (3,))}
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
         if self.steps_left == 0:
@@ -101,8 +101,8 @@ def test_the_loop_is_adamw_and_ema_over_the_order_and_the_draws(tmp_path: Path):
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     order, losses = DataOrder(COUNT, 3, True), []
     for step in range(12):
-        generator = step_generator(3, step)
-        t, noise = torch.rand(16, generator=generator), torch.randn(16, 3, generator=generator)
+        positions = Positions(3, 16 * step, 16)
+        t, noise = positions.uniform("t"), positions.normal("noise", (3,))
         indices, flips = order.batch(16 * step, 16)
         x = task.x[indices] * torch.where(torch.from_numpy(flips), -1.0, 1.0)[:, None]
         error = network(x + t[:, None] * noise) - task.y[indices]
@@ -128,8 +128,8 @@ def test_the_loop_is_adamw_and_ema_over_the_order_and_the_draws(tmp_path: Path):
 
 
 def test_every_step_has_draws_of_its_own_and_the_same_again():
-    first = [torch.rand(4, generator=step_generator(seed, step)) for seed in (0, 1) for step in (0, 1)]
-    again = [torch.rand(4, generator=step_generator(seed, step)) for seed in (0, 1) for step in (0, 1)]
+    first = [Positions(seed, 4 * step, 4).uniform("t") for seed in (0, 1) for step in (0, 1)]
+    again = [Positions(seed, 4 * step, 4).uniform("t") for seed in (0, 1) for step in (0, 1)]
     assert torch.equal(torch.stack(first), torch.stack(again))
     assert len({tuple(draw.tolist()) for draw in first}) == 4
 
@@ -203,8 +203,7 @@ def test_a_step_with_a_nan_gradient_is_skipped_and_counted(tmp_path: Path, poiso
     by_hand = Line()
     optimiser = torch.optim.AdamW(by_hand.module.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     for step in set(range(12)) - set(bad):
-        generator = step_generator(3, step)
-        draws = by_hand.draw(generator, 16)
+        draws = by_hand.draw(Positions(3, 16 * step, 16))
         batch = by_hand.read(*DataOrder(COUNT, 3, True).batch(16 * step, 16))
         optimiser.zero_grad()
         by_hand.loss(by_hand.module, batch, draws).mean().backward()

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ditlab.data import DataOrder
+from ditlab.diffusion import Positions
+from ditlab.diffusion.draws import RandomStream
 from ditlab.errors import UserError
 from ditlab.runtime.distributed import ALONE, Processes
-from ditlab.train.prefetch import AHEAD, Prefetcher, step_generator
+from ditlab.train.prefetch import AHEAD, Prefetcher
 
 CPU = torch.device("cpu")
 
@@ -32,23 +34,22 @@ class Numbers:
             raise UserError("the fourth cannot be read")
         return {"x": torch.from_numpy(indices * np.where(flips, -1, 1))}
 
-    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        return {"noise": torch.randn(count, 2, generator=generator), "t": torch.rand(count, generator=generator)}
+    def draw(self, positions: Positions) -> dict[str, Tensor]:
+        return {"noise": positions.normal("noise", (2,)), "t": positions.uniform("t")}
 
 
 def feed(first: int = 0, steps: int = 3, processes: Processes = ALONE) -> Prefetcher:
     return Prefetcher(Numbers(), DataOrder(10, 7, True), 5, 4, steps, first, processes, CPU)  # type: ignore[arg-type]
 
 
-def test_a_step_is_its_images_and_what_its_generator_draws():
+def test_a_step_is_its_images_and_the_draws_of_their_positions():
     made, order = feed(), DataOrder(10, 7, True)
     for step in range(3):
         batch, draws = made.take()
         indices, flips = order.batch(4 * step, 4)
-        generator = step_generator(5, step)
         assert batch["x"].tolist() == (indices * np.where(flips, -1, 1)).tolist()
-        assert torch.equal(draws["noise"], torch.randn(4, 2, generator=generator))
-        assert torch.equal(draws["t"], torch.rand(4, generator=generator))
+        assert torch.equal(draws["noise"], RandomStream(5, "noise").normal(4 * step, 4, (2,)))
+        assert torch.equal(draws["t"], RandomStream(5, "t").uniform(4 * step, 4))
     made.close()
 
 

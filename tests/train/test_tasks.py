@@ -15,13 +15,12 @@ from specs import image_spec
 from torch import Tensor
 
 from ditlab.data import DataConfig, DataOrder, open_data
-from ditlab.diffusion import DiffusionConfig
+from ditlab.diffusion import DiffusionConfig, Positions
 from ditlab.encoders import Autoencoder, AutoencoderConfig, new_kl, record, uint8_to_float
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiT, DiTConfig
 from ditlab.pipelines import Pipeline
 from ditlab.train import AutoencoderTask, DiffusionTask, read_metrics
-from ditlab.train.prefetch import step_generator
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal")
 
@@ -42,7 +41,7 @@ def test_a_run_of_the_recipe_is_a_plain_flow_matching_loop_over_scikit_learns_di
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     order, loss = DataOrder(1797, 0), FLOW.build_loss()
     for step in range(20):
-        draws = loss.draw(step_generator(0, step), 32, (1, 8, 8))
+        draws = loss.draw(Positions(0, 32 * step, 32), (1, 8, 8))
         indices, _ = order.batch(32 * step, 32)
         x0, epsilon, t = latents[indices], draws["epsilon"], draws["t"][:, None, None, None]
         told = torch.where(draws["drop"], -1, labels[indices])
@@ -133,7 +132,7 @@ def test_the_autoencoders_loss_is_squared_error_and_divergence_as_torch_has_it()
     autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16)), 1, seed=0)
     task = AutoencoderTask(autoencoder, images, kl_weight=0.3)
     batch = task.read(np.arange(8), np.zeros(8, bool))
-    draws = task.draw(step_generator(0, 0), 8)
+    draws = task.draw(Positions(0, 0, 8))
     with torch.no_grad():
         losses = task.loss(autoencoder, batch, draws)
         mean, log_variance = autoencoder.encode(uint8_to_float(batch["pixels"])).chunk(2, dim=1)

@@ -144,7 +144,7 @@ def test_what_is_kept_is_what_autograd_holds():
         def read(self, indices, flips):
             return {"x": torch.ones(len(indices), 32)}
 
-        def draw(self, generator, count):
+        def draw(self, positions):
             return {}
 
         def loss(self, module, batch, draws):
