@@ -84,9 +84,8 @@ def sample(arguments: list[str]) -> None:
                 columns = min(count, max(1, round(count**0.5)))
                 pipelines.write_png(pipelines.grid(images, columns), out, settings)
         else:
-            channels, height, width = model.pixels
             pipelines.write_samples(
-                out, make, (count, height, width, channels), options.batch, indices, model.names,
+                out, make, (count, *model.size, model.pixels[0]), options.batch, indices, model.names,
                 settings | {"weights": pipelines.weights_digest(model)}, processes, resumed,
             )  # fmt: skip
     if not processes.is_main:

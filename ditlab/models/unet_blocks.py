@@ -162,7 +162,7 @@ class Block(nn.Module):
         self.convolutions, self.attention, self.has_skip = convolutions, attention, has_skip
 
     def forward(self, x: Tensor, c: Tensor, context: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """Transform x (N, C, H, W), beside ``skip`` (N, C', H, W) where the block has_skip the two."""
+        """Transform x (N, C, H, W), concatenated with ``skip`` (N, C', H, W) where the block has one."""
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
         x = self.convolutions(x, c)

@@ -34,17 +34,17 @@ def grid(
         row_names: written left of the rows.
         column_names: written above the columns, truncated to their width.
     """
-    count, height, width, channels = images.shape
+    count, *sides, channels = images.shape
     if channels not in (1, 3, 4):
         images, channels = images[..., :1], 1
-    scale = max(1, -(-TILE // max(height, width)))
-    gap = max(2, scale * max(height, width) // 12)
+    scale = max(1, -(-TILE // max(sides)))
+    gap = max(2, scale * max(sides) // 12)
     rows = -(-count // columns)
-    size = max(12, scale * max(height, width) // 12)
+    size = max(12, scale * max(sides) // 12)
     font = ImageFont.load_default(size=size)
     left = max((int(font.getlength(name)) + 2 * gap for name in row_names), default=0)
     top = size + gap + gap // 2 if column_names else 0
-    step_x, step_y = width * scale + gap, height * scale + gap
+    step_x, step_y = sides[1] * scale + gap, sides[0] * scale + gap
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     canvas = Image.new(
         mode,
@@ -55,18 +55,18 @@ def grid(
     colour = (TEXT,) * 3 + (255,) * (channels - 3) if channels > 1 else TEXT
     for row, name in enumerate(row_names[:rows]):
         draw.text(
-            (left - gap, top + gap + row * step_y + height * scale // 2), name, fill=colour, font=font, anchor="rm"
+            (left - gap, top + gap + row * step_y + sides[0] * scale // 2), name, fill=colour, font=font, anchor="rm"
         )
     for column, name in enumerate(column_names[:columns]):
         draw.text(
-            (left + gap + column * step_x + width * scale // 2, gap + size // 2),
-            _truncated(name, font, width * scale),
+            (left + gap + column * step_x + sides[1] * scale // 2, gap + size // 2),
+            _truncated(name, font, sides[1] * scale),
             fill=colour,
             font=font,
             anchor="mm",
         )
     for index, image in enumerate(images):
-        tile = single(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        tile = single(image).resize((sides[1] * scale, sides[0] * scale), Image.Resampling.NEAREST)
         canvas.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
     return canvas
 

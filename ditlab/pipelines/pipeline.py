@@ -65,8 +65,8 @@ class Pipeline:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels."""
-        height, width = self.network.spec.latent.size[-2:]
-        return height * self.autoencoder.factor, width * self.autoencoder.factor
+        rows, columns = self.network.spec.latent.size[-2:]
+        return rows * self.autoencoder.factor, columns * self.autoencoder.factor
 
     @property
     def pixels(self) -> tuple[int, int, int]:

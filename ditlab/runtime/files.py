@@ -34,7 +34,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` to ``path`` through a synced temporary beside it and a rename.
+    """Write ``content`` to ``path`` through a synced temporary file in its folder and a rename.
 
     Raises:
         UserError: the disk is full or the place cannot be written; what stood at ``path`` is unchanged.
@@ -60,7 +60,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def begin_folder(path: Path) -> Path:
-    """An empty temporary folder beside ``path``, which ``finishing_folder`` renames to it.
+    """An empty temporary folder next to ``path``, which ``finishing_folder`` renames to it.
 
     Raises:
         UserError: the place cannot be written.
