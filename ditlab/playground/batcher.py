@@ -22,17 +22,24 @@ from ditlab.pipelines import Pipeline
 from ditlab.playground.compute import submit_to_compute_thread
 from ditlab.playground.request import QueueFull, Request
 
+Outcome = Exception | np.ndarray
+
 
 class _Group:
     """Requests of one configuration that start together, and their common trajectory.
+
+    Args:
+        requests: in the order of their rows in the trajectory.
+        trajectory: their sampling.
+        outcomes: where errors of requests are recorded.
 
     Attributes:
         active: the requests that have not ended, with their rows of the trajectory.
         state: the last finished step.
     """
 
-    def __init__(self, requests: Sequence[Request], trajectory: Trajectory):
-        self.trajectory, self.started = trajectory, time.monotonic()
+    def __init__(self, requests: Sequence[Request], trajectory: Trajectory, outcomes: dict[Request, Outcome]):
+        self.trajectory, self.outcomes, self.started = trajectory, outcomes, time.monotonic()
         ends = np.cumsum([len(request.labels) for request in requests]).tolist()
         self.count = ends[-1]
         self.active = {
@@ -46,8 +53,7 @@ class _Group:
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error."""
-        for request in self.active:
-            request.images.set_exception(error)
+        self.outcomes.update(dict.fromkeys(self.active, error))
         self.active.clear()
 
     def advance(self, prediction: Prediction) -> None:
@@ -62,7 +68,7 @@ class _Group:
                     request.on_step(State(state.x_t[rows], state.x0[rows], state.x_s[rows], state.t, state.s))
                 request.check()
             except Exception as error:  # noqa: BLE001 - fails this request only
-                request.images.set_exception(error)
+                self.outcomes[request] = error
                 del self.active[request]
 
 
@@ -81,7 +87,8 @@ class Batcher:
         self._denoiser = model.denoiser.cast(bf16)
         self._changed = threading.Condition()
         self._queue = deque[Request]()
-        self._groups: list[_Group] = []  # changed by the compute thread only
+        self._groups: list[_Group] = []  # changed by the compute thread only, as is the next one
+        self._outcomes: dict[Request, Outcome] = {}  # of requests that end in this turn
         self._images = 0  # of all groups
         self._scheduled, self._closing = False, False
         self._seconds = 0.0  # duration of the last group
@@ -130,21 +137,30 @@ class Batcher:
 
     @torch.inference_mode()
     def _turn(self) -> None:
-        """Start waiting requests, call the network once, and decode what is finished."""
+        """Start waiting requests, call the network once, decode what is finished, and set the results."""
         try:
             self._start_waiting()
             self._call_network([group for group in self._groups if not group.finished])
             self._decode([group for group in self._groups if group.finished and group.active])
-        finally:
-            with self._changed:
-                for group in self._groups:
-                    if group.finished:
-                        self._images, self._seconds = self._images - group.count, time.monotonic() - group.started
-                self._groups = [group for group in self._groups if not group.finished]
-                self._scheduled = False
-                if self._groups or self._queue:
-                    self._schedule()
-                self._changed.notify_all()
+        except Exception as error:  # noqa: BLE001 - an error in the batcher itself must not leave requests waiting
+            for group in self._groups:
+                group.fail(error)
+        with self._changed:
+            for group in self._groups:
+                if group.finished:
+                    self._images, self._seconds = self._images - group.count, time.monotonic() - group.started
+            self._groups = [group for group in self._groups if not group.finished]
+        for request, outcome in self._outcomes.items():  # after the load has changed, before close() returns
+            if isinstance(outcome, Exception):
+                request.images.set_exception(outcome)
+            else:
+                request.images.set_result(outcome)
+        self._outcomes.clear()
+        with self._changed:
+            self._scheduled = False
+            if self._groups or self._queue:
+                self._schedule()
+            self._changed.notify_all()
 
     def _take_waiting(self) -> list[list[Request]]:
         """Waiting requests for which there is room, in order; those that can share a trajectory are together."""
@@ -155,7 +171,7 @@ class Batcher:
                 try:
                     request.check()
                 except Exception as error:  # noqa: BLE001 - it has ended while it waited
-                    request.images.set_exception(error)
+                    self._outcomes[request] = error
                     continue
                 taken.setdefault(request.group, []).append(request)
                 self._images += len(request.labels)
@@ -164,12 +180,11 @@ class Batcher:
     def _start_waiting(self) -> None:
         for requests in self._take_waiting():
             try:
-                self._groups.append(_Group(requests, requests[0].trajectory(self.model, requests[1:])))
+                self._groups.append(_Group(requests, requests[0].trajectory(self.model, requests[1:]), self._outcomes))
             except Exception as error:  # noqa: BLE001 - fails these requests only
                 with self._changed:
                     self._images -= sum(len(request.labels) for request in requests)
-                for request in requests:
-                    request.images.set_exception(error)
+                self._outcomes.update(dict.fromkeys(requests, error))
 
     def _call_network(self, groups: Sequence[_Group]) -> None:
         if not groups:
@@ -208,7 +223,7 @@ class Batcher:
         return [Prediction(torch.cat([first.x0, second.x0]), torch.cat([first.epsilon, second.epsilon]), variance)]
 
     def _decode(self, groups: Sequence[_Group]) -> None:
-        """Decode the latents of finished requests, and set their results."""
+        """Decode the latents of finished requests."""
         latents = {
             request: group.state.x_s[rows] for group in groups if group.state for request, rows in group.active.items()
         }
@@ -217,13 +232,11 @@ class Batcher:
         try:
             images = self._decode_latents(torch.cat(list(latents.values())))
         except Exception as error:  # noqa: BLE001 - fails these requests only
-            for request in latents:
-                request.images.set_exception(error)
+            self._outcomes.update(dict.fromkeys(latents, error))
             return
         self.generated += len(images)
         parts = np.split(images, np.cumsum([len(rows) for rows in latents.values()])[:-1])
-        for request, part in zip(latents, parts, strict=True):
-            request.images.set_result(part)
+        self._outcomes.update(zip(latents, parts, strict=True))
 
     def _decode_latents(self, latents: torch.Tensor) -> np.ndarray:
         """Images uint8 (N, H, W, C), decoded in halves if they exceed the GPU's memory."""

@@ -203,6 +203,7 @@ def test_an_interpolation_between_two_labels(visit: Visit, folder: Path):
 
 def test_a_generation_stops_at_its_next_step(visit: Visit):
     page = visit.page
+    expect(page.get_by_label("Thumbnail 10 of 10")).to_be_visible(timeout=WAIT)  # no other images are being denoised
     page.get_by_role("button", name="Sampler, steps").click()
     visit.choose("Sampler", "ddpm")
     visit.number("Steps", 1000)
@@ -329,7 +330,10 @@ def test_the_page_works_by_keyboard(visit: Visit):
     visit.status("16 images in")
 
 
-def test_a_folder_without_runs(browser: BrowserContext, tmp_path: Path, listening: Listening, folder: Path):
+def test_a_folder_without_runs(
+    browser: BrowserContext, tmp_path: Path, listening: Listening, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     source = folder / "digits"
     with listening(
         ModelServer({"digits": Pipeline.load(source)}, Limits()), {"digits": str(source)}, Path("runs")
