@@ -180,7 +180,7 @@ def trained_recipe(latents: bool) -> Tensors:
         model = train_recipe(recipe, place)
         found = {**rows_of(place.out), **sampled(model, recipe.sample)}
         if latents:
-            found |= {f"autoencoder-{name}": value for name, value in rows_of(place.beside("autoencoder")).items()}
+            found |= {f"autoencoder-{name}": value for name, value in rows_of(place.sibling("autoencoder")).items()}
         return {**found, "mean": model.autoencoder.mean.clone(), "std": model.autoencoder.std.clone()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ditlab.data import Images, open_data
 from ditlab.errors import UserError
@@ -23,6 +22,7 @@ from ditlab.recipes import Recipe, RunContext, find_recipe, train_recipe
 from ditlab.runtime import files
 from ditlab.runtime.console import markdown_table
 from ditlab.runtime.device import default_device
+from ditlab.train import read_metrics
 
 COUNT = 1790  # samples to measure: 179 of each digit, nearly as many as there are real ones
 GUIDANCE = 1.5
@@ -30,6 +30,7 @@ GAMMA: Any = 0.001  # of the classifier; its own type hints know only the words 
 SECONDS = 300.0  # the planned time of the whole demo; a minute of the six is a margin
 SHORTEST = 64_000  # images; 97.2% of the samples are then in the right class
 ROUND = 6_400  # the planned number of images is a multiple of this
+COLUMNS = ("right class", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,7 @@ def _features(images: np.ndarray) -> np.ndarray:
 
 
 class Judge:
-    """A support-vector classifier of real digits, and the real digits themselves.
-
-    Attributes:
-        held_out: accuracy on the quarter of the real digits that it was not trained on.
-    """
+    """A support-vector classifier of real digits; ``held_out`` is its accuracy on a quarter it was not trained on."""
 
     def __init__(self, digits: Images):
         try:
@@ -65,9 +62,8 @@ class Judge:
         self.real, labels = _features(digits.pixels), digits.labels
         order = np.random.default_rng(0).permutation(len(labels))
         test, train = order[: len(order) // 4], order[len(order) // 4 :]
-        self.held_out = float(
-            SVC(gamma=GAMMA).fit(self.real[train], labels[train]).score(self.real[test], labels[test])
-        )
+        partial = SVC(gamma=GAMMA).fit(self.real[train], labels[train])
+        self.held_out = float(partial.score(self.real[test], labels[test]))
         self.classifier = SVC(gamma=GAMMA).fit(self.real, labels)
         self.halves = self.real[order[::2]], self.real[order[1::2]]
 
@@ -84,12 +80,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a machine does in a second.
-
-    Attributes:
-        training: images trained on.
-        sampling: images sampled without guidance, with the recipe's sampler and steps.
-    """
+    """Images/s of a machine in training, and in sampling without guidance with the recipe's sampler and steps."""
 
     training: float
     sampling: float
@@ -102,12 +93,9 @@ class Speeds:
 
 
 def plan_images(recipe: Recipe, speeds: Speeds, spent: float) -> int:
-    """Images to train on so that the demo takes at most ``SECONDS``: between ``SHORTEST`` and the recipe's number.
+    """Images to train on so that the demo, ``spent`` seconds after its start, takes at most ``SECONDS`` in total.
 
-    Args:
-        recipe: at its full length.
-        speeds: of this machine.
-        spent: seconds since the demo started.
+    At least ``SHORTEST`` and at most the recipe's number, which is its full length.
     """
     images = recipe.train.images
     while images > SHORTEST and spent + speeds.seconds(recipe, images) > SECONDS:
@@ -121,10 +109,10 @@ def measure_speeds(recipe: Recipe, device: torch.device) -> Speeds:
     with tempfile.TemporaryDirectory() as folder:
         short = replace(recipe, train=probe, sample_images=10)
         model = train_recipe(short, RunContext(Path(folder) / "probe", device, lambda line: None))
-        rows = (Path(folder) / "probe" / "metrics.jsonl").read_text().splitlines()
+        trained_per_second = read_metrics(Path(folder) / "probe")[-1]["images_per_second"]
     began = time.perf_counter()
     model.sample(count=128, batch=128)
-    return Speeds(json.loads(rows[-1])["images_per_second"], 128 / (time.perf_counter() - began))
+    return Speeds(trained_per_second, 128 / (time.perf_counter() - began))
 
 
 def _train_length(recipe: Recipe, out: Path, device: torch.device, began: float, log: Callable[[str], None]) -> Recipe:
@@ -133,14 +121,10 @@ def _train_length(recipe: Recipe, out: Path, device: torch.device, began: float,
         earlier, _ = find_recipe(str(out))
         return replace(recipe, train=replace(recipe.train, images=earlier.train.images))
     speeds = measure_speeds(recipe, device)
-    spent = time.perf_counter() - began
+    spent, full = time.perf_counter() - began, recipe.train.images
     images = plan_images(recipe, speeds, spent)
-    full = recipe.train.images
-    why = (
-        "the recipe's full length"
-        if images == full
-        else f"of the recipe's {full:,}, to end in {SECONDS / 60:.0f} minutes"
-    )
+    shortened = f"of the recipe's {full:,}, to end in {SECONDS / 60:.0f} minutes"
+    why = shortened if images < full else "the recipe's full length"
     log(
         f"this machine trains on {speeds.training:,.0f} images/s and samples {speeds.sampling:,.0f}: training on "
         f"{images:,} images ({why}), about {spent + speeds.seconds(recipe, images):,.0f} s in all"
@@ -152,25 +136,16 @@ def sample_shipped(out: Path, log: Callable[[str], None]) -> None:
     """Draw samples of the shipped FashionMNIST model, one class a row."""
     model = Pipeline.load("fashion").to(default_device())
     images = model.sample([label for label in range(10) for _ in range(5)], seed=0)
-    path = out / "fashion.png"
-    write_png(grid(images, 5, model.names), path, {"model": "fashion", "seed": 0, "steps": model.defaults.steps})
-    log(f"samples of the shipped FashionMNIST model: {path}")
+    settings = {"model": "fashion", "seed": 0, "steps": model.defaults.steps}
+    write_png(grid(images, 5, model.names), out / "fashion.png", settings)
+    log(f"samples of the shipped FashionMNIST model: {out / 'fashion.png'}")
 
 
 def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int = COUNT) -> dict[str, Scores]:
-    """Train, or resume or reuse the run in ``out``; sample, measure and draw; log the scores and where the results are.
+    """Train, or resume or reuse the run in ``out``; sample, measure and draw; log where the results are.
 
-    Args:
-        out: run folder.
-        log: writes one line to the console.
-        images: the longest training; 0 is the recipe's number.
-        count: samples to measure.
-
-    Returns:
-        The scores of real digits, of samples, and of samples with guidance.
-
-    Raises:
-        UserError: scikit-learn is missing, or the disk is full.
+    ``images`` is the longest training (0: the recipe's number), ``count`` the number of samples to measure. Returns the
+    scores of real digits, of samples, and of samples with guidance. Raises UserError if scikit-learn is missing.
     """
     began, device = time.perf_counter(), default_device()
     recipe, _ = find_recipe("digits")
@@ -191,9 +166,8 @@ def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int 
             write_png(grid(shown, 10, [str(digit) for digit in range(10)]), out / "digits.png", {"seed": 1})
     write_png(filmstrip(model, ["3", "8"], 1, 2, model.defaults), out / "filmstrip.png", {"seed": 1})
     files.write_file(out / "demo.md", _page(rows, recipe.train.images, trained))
-    table = Table("", title=f"{count:,} samples against 1,797 real digits", title_justify="left")
-    for column in ("right class", "precision", "recall"):
-        table.add_column(column, justify="right")
+    headers = [Column(name, justify="right") for name in COLUMNS]
+    table = Table("", *headers, title=f"{count:,} samples against 1,797 real digits", title_justify="left")
     for name, row in rows.items():
         table.add_row(name, *row.cells())
     Console().print(table)
@@ -205,8 +179,7 @@ def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int 
 
 
 def _page(rows: dict[str, Scores], images: int, seconds: float) -> str:
-    scores = [(name, *row.cells()) for name, row in rows.items()]
-    table = "\n".join(markdown_table(("", "right class", "precision", "recall"), scores))
+    table = "\n".join(markdown_table(("", *COLUMNS), [(name, *row.cells()) for name, row in rows.items()]))
     return f"""# Digits
 
 `ditlab demo`: trained on {images:,} images in {seconds:.0f} s.

@@ -56,9 +56,8 @@ def evaluate(arguments: list[str]) -> None:
     )
     out = Path(options.out) if options.out else samples.folder
     config = EvaluationConfig(options.network, options.weights, options.reference, options.recipe)
-    evaluation = evaluate_samples(
-        samples, config, out, default_device(processes), processes, main_process_log(processes)
-    )
+    device, main_log = default_device(processes), main_process_log(processes)
+    evaluation = evaluate_samples(samples, config, out, device, processes, main_log)
     if evaluation is not None:
         Console().print(evaluation.table())
         log(f"report: {out / 'report.md'}")

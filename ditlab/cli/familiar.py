@@ -41,7 +41,7 @@ _HINTS: dict[tuple[str, ...], str] = {
     ("--data.flip",): "random-flip hflip",
     ("--autoencoder.path",): "vae vae-path pretrained-vae",
     ("--diffusion.condition-dropout",): "class-dropout-prob label-dropout uncond-prob diffusion.label-dropout",
-    ("--jobs", "images are loaded in the background; there is no number of workers"): "workers num-workers",
+    ("--jobs", "images are loaded in the background; no workers to set"): "workers num-workers",
     ("the same command resumes a run from its last checkpoint",): "resume resume-from resume-from-checkpoint auto-resume",
     ("a GPU is used if the machine has one; the environment variable CUDA_VISIBLE_DEVICES selects it",): "device cuda gpu",
     ("--gpus", _LAUNCH): "num-gpus n-gpus nproc-per-node num-processes devices",
@@ -71,12 +71,7 @@ FAMILIAR = {f"--{name}": hints for hints, names in _HINTS.items() for name in na
 
 
 def familiar_flag(flag: str, known: Collection[str]) -> str:
-    """What to use in place of a flag that other tools have, for an error line; empty for a flag that is not familiar.
-
-    Args:
-        flag: with its dashes, hyphens between words.
-        known: flags of the command.
-    """
+    """What to use in place of another tool's ``--flag``, by the ``known`` flags of the command; empty if unfamiliar."""
     for hint in FAMILIAR.get(flag, ()):
         if not hint.startswith("--"):
             return hint

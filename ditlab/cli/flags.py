@@ -17,13 +17,11 @@ T = TypeVar("T")
 
 
 def known_flags(kind: type, default: object, prefix: str = "") -> list[str]:
-    """Every flag of a dataclass of options, without ``--help``.
+    """Every flag of a dataclass of options, without ``--help``; of a union of dataclasses, those of its default.
 
-    A field that may hold one of several dataclasses has the flags of its default. tyro gives no such list: its
-    ``get_parser`` is deprecated.
+    tyro gives no such list: its ``get_parser`` is deprecated.
     """
-    found = []
-    types = typing.get_type_hints(kind, include_extras=True)
+    found, types = [], typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
         hint = types[item.name]
         metadata = getattr(hint, "__metadata__", ())
@@ -42,11 +40,7 @@ def known_flags(kind: type, default: object, prefix: str = "") -> list[str]:
 
 
 def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
-    """A dataclass of options from the command line.
-
-    Raises:
-        UserError: an unknown flag, with the nearest one or the one that does the same here, or a value that does not fit.
-    """
+    """A dataclass of options from the command line; raises UserError for an unknown flag (naming the right one) or value."""
     see = f"see `ditlab {command} --help`"
     known = known_flags(kind, default)
     for argument in arguments:  # before tyro, which reports a missing argument first
@@ -60,8 +54,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
     # A hook of tyro's own, though not a public one yet: otherwise its errors are only to be read off a drawn box.
     with _errors.on_parse_error(refuse):
         kwargs: dict[str, Any] = {} if default is None else {"default": default}
-        # AvoidSubcommands: of two kinds of network, the default's fields are flags.
-        config = (tyro.conf.AvoidSubcommands,)
+        config = (tyro.conf.AvoidSubcommands,)  # of two kinds of network, the default's fields are flags
         return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", config=config, **kwargs)
 
 

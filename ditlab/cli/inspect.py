@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from ditlab.cli.flags import parse
+from ditlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class InspectOptions:
 def inspect(arguments: list[str]) -> None:
     """Print parameters, GMACs and training memory of a model."""
     options = parse(InspectOptions, arguments, "inspect")
+    for name, least in (("batch", 1), ("gpus", 1), ("microbatch", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)} must be {least} or more")
     from ditlab.recipes import inspect_model
+    from ditlab.train import TrainConfig
 
-    inspect_model(**asdict(options))
+    names = ("batch", "microbatch", "precision", "activation_checkpointing")
+    train = TrainConfig(**{name: getattr(options, name) for name in names})
+    inspect_model(options.model, options.image, options.block, train, options.gpus, options.json)

@@ -24,19 +24,9 @@ from ditlab.runtime.device import keep_memory
 # Not tyro's SubcommandApp: it builds the parsers of all commands before it reads the first word, and which flags `train`
 # has depends on the recipe and the network, whose import takes PyTorch.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train,
-    "autoencoder": autoencoder,
-    "encode": encode,
-    "sample": sample,
-    "evaluate": evaluate,
-    "study": study,
-    "play": play,
-    "inspect": inspect,
-    "import": import_,
-    "export": export,
-    "push": push,
-    "demo": demo,
-}
+    "train": train, "autoencoder": autoencoder, "encode": encode, "sample": sample, "evaluate": evaluate, "study": study,
+    "play": play, "inspect": inspect, "import": import_, "export": export, "push": push, "demo": demo,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except Stopped as stop:
         (log if os.environ.get("RANK", "0") == "0" else log_nothing)(str(stop))
-    except (
-        BrokenPipeError
-    ):  # the reader of a pipe is gone, as after `--help | head`; `log` handles it during long commands
+    except BrokenPipeError:  # the reader of a pipe is gone, as after `--help | head`; `log` handles it in long commands
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it as it ends
     except KeyboardInterrupt:
         print(_stopped(words), file=sys.stderr)
@@ -71,11 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, by name: commands that fail early do not import torch
             raise
-        print(
-            "ditlab: out of memory on the GPU; try a smaller --train.microbatch, --train.activation-checkpointing, "
-            "or a smaller --batch when sampling",
-            file=sys.stderr,
-        )
+        remedy = "a smaller --train.microbatch, --train.activation-checkpointing, or a smaller --batch when sampling"
+        print(f"ditlab: out of memory on the GPU; try {remedy}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -52,6 +52,5 @@ def play(arguments: list[str]) -> None:
         raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
     from ditlab.runtime.device import default_device
 
-    limits = Limits(options.max_images, options.max_steps, options.timeout)
-    address = (options.host, options.port)
-    serve(options.models, Path(options.runs), default_device(), *address, limits, options.batch, log)
+    limits, runs = Limits(options.max_images, options.max_steps, options.timeout), Path(options.runs)
+    serve(options.models, runs, default_device(), options.host, options.port, limits, options.batch, log)

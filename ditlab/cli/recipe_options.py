@@ -53,12 +53,7 @@ def autoencoder_options(words: Sequence[str]) -> AutoencoderOptions | None:
 
 
 def recipe_options(words: Sequence[str], command: str) -> tuple[RecipeOptions, Recipe]:
-    """Parse the arguments after ``ditlab COMMAND``: the options, and the recipe before any flag was applied.
-
-    Raises:
-        UserError: an unknown recipe, network or flag, or a value of the wrong type.
-        SystemExit: ``--help`` was given; the help is printed.
-    """
+    """Parse the arguments after ``ditlab COMMAND``: the options, and the recipe before any flag was applied."""
     known = f"one of {', '.join(NAMES)}, a .py file, a recipe.json or a run folder"
     if words and words[0] in ("-h", "--help"):
         print(f"usage: ditlab {command} RECIPE [--out DIR] [--FIELD VALUE ...]\n\nRECIPE is {known}.")
@@ -79,8 +74,7 @@ def _model_name(words: Sequence[str]) -> str:
     """The value of the last ``--model NAME`` or ``--model=NAME``; the parser reports mistakes in it."""
     name = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--model":
-            name = following
-        elif word.startswith("--model="):
-            name = word.partition("=")[2]
+        flag, equals, value = word.partition("=")
+        if flag == "--model":
+            name = value if equals else following
     return name

@@ -57,13 +57,8 @@ def sample(arguments: list[str]) -> None:
     given = [label.strip() for label in options.labels.split(",") if label.strip()]
     labels = model.random_labels(given, count, seed) if options.label_order == "random" else given
     indices = model.label_indices(labels, count).numpy()
-    settings = {
-        "model": options.run,
-        "labels": given,
-        "label_order": options.label_order,
-        "seed": seed,
-        **asdict(config),
-    }
+    settings = {"model": options.run, "labels": given, "label_order": options.label_order, "seed": seed}
+    settings |= asdict(config)
 
     with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("sampling", total=count, rate="")

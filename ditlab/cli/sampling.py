@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ditlab.pipelines import Pipeline, SampleConfig
@@ -38,16 +38,11 @@ class SamplingOptions:
 
     def config(self, model: Pipeline) -> SampleConfig:
         """The model's sampling defaults with the given flags applied."""
-        default = model.defaults
-        guidance_flags = {
-            "scale": self.guidance,
-            "low": self.guidance_low,
-            "high": self.guidance_high,
-            "channels": self.guidance_channels,
-        }
-        guidance = replace(
-            default.guidance, **{name: value for name, value in guidance_flags.items() if value is not None}
-        )
+        guidance = {"scale": self.guidance, "low": self.guidance_low, "high": self.guidance_high}
+        guidance["channels"] = self.guidance_channels
         changes = {"steps": self.steps, "sampler": self.sampler, "precision": self.precision}
-        given = {name: value for name, value in changes.items() if value is not None}
-        return replace(default, guidance=guidance, **given)  # type: ignore[arg-type]
+        return replace(model.defaults, guidance=replace(model.defaults.guidance, **_given(guidance)), **_given(changes))
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}

@@ -29,12 +29,14 @@ class AutoencoderKind:
         restore: the autoencoder of a record; weights that are stored with a model are still to be loaded.
         trained: whether a recipe trains it.
         latents: whether its latents are cached on disk, since encoding takes time.
+        latent_shape: (c, h, w) for images (C, H, W), without building it; None if only the loaded autoencoder knows.
     """
 
     build: Callable[[AutoencoderConfig, int, int], Autoencoder]
     restore: Callable[[dict[str, Any]], Autoencoder]
     trained: bool
     latents: bool
+    latent_shape: Callable[[AutoencoderConfig, tuple[int, int, int]], tuple[int, int, int]] | None = None
 
 
 AUTOENCODERS = {
@@ -43,12 +45,18 @@ AUTOENCODERS = {
         restore=lambda record: Autoencoder(int(record["channels"]), int(record["channels"]), 1),
         trained=False,
         latents=False,
+        latent_shape=lambda config, shape: shape,
     ),
     "kl": AutoencoderKind(
         build=new_kl,
         restore=lambda record: build_kl(record["config"]),
         trained=True,
         latents=True,
+        latent_shape=lambda config, shape: (
+            config.latent_channels,
+            shape[1] // config.factor,
+            shape[2] // config.factor,
+        ),
     ),
     "pretrained": AutoencoderKind(
         build=lambda config, channels, seed: load_pretrained(config.path, config.subfolder),

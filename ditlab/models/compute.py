@@ -6,6 +6,7 @@ The paper's "Gflops" are GMACs, multiply-accumulates of one forward pass of one 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +41,7 @@ class Cost:
         return sum(self.macs.values()) / 1e9
 
 
+@cache
 def cost(config: NetworkConfig, spec: NetworkSpec) -> Cost:
     """Count a network.
 

@@ -11,17 +11,13 @@ import torch
 from ditlab.encoders import autoencoder_kind
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe
 
-R = TypeVar("R", Recipe, AutoencoderRecipe)
+R = TypeVar("R", bound=Recipe | AutoencoderRecipe)
 
 
 def autoconfigure(recipe: R, device: torch.device, log: Callable[[str], None], open_size: bool) -> R:
-    """Choose the image size and batch sizes that are open: an empty size if ``open_size``, a batch of 0.
+    """Choose the image size and batch sizes that are open for a device, and log them: a batch of 0, an empty size.
 
-    Args:
-        recipe: of a model or an autoencoder.
-        device: to choose for.
-        log: writes one line to the console.
-        open_size: an empty size is open, as in recipe ``folder``; otherwise it means the size of the images.
+    Without ``open_size``, which recipe ``folder`` has, an empty size means the size of the images.
     """
     gpu, chosen = device.type == "cuda", []
     if open_size and not recipe.data.size:

@@ -14,23 +14,16 @@ NAMES = ("digits", "fashion", "fashion-plane", "cifar10", "folder", "imagenet256
 
 
 def find_recipe(name: str) -> tuple[Recipe, Path]:
-    """The recipe of a model and its default run folder.
-
-    Args:
-        name: one of ``NAMES``; a .py file that defines ``recipe``; a recipe.json; a run folder.
-
-    Raises:
-        UserError: unknown, or a file without a recipe of a model.
-    """
+    """The recipe of a model and its default run folder; ``name`` as for ``find_any_recipe``."""
     recipe, folder = find_any_recipe(name)
     return of_model(recipe, name), folder
 
 
 def find_any_recipe(name: str) -> tuple[Recipe | AutoencoderRecipe, Path]:
-    """The same, or the recipe of an autoencoder from its folder.
+    """The recipe of a model, or that of an autoencoder from its folder, and the default run folder.
 
-    Raises:
-        UserError: unknown, or a file without a recipe.
+    ``name`` is one of ``NAMES``, a .py file that defines ``recipe``, a recipe.json or a run folder. Raises UserError if it
+    is unknown or holds no recipe.
     """
     path = Path(name)
     if name in NAMES:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ditlab.data import open_data
 from ditlab.diffusion import DiffusionConfig
+from ditlab.encoders import autoencoder_kind
 from ditlab.errors import UserError, check_divisible
-from ditlab.models import UNETS, Cost, DiTConfig, LatentSpec, UNetConfig, cost, labelled
+from ditlab.models import UNETS, Cost, DiTConfig, LatentSpec, NetworkConfig, UNetConfig, cost, labelled
 from ditlab.pipelines import Pipeline
 from ditlab.recipes.find import find_recipe
+from ditlab.recipes.recipe import network_spec
 from ditlab.train import TrainConfig
 from ditlab.train.memory import Sharing, Subject, checkpoint_bytes, kept_bytes, training_memory
 
@@ -34,6 +35,7 @@ UNET_INPUTS = {
     "LDM-4": (256, 4, 3, False),
 }  # fmt: skip
 
+HOW = ("microbatch", "precision", "activation_checkpointing")
 SHARINGS = {"one": "one GPU", "ddp": "DDP", "fsdp": "FSDP2"}
 MEMORY = {
     "weights": "weights, float32",
@@ -56,120 +58,78 @@ def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
     return PAPER_512 if (short, image) == ("XL/2", 512) else None
 
 
-def _unet_subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
-    if block != "adaln-zero":
-        raise UserError(f"{name} is a U-Net; --block {block} is for DiTs only")
-    own, factor, channels, learned_variance = UNET_INPUTS[name]
-    image = image or own
+def _published_subject(
+    config: NetworkConfig, image: int, factor: int, channels: int, diffusion: DiffusionConfig
+) -> Subject:
+    """A published network of ImageNet's 1,000 classes."""
     check_divisible("images", (image, image), factor, f"the VAE's factor {factor}")
     latent = LatentSpec(channels, (image // factor, image // factor))
-    shape = labelled(latent, 1000, learned_variance=learned_variance)
-    subject = Subject(UNetConfig.named(name), shape, DiffusionConfig(learned_variance=learned_variance))
-    return subject, PAPER_UNETS.get(name) if image == own else None
+    return Subject(config, labelled(latent, 1000, learned_variance=diffusion.learned_variance), diffusion)
 
 
 def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
-    unet = next((known for known in UNETS if known.lower() == name.lower()), None)
-    if unet and not Path(name).exists():
-        return _unet_subject(unet, image, block)
-    if "/" in name and not Path(name).exists():
-        image = image or 256
-        check_divisible("images", (image, image), 8, "the VAE's factor 8")
-        shape = labelled(LatentSpec(4, (image // 8, image // 8)), 1000, learned_variance=True)
-        return Subject(DiTConfig.named(name, block=block), shape, DiffusionConfig()), paper_figure(name, image, block)
+    """The network of ``name`` with its inputs, and the paper's figures of it."""
+    if not Path(name).exists():
+        if unet := next((known for known in UNETS if known.lower() == name.lower()), None):
+            if block != "adaln-zero":
+                raise UserError(f"{unet} is a U-Net; --block {block} is for DiTs only")
+            own, factor, channels, learned_variance = UNET_INPUTS[unet]
+            diffusion = DiffusionConfig(learned_variance=learned_variance)
+            subject = _published_subject(UNetConfig.named(unet), image or own, factor, channels, diffusion)
+            return subject, PAPER_UNETS.get(unet) if image in (0, own) else None
+        if "/" in name:
+            image = image or 256
+            subject = _published_subject(DiTConfig.named(name, block=block), image, 8, 4, DiffusionConfig())
+            return subject, paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):
         model = Pipeline.load(name)
         return Subject(model.network.config, model.network.spec, model.diffusion), None
     recipe, _ = find_recipe(name)
-    kind = recipe.autoencoder.kind
-    if kind == "pretrained" or (recipe.data.source in ("folder", "archive", "parquet") and not recipe.data.path):
+    latent_shape = autoencoder_kind(recipe.autoencoder.kind).latent_shape
+    if latent_shape is None or (recipe.data.source in ("folder", "archive", "parquet") and not recipe.data.path):
         raise UserError(
             f"the images or the VAE of recipe {name!r} are not known yet; inspect a model such as DiT-XL/2, or a run"
         )
     dataset = open_data(recipe.data)
-    channels, height, width = dataset.shape
-    factor = recipe.autoencoder.factor if kind == "kl" else 1
-    channels = recipe.autoencoder.latent_channels if kind == "kl" else channels
-    classes, diffusion = len(dataset.names), recipe.diffusion
-    latent = LatentSpec(channels, (height // factor, width // factor))
-    shape = labelled(latent, classes, null=diffusion.condition_dropout > 0, learned_variance=diffusion.learned_variance)
-    return Subject(recipe.model, shape, diffusion), None
+    spec = network_spec(recipe, latent_shape(recipe.autoencoder, dataset.shape), len(dataset.names))
+    return Subject(recipe.model, spec, recipe.diffusion), None
 
 
-def inspect_model(
-    model: str,
-    image: int,
-    block: str,
-    batch: int,
-    gpus: int,
-    microbatch: int,
-    precision: Literal["bf16", "fp32"],
-    activation_checkpointing: bool,
-    json: bool,
-) -> None:
-    """Print the cost of a model as tables or as JSON.
+def inspect_model(model: str, image: int, block: str, train: TrainConfig, gpus: int, json: bool) -> None:
+    """Print the cost of a published model, a recipe or a run folder, and its memory in training, as tables or as JSON.
 
-    Args:
-        model: a published model, a recipe, or a run folder.
-        image: image size in pixels of a published model; 0 is its own.
-        block: block design of a published DiT.
-        batch: images of a training step.
-        gpus: number that share a step.
-        microbatch: images a GPU computes at a time; 0 is its share.
-        precision: of training.
-        activation_checkpointing: recompute activations in the backward pass.
-        json: print JSON with at least ``parameters``, ``gmacs`` and ``tokens``.
-
-    Raises:
-        UserError: an unknown model, or a size or batch that is not divisible.
+    Image size (0: its own) and block design are of a published model; ``gpus`` share a step. Raises UserError for an
+    unknown model, or a size or batch that is not divisible.
     """
-    for flag, value, least in (("batch", batch, 1), ("gpus", gpus, 1), ("microbatch", microbatch, 0)):
-        if value < least:
-            raise UserError(f"--{flag} {value} must be {least} or more")
     subject, paper = _subject(model, image, block)
-    counted = cost(subject.config, subject.shape)
-    train = TrainConfig(
-        batch=batch, microbatch=microbatch, precision=precision, activation_checkpointing=activation_checkpointing
-    )
-    sharings = training_memory(subject, train, gpus)
-    bf16 = precision == "bf16"
+    counted, sharings = cost(subject.config, subject.shape), training_memory(subject, train, gpus)
     an_image = {
-        name: kept_bytes(subject, 1, bf16, recompute)[0]
+        name: kept_bytes(subject, 1, train.precision == "bf16", recompute)[0]
         for name, recompute in (("all", False), ("activation_checkpointing", True))
     }
     on_disk = checkpoint_bytes(subject.network())
     if json:
-        total = counted.total_parameters
-        result: dict[str, object] = {"model": model, "parameters": total, "gmacs": counted.gmacs}
-        result["tokens"] = counted.tokens
-        result["parts"] = {
+        parts = {
             part: {"parameters": count, "gmacs": counted.macs.get(part, 0) / 1e9}
             for part, count in counted.parameters.items()
         }
-        result["training"] = {
-            "how": {
-                "batch": batch,
-                "gpus": gpus,
-                "microbatch": microbatch,
-                "precision": precision,
-                "activation_checkpointing": activation_checkpointing,
-            },
+        training = {
+            "how": {"batch": train.batch, "gpus": gpus, **{name: getattr(train, name) for name in HOW}},
             "flops_an_image": 6 * sum(counted.macs.values()),
             "activation_bytes_an_image": an_image,
             "memory_bytes_a_gpu": {name: sharing.memory for name, sharing in sharings.items()},
             "traffic_bytes_a_step": {name: sharing.traffic for name, sharing in sharings.items()},
             "checkpoint_bytes": on_disk,
         }
-        if paper:
-            result["paper"] = {"gmacs": paper[0], "parameters": paper[1] * 1_000_000}
-        print(dumps(result, indent=2))
+        totals = {"parameters": counted.total_parameters, "gmacs": counted.gmacs, "tokens": counted.tokens}
+        published = {"paper": {"gmacs": paper[0], "parameters": paper[1] * 1_000_000}} if paper else {}
+        print(dumps({"model": model, **totals, "parts": parts, "training": training, **published}, indent=2))
         return
-    console = Console()
+    console, share = Console(), train.batch // gpus
     console.print(_parts(model, counted, paper))
     console.print('GMACs: 1e9 multiply-accumulates of one forward pass of one sample, the paper\'s "Gflops".\n')
-    share = batch // gpus
-    how = f"batch {batch} on {gpus}, {min(microbatch or share, share)} images at a time, {precision}"
-    console.print(_memory(how + ", activation checkpointing" * activation_checkpointing, sharings))
+    how = f"batch {train.batch} on {gpus}, {min(train.microbatch or share, share)} images at a time, {train.precision}"
+    console.print(_memory(how + ", activation checkpointing" * train.activation_checkpointing, sharings))
     console.print(
         f"Activations of one image: {an_image['all'] / 2**20:.1f} MiB, "
         f"{an_image['activation_checkpointing'] / 2**20:.1f} with --activation-checkpointing; counted without "
@@ -178,12 +138,13 @@ def inspect_model(
     console.print(f"A checkpoint takes {on_disk / 1e9:.3g} GB: weights, EMA and two moments of every parameter.")
 
 
+def _table(title: str, first: str, *numbers: str) -> Table:
+    return Table(first, *(Column(name, justify="right") for name in numbers), title=title, title_justify="left")
+
+
 def _parts(name: str, counted: Cost, paper: tuple[float, int] | None) -> Table:
     tokens = f": {counted.tokens:,} tokens" if counted.tokens else ""
-    table = Table(title=f"{name}{tokens}", title_justify="left")
-    table.add_column("part")
-    table.add_column("parameters", justify="right")
-    table.add_column("GMACs", justify="right")
+    table = _table(f"{name}{tokens}", "part", "parameters", "GMACs")
     for part, count in counted.parameters.items():
         table.add_row(part, f"{count:,}", f"{counted.macs.get(part, 0) / 1e9:.4f}")
     table.add_section()
@@ -197,10 +158,8 @@ def _parts(name: str, counted: Cost, paper: tuple[float, int] | None) -> Table:
 def _memory(how: str, sharings: dict[str, Sharing]) -> Table:
     sums = [sum(sharing.memory.values()) for sharing in sharings.values()]
     unit, name = (2**30, "GiB") if max(sums) >= 2**30 else (2**20, "MiB")
-    table = Table(title=f"training memory of a GPU, {name}, computed: {how}", title_justify="left")
-    table.add_column("what")
-    for kind in sharings:
-        table.add_column(SHARINGS[kind], justify="right")
+    titles = [SHARINGS[kind] for kind in sharings]
+    table = _table(f"training memory of a GPU, {name}, computed: {how}", "what", *titles)
     for key, what in MEMORY.items():
         row = [sharing.memory.get(key, 0) for sharing in sharings.values()]
         if any(row):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,36 +11,19 @@ from pathlib import Path
 import torch
 from rich.progress import TaskID
 
+from ditlab import encoders
 from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_index
-from ditlab.encoders import (
-    Autoencoder,
-    ChannelStatistics,
-    LatentCache,
-    autoencoder_kind,
-    cache_key,
-    encode,
-    encode_remote,
-    is_complete,
-    is_url,
-    new_kl,
-    record,
-    uint8_to_float,
-)
+from ditlab.encoders import Autoencoder, LatentCache, record
+from ditlab.errors import UserError
 from ditlab.recipes.held_out import encode_held_out, held_out_images
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, refuse_other, save_recipe
 from ditlab.runtime import files
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import ALONE, Processes
-from ditlab.train import (
-    AutoencoderFile,
-    AutoencoderTask,
-    HeldOutLoss,
-    Reconstructions,
-    TrainConfig,
-    train,
-    write_report,
-)
+from ditlab.train import HeldOutLoss, Task, TrainConfig, train, write_report
+from ditlab.train.callbacks import AutoencoderFile, Callback, Reconstructions
 from ditlab.train.checkpoint import existing
+from ditlab.train.tasks import AutoencoderTask
 
 Log = Callable[[str], None]
 INDEX = "index.json"  # in a cache's folder: what a start needs to know of the images
@@ -48,14 +31,9 @@ INDEX = "index.json"  # in a cache's folder: what a start needs to know of the i
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and how a recipe runs.
+    """Where and how a recipe runs: the run folder, the device, the console's log, processes that share the work.
 
-    Attributes:
-        out: the run folder.
-        device: to compute on.
-        log: writes one line to the console.
-        processes: share the work.
-        profile: write a profile of training steps.
+    With ``profile``, a profile of training steps is written.
     """
 
     out: Path
@@ -64,7 +42,7 @@ class RunContext:
     processes: Processes = ALONE
     profile: bool = False
 
-    def beside(self, name: str) -> Path:
+    def sibling(self, name: str) -> Path:
         """A folder next to the run: RUN-autoencoder, RUN-latents."""
         out = self.out.resolve() if self.out.name in ("", "..") else self.out
         return out.with_name(f"{out.name}-{name}")
@@ -72,40 +50,36 @@ class RunContext:
 
 @contextmanager
 def locked(folder: Path, what: str, processes: Processes) -> Iterator[None]:
-    """Lock a folder for the processes of this run.
-
-    Raises:
-        UserError: another run has locked it.
-    """
+    """Lock a folder for the processes of this run; raises UserError if another run has locked it."""
     with ExitStack() as stack:
         processes.broadcast_from_main(lambda: stack.enter_context(files.locked(folder, what)))
         yield
 
 
-def open_images(recipe: Recipe | AutoencoderRecipe, place: RunContext, relist: bool = False) -> Dataset:
+def open_images(recipe: Recipe | AutoencoderRecipe, context: RunContext, relist: bool = False) -> Dataset:
     """The recipe's images; logs their description.
 
     With a finished latent cache the description is read from the cache's index and no image file is listed or opened,
     unless ``relist``. Otherwise the main process lists the files for all.
     """
-    once = place.processes.broadcast_from_main
-    info = None if relist or isinstance(recipe, AutoencoderRecipe) else once(lambda: _indexed(recipe, place))
+    once = context.processes.broadcast_from_main
+    info = None if relist or isinstance(recipe, AutoencoderRecipe) else once(lambda: _indexed(recipe, context))
     dataset = open_data(recipe.data, once, info)
-    place.log(dataset.describe())
+    context.log(dataset.describe())
     return dataset
 
 
-def _indexed(recipe: Recipe, place: RunContext) -> DataInfo | None:
-    folder = cache_folder(recipe, place)
-    return read_index(folder / INDEX, recipe.data) if is_complete(folder) else None
+def _indexed(recipe: Recipe, context: RunContext) -> DataInfo | None:
+    folder = cache_folder(recipe, context)
+    return read_index(folder / INDEX, recipe.data) if encoders.is_complete(folder) else None
 
 
-def load_images(dataset: Dataset, place: RunContext) -> Images:
+def load_images(dataset: Dataset, context: RunContext) -> Images:
     """All images in memory; logs the skipped ones."""
-    with progress_bar(shown=place.processes.is_main) as bar:
+    with progress_bar(shown=context.processes.is_main) as bar:
         task = bar.add_task("reading images", total=len(dataset), rate="")
         images = dataset.load(lambda done, total: bar.update(task, completed=done, total=total))
-    _log_skipped(images.skipped, place.log)
+    _log_skipped(images.skipped, context.log)
     return images
 
 
@@ -115,97 +89,93 @@ def _log_skipped(skipped: tuple[str, ...], log: Log) -> None:
         log(f"{len(skipped):,} unreadable image{'s' * (len(skipped) != 1)} skipped: {shown}")
 
 
-def autoencoder_folder(recipe: Recipe, place: RunContext) -> Path:
+def autoencoder_folder(recipe: Recipe, context: RunContext) -> Path:
     """Folder of the recipe's KL autoencoder."""
-    return Path(recipe.autoencoder.path) if recipe.autoencoder.path else place.beside("autoencoder")
+    return Path(recipe.autoencoder.path) if recipe.autoencoder.path else context.sibling("autoencoder")
 
 
-def train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
-    """Train a KL autoencoder into ``place.out``; a finished one stays as it is.
+def train_autoencoder(recipe: AutoencoderRecipe, context: RunContext) -> None:
+    """Train a KL autoencoder into ``context.out``; a finished one stays as it is.
 
-    Raises:
-        UserError: the recipe is of another kind of autoencoder, the folder holds another run, or the disk is full.
+    Raises UserError for a recipe of another kind of autoencoder, a folder that holds another run, or a full disk.
     """
     recipe.check()
-    place.processes.broadcast_from_main(lambda: refuse_other(recipe, place.out))
-    with locked(place.out, "the autoencoder", place.processes):
-        _train_autoencoder(recipe, place)
+    context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
+    with locked(context.out, "the autoencoder", context.processes):
+        _train_autoencoder(recipe, context)
 
 
-def train_own_autoencoder(recipe: Recipe, place: RunContext) -> None:
-    """Train the autoencoder of a model's recipe next to the run, or where ``autoencoder.path`` names.
-
-    Raises:
-        UserError: as ``train_autoencoder``.
-    """
+def train_own_autoencoder(recipe: Recipe, context: RunContext) -> None:
+    """Train the autoencoder of a model's recipe next to the run, or in ``autoencoder.path``."""
     recipe.check()
-    train_autoencoder(recipe.autoencoder_recipe(), replace(place, out=autoencoder_folder(recipe, place)))
+    train_autoencoder(recipe.autoencoder_recipe(), replace(context, out=autoencoder_folder(recipe, context)))
 
 
-def _train_autoencoder(recipe: AutoencoderRecipe, place: RunContext) -> None:
-    dataset = open_images(recipe, place)
-    autoencoder = new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
+def _train_autoencoder(recipe: AutoencoderRecipe, context: RunContext) -> None:
+    dataset = open_images(recipe, context)
+    autoencoder = encoders.new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
     latent = autoencoder.latent_shape(dataset.shape[1:])
     from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
-    place.processes.broadcast_from_main(lambda: save_recipe(recipe, place.out))
-    images = load_images(dataset, place)
-    parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
-    place.log(f"autoencoder: {from_to}, {parameters:,} parameters")
-    held_out, what = held_out_images(recipe, images, 1000, place.processes.broadcast_from_main)
-    kl_weight = recipe.autoencoder.kl_weight
-    callbacks = [
-        HeldOutLoss(AutoencoderTask(autoencoder, held_out, kl_weight)), Reconstructions(held_out), AutoencoderFile(images)
-    ]  # fmt: skip
+    context.processes.broadcast_from_main(lambda: save_recipe(recipe, context.out))
+    images = load_images(dataset, context)
+    parameters = f"{sum(parameter.numel() for parameter in autoencoder.parameters()):,}"
+    context.log(f"autoencoder: {from_to}, {parameters} parameters")
+    held_out, what = held_out_images(recipe, images, 1000, context.processes.broadcast_from_main)
+    task, held_out_task = (
+        AutoencoderTask(autoencoder, data, recipe.autoencoder.kl_weight) for data in (images, held_out)
+    )
+    callbacks = [HeldOutLoss(held_out_task), Reconstructions(held_out), AutoencoderFile(images)]
+    facts = {"data": dataset.describe(), "image to latent": from_to, "parameters": parameters}
+    facts |= {"PSNR and held-out loss are of": what}
+    what, heading = "autoencoder", f"Autoencoder of {recipe.name}"
+    train_and_report(recipe, context, task, callbacks, facts, command=what, what=what, title=what, heading=heading)
+
+
+def train_and_report(
+    recipe: Recipe | AutoencoderRecipe,
+    context: RunContext,
+    task: Task,
+    callbacks: Sequence[Callback],
+    facts: dict[str, str],
+    *,
+    command: str,
+    what: str,
+    title: str,
+    heading: str,
+) -> None:
+    """Train ``what`` in the run folder, and write the report of its facts; ``title`` is the progress bar's."""
     train(
-        AutoencoderTask(autoencoder, images, kl_weight),
-        recipe.train,
-        seed=recipe.seed,
-        flip=recipe.data.flip,
-        folder=place.out,
-        device=place.device,
-        log=place.log,
-        title="autoencoder",
-        callbacks=callbacks,
-        processes=place.processes,
-        profile=place.profile,
-    )
-    facts = {
-        "data": dataset.describe(),
-        "image to latent": from_to,
-        "parameters": f"{parameters:,}",
-        "PSNR and held-out loss are of": what,
-    }
-    command = f"ditlab autoencoder {place.out}"
-    report = place.processes.broadcast_from_main(
-        lambda: write_report(place.out, f"Autoencoder of {recipe.name}", command, facts)
-    )
-    place.log(f"autoencoder: {place.out}, report: {report}")
+        task, recipe.train, seed=recipe.seed, flip=recipe.data.flip, folder=context.out, device=context.device,
+        log=context.log, title=title, callbacks=callbacks, processes=context.processes, profile=context.profile,
+    )  # fmt: skip
+    command = f"ditlab {command} {context.out}"
+    report = context.processes.broadcast_from_main(lambda: write_report(context.out, heading, command, facts))
+    context.log(f"{what}: {context.out}, report: {report}")
 
 
 def pixel_autoencoder(images: Images) -> Autoencoder:
     """The identity autoencoder, normalised by the statistics of these images."""
-    statistics = ChannelStatistics(images.shape[0])
+    statistics = encoders.ChannelStatistics(images.shape[0])
     for start in range(0, len(images), 4096):
-        statistics.add(uint8_to_float(images.pixels[start : start + 4096]))
+        statistics.add(encoders.uint8_to_float(images.pixels[start : start + 4096]))
     autoencoder = Autoencoder(images.shape[0], images.shape[0], 1)
     autoencoder.set_statistics(*(value.float() for value in statistics.result()))
     return autoencoder
 
 
-def prepare_autoencoder(recipe: Recipe, place: RunContext) -> Autoencoder:
-    """The recipe's learned autoencoder: pretrained, trained earlier, or trained now.
-
-    Raises:
-        UserError: it cannot be loaded or trained.
-    """
-    kind = autoencoder_kind(recipe.autoencoder.kind)
-    if not kind.trained:
-        return kind.build(recipe.autoencoder, 0, recipe.seed)  # it has channels of its own
-    folder, training = autoencoder_folder(recipe, place), recipe.autoencoder_recipe()
+def prepare_autoencoder(recipe: Recipe, context: RunContext, channels: int) -> Autoencoder:
+    """The recipe's learned autoencoder for images of so many channels: pretrained, trained earlier, or trained now."""
+    kind, folder = encoders.autoencoder_kind(recipe.autoencoder.kind), autoencoder_folder(recipe, context)
     own = not recipe.autoencoder.path  # with a path the autoencoder may come from any recipe
-    if place.processes.broadcast_from_main(lambda: _to_train(training, folder, own)):
-        train_own_autoencoder(recipe, place)
-    return record.load(folder)
+    if kind.trained:
+        training = recipe.autoencoder_recipe()
+        if context.processes.broadcast_from_main(lambda: _to_train(training, folder, own)):
+            train_own_autoencoder(recipe, context)
+    autoencoder = record.load(folder) if kind.trained else kind.build(recipe.autoencoder, channels, recipe.seed)
+    if autoencoder.channels != channels:
+        takes = f"the autoencoder takes {autoencoder.channels} channels, the images have {channels}"
+        raise UserError(f"{takes}; set --data.channels {autoencoder.channels}")
+    return autoencoder
 
 
 def _to_train(recipe: AutoencoderRecipe, folder: Path, own: bool) -> bool:
@@ -220,20 +190,20 @@ def _finished(config: TrainConfig, folder: Path) -> bool:
     return last == [config.steps * config.batch] and (folder / "report.md").exists()
 
 
-def cache_folder(recipe: Recipe, place: RunContext) -> Path:
+def cache_folder(recipe: Recipe, context: RunContext) -> Path:
     """Folder of the recipe's latents; for latents at a URL, of their local copy."""
-    return Path(recipe.latents) if recipe.latents and not is_url(recipe.latents) else place.beside("latents")
+    local = recipe.latents and not encoders.is_url(recipe.latents)
+    return Path(recipe.latents) if local else context.sibling("latents")
 
 
-def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
+def encode_dataset(recipe: Recipe, context: RunContext, dataset: Dataset, autoencoder: Autoencoder) -> LatentCache:
     """Encode the images that are missing in the recipe's cache, and open it.
 
-    Raises:
-        UserError: the folder holds a cache of other images or another autoencoder, no image can be read, the disk is full,
-            or the URL cannot be reached.
+    Raises UserError if the folder holds a cache of other images or another autoencoder, no image can be read, the disk is
+    full, or the URL cannot be reached.
     """
-    folder, flip = cache_folder(recipe, place), recipe.data.flip
-    with locked(folder, "the latents", place.processes), progress_bar(shown=place.processes.is_main) as bar:
+    folder, flip = cache_folder(recipe, context), recipe.data.flip
+    with locked(folder, "the latents", context.processes), progress_bar(shown=context.processes.is_main) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -241,22 +211,22 @@ def encode_dataset(recipe: Recipe, place: RunContext, dataset: Dataset, autoenco
                 tasks[what] = bar.add_task(what, rate="")
             bar.update(tasks[what], completed=done, total=total)
 
-        if is_url(recipe.latents):
-            skipped = encode_remote(
-                recipe.latents, dataset, autoencoder, folder, flip=flip, device=place.device, progress=show,
-                processes=place.processes,
+        if encoders.is_url(recipe.latents):
+            skipped = encoders.encode_remote(
+                recipe.latents, dataset, autoencoder, folder, flip=flip, device=context.device, progress=show,
+                processes=context.processes,
             )  # fmt: skip
         else:
-            skipped = encode(
-                dataset, autoencoder, folder, flip=flip, device=place.device, progress=partial(show, "encoding"),
-                processes=place.processes,
+            skipped = encoders.encode(
+                dataset, autoencoder, folder, flip=flip, device=context.device, progress=partial(show, "encoding"),
+                processes=context.processes,
             )  # fmt: skip
-        place.processes.broadcast_from_main(lambda: _update_index(folder / INDEX, dataset))
-        place.processes.broadcast_from_main(lambda: encode_held_out(recipe, folder, autoencoder, place.device))
-    _log_skipped(skipped, place.log)
-    cache = LatentCache(folder, cache_key(dataset, autoencoder, flip))
-    at = f", a copy of {recipe.latents}" if is_url(recipe.latents) else ""
-    place.log(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
+        context.processes.broadcast_from_main(lambda: _update_index(folder / INDEX, dataset))
+        context.processes.broadcast_from_main(lambda: encode_held_out(recipe, folder, autoencoder, context.device))
+    _log_skipped(skipped, context.log)
+    cache = LatentCache(folder, encoders.cache_key(dataset, autoencoder, flip))
+    at = f", a copy of {recipe.latents}" if encoders.is_url(recipe.latents) else ""
+    context.log(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
     return cache
 
 

@@ -13,7 +13,7 @@ from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import AutoencoderConfig, RemoteCache, autoencoder_kind, is_url
 from ditlab.errors import UserError, nearest
-from ditlab.models import DiTConfig, NetworkConfig
+from ditlab.models import DiTConfig, LatentSpec, NetworkConfig, NetworkSpec, labelled
 from ditlab.models.network import of_record, to_record
 from ditlab.pipelines import SampleConfig
 from ditlab.runtime import files
@@ -36,32 +36,18 @@ AUTOENCODER_KIND = "autoencoder"  # of a recipe.json
 
 # Fields of training that may change when a run is resumed: its length, its output, and how it is computed.
 FREE = (
-    "images",
-    "log",
-    "samples",
-    "checkpoint",
-    "keep_checkpoints",
-    "compile",
-    "parallel",
-    "microbatch",
-    "activation_checkpointing",
-    "shard_size",
-    "reshard_after_forward",
-    "monitor_blocks",
-    "timeout",
-)
+    "images", "log", "samples", "checkpoint", "keep_checkpoints", "compile", "parallel", "microbatch",
+    "activation_checkpointing", "shard_size", "reshard_after_forward", "monitor_blocks", "timeout",
+)  # fmt: skip
 
 # Fields of a recipe.json written before version 0.2, by today's names.
 RENAMED: dict[type, dict[str, str]] = {
     DiffusionConfig: {"label_dropout": "condition_dropout"},
     TrainConfig: {
-        "rate": "lr",
-        "clip": "max_grad_norm",
-        "keep": "keep_checkpoints",
-        "part": "microbatch",
+        "rate": "lr", "clip": "max_grad_norm", "keep": "keep_checkpoints", "part": "microbatch",
         "recompute": "activation_checkpointing",
     },
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,9 +69,8 @@ class AutoencoderRecipe:
         """Raise UserError for a value that is wrong for any images; ``flags`` is what the flags of training start with."""
         _check_seed(self.seed)
         if not autoencoder_kind(self.autoencoder.kind).trained:
-            raise UserError(
-                f"recipe {self.name!r} has no autoencoder to train: its kind is {self.autoencoder.kind!r}, not 'kl'"
-            )
+            kind = self.autoencoder.kind
+            raise UserError(f"recipe {self.name!r} has no autoencoder to train: its kind is {kind!r}, not 'kl'")
         self.train.check(flags)
         if self.train.activation_checkpointing or self.train.parallel == "fsdp":
             raise UserError(
@@ -126,9 +111,8 @@ class Recipe:
 
     def autoencoder_recipe(self) -> AutoencoderRecipe:
         """The training of this recipe's autoencoder, the same wherever the autoencoder is stored."""
-        return AutoencoderRecipe(
-            self.name, self.seed, self.data, dataclasses.replace(self.autoencoder, path=""), self.autoencoder_train
-        )
+        autoencoder = dataclasses.replace(self.autoencoder, path="")
+        return AutoencoderRecipe(self.name, self.seed, self.data, autoencoder, self.autoencoder_train)
 
     def check(self) -> None:
         """Raise UserError for a value that is wrong for any images."""
@@ -148,12 +132,15 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str, source: str = "recipe") -> Recipe:
-        """Back from JSON; ``source`` names it in errors.
-
-        Raises:
-            UserError: no JSON, unknown fields, values of the wrong type, or the recipe of an autoencoder.
-        """
+        """Back from JSON; raises UserError, which names ``source``, for anything but the recipe of a model."""
         return of_model(parse_recipe(text, source), source)
+
+
+def network_spec(recipe: Recipe, shape: tuple[int, int, int], class_count: int) -> NetworkSpec:
+    """The inputs and outputs of a recipe's network: latents of ``shape`` (C, H, W), and labels of ``class_count`` classes."""
+    (channels, *size), diffusion = shape, recipe.diffusion
+    null, variance = diffusion.condition_dropout > 0, diffusion.learned_variance
+    return labelled(LatentSpec(channels, tuple(size)), class_count, null=null, learned_variance=variance)
 
 
 def of_model(recipe: Recipe | AutoencoderRecipe, source: str) -> Recipe:
@@ -169,11 +156,7 @@ def _check_seed(seed: int) -> None:
 
 
 def parse_recipe(text: str, source: str = "recipe") -> Recipe | AutoencoderRecipe:
-    """A recipe of either kind from JSON; ``source`` names it in errors.
-
-    Raises:
-        UserError: no JSON, unknown fields, or values of the wrong type.
-    """
+    """A recipe of either kind from JSON; raises UserError, which names ``source``, for wrong fields, types or syntax."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -194,19 +177,15 @@ def _build(kind: type, value: object, where: str) -> typing.Any:
     for name in value:
         if name not in names:
             raise UserError(f"{where} has an unknown field {name!r}; {nearest(name, sorted(names))}")
-    arguments = {}
-    for name, item in value.items():
-        if types[name] == NetworkConfig:  # either network; the record says which
-            types[name], item = of_record(item, f"{where}: {name}") if isinstance(item, dict) else (DiTConfig, item)
-        if dataclasses.is_dataclass(types[name]):
-            arguments[name] = _build(types[name], item, f"{where}: {name}")  # type: ignore[arg-type]
-        else:
-            arguments[name] = _value(types[name], item, f"{where}: {name}")
-    return kind(**arguments)
+    return kind(**{name: _value(types[name], item, f"{where}: {name}") for name, item in value.items()})
 
 
 def _value(hint: typing.Any, item: typing.Any, where: str) -> typing.Any:
     """A field's value as JSON has it, checked against the field's type."""
+    if hint == NetworkConfig:  # either network; the record says which
+        hint, item = of_record(item, where) if isinstance(item, dict) else (DiTConfig, item)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, item, where)  # type: ignore[arg-type]
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         if item not in choices:
@@ -234,26 +213,17 @@ def flatten(recipe: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def read_recipe(path: Path) -> Recipe | AutoencoderRecipe:
-    """The recipe of a recipe.json, of either kind.
-
-    Raises:
-        UserError: it cannot be read, or holds no recipe.
-    """
+    """The recipe of a recipe.json, of either kind; raises UserError if it cannot be read or holds no recipe."""
     try:
-        text = path.read_text()
+        return parse_recipe(path.read_text(), str(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); it should be a recipe.json") from error
-    return parse_recipe(text, str(path))
 
 
 def refuse_other(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
     """Check that a run folder is empty, or holds a run of this recipe to resume.
 
     The length of a run, its output and how it is computed may change; every other field must be the same.
-
-    Args:
-        recipe: of the run to start or resume.
-        folder: its folder.
 
     Raises:
         UserError: the folder holds a run with other settings (the first differences are named), one that went further, or
@@ -276,9 +246,8 @@ def refuse_other(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
             if there.get(name, value) != value  # a field that one kind of network lacks is covered by "model"
         ]
         if differences:
-            raise UserError(
-                f"{folder} holds a run of other settings ({'; '.join(differences[:3])}); choose another --out"
-            )
+            first = "; ".join(differences[:3])
+            raise UserError(f"{folder} holds a run of other settings ({first}); choose another --out")
 
 
 def _fields(recipe: Recipe | AutoencoderRecipe, like: Recipe | AutoencoderRecipe) -> dict[str, object]:
@@ -292,9 +261,5 @@ def _fields(recipe: Recipe | AutoencoderRecipe, like: Recipe | AutoencoderRecipe
 
 
 def save_recipe(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
-    """Write ``recipe.json`` into a run folder.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Write ``recipe.json`` into a run folder; raises UserError if it cannot be written."""
     files.write_file(folder / "recipe.json", recipe.to_json())

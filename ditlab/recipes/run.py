@@ -10,73 +10,44 @@ from ditlab.data import Dataset, Images
 from ditlab.diffusion import samplers
 from ditlab.encoders import Autoencoder, LatentCache, autoencoder_kind
 from ditlab.errors import UserError, check_divisible
-from ditlab.models import LatentSpec, build, cost, labelled
+from ditlab.models import build, cost
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
+from ditlab.recipes import prepare
 from ditlab.recipes.held_out import held_out_data
-from ditlab.recipes.prepare import (
-    RunContext,
-    cache_folder,
-    encode_dataset,
-    load_images,
-    locked,
-    open_images,
-    pixel_autoencoder,
-    prepare_autoencoder,
-)
-from ditlab.recipes.recipe import Recipe, refuse_other, save_recipe
-from ditlab.train import DiffusionTask, HeldOutLoss, ModelFile, SampleGrid, train, write_report
+from ditlab.recipes.prepare import RunContext, cache_folder
+from ditlab.recipes.recipe import Recipe, network_spec, refuse_other, save_recipe
+from ditlab.train import DiffusionTask, HeldOutLoss, ModelFile, SampleGrid
 
 
 def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
     least, why = recipe.model.divisor
     unit = factor * least
-    why = f"{unit} (autoencoder factor {factor} x {why})"
-    check_divisible("images", (height, width), unit, why, " (--data.size)")
+    check_divisible("images", (height, width), unit, f"{unit} (autoencoder factor {factor} x {why})", " (--data.size)")
 
 
-def _check_channels(autoencoder: Autoencoder, dataset: Dataset) -> None:
-    if autoencoder.channels != dataset.shape[0]:
-        raise UserError(
-            f"the autoencoder takes {autoencoder.channels} channels, the images have {dataset.shape[0]}; "
-            f"set --data.channels {autoencoder.channels}"
-        )
-
-
-def encode_latents(recipe: Recipe, place: RunContext) -> Path:
-    """Encode the recipe's images into its cache; does only what is missing.
-
-    Raises:
-        UserError: the recipe works on pixels, or a cache of other things is in the place.
-    """
+def encode_latents(recipe: Recipe, context: RunContext) -> Path:
+    """Encode what is missing of the recipe's images; raises UserError for pixels or a cache of other images or latents."""
     if not autoencoder_kind(recipe.autoencoder.kind).latents:
         raise UserError(f"recipe {recipe.name!r} works on pixels: there is nothing to encode")
     recipe.check()
-    dataset = open_images(recipe, place, relist=True)
-    autoencoder = prepare_autoencoder(recipe, place)
-    _check_channels(autoencoder, dataset)
+    dataset = prepare.open_images(recipe, context, relist=True)
+    autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
     _check_size(recipe, autoencoder.factor, *dataset.shape[1:])
-    encode_dataset(recipe, place, dataset, autoencoder)
-    return cache_folder(recipe, place)
+    prepare.encode_dataset(recipe, context, dataset, autoencoder)
+    return cache_folder(recipe, context)
 
 
 def build_model(
     recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...]
 ) -> Pipeline:
-    """The recipe's model with fresh weights.
+    """The recipe's model with random weights, for images of shape ``pixels`` (C, H, W) and classes ``names``.
 
-    Raises:
-        UserError: sizes that do not divide, or parts that do not go together.
+    Raises UserError for sizes that do not divide or settings that are incompatible.
     """
     recipe.check()
     _check_size(recipe, autoencoder.factor, *pixels[1:])
-    channels, *size = autoencoder.latent_shape(pixels[1:])
-    spec = labelled(
-        LatentSpec(channels, tuple(size)),
-        len(names),
-        null=recipe.diffusion.condition_dropout > 0,
-        learned_variance=recipe.diffusion.learned_variance,
-    )
+    spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names))
     network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
     model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name})
     model.check(recipe.sample)
@@ -85,68 +56,53 @@ def build_model(
 
 
 def _check_before(recipe: Recipe, dataset: Dataset) -> None:
-    """Find what does not go together before hours of reading, of training an autoencoder, and of encoding."""
+    """Find incompatible settings before hours of reading, of training an autoencoder, and of encoding."""
     config = recipe.autoencoder
     kind = autoencoder_kind(config.kind)
     if (kind.trained and not config.path) or not kind.latents:  # others are loaded, and checked then
         build_model(recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names)
 
 
-def train_recipe(recipe: Recipe, place: RunContext) -> Pipeline:
-    """Train a recipe to its end, whatever of it is there already; gives the finished model.
+def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
+    """Train a recipe to its end from whatever is done already; returns the finished model.
 
-    Raises:
-        UserError: settings, data or disk are in the way; nothing that stood is lost.
+    Raises UserError for invalid settings, missing data or a full disk; finished work is kept.
     """
     recipe.check()
-    recipe.train.check_processes(place.processes.size)
-    place.processes.broadcast_from_main(lambda: refuse_other(recipe, place.out))
-    dataset = open_images(recipe, place)
+    recipe.train.check_processes(context.processes.size)
+    context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
+    dataset = prepare.open_images(recipe, context)
     _check_before(recipe, dataset)
-    with locked(place.out, "the run", place.processes):
-        _train(recipe, place, dataset)
-    return Pipeline.load(place.out).to(place.device)
+    with prepare.locked(context.out, "the run", context.processes):
+        _train(recipe, context, dataset)
+    return Pipeline.load(context.out).to(context.device)
 
 
-def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
+def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
     data: Images | LatentCache
-    if not autoencoder_kind(recipe.autoencoder.kind).latents:
-        data = load_images(dataset, place)
-        autoencoder = pixel_autoencoder(data)
+    if autoencoder_kind(recipe.autoencoder.kind).latents:
+        autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
+        data = prepare.encode_dataset(recipe, context, dataset, autoencoder)
     else:
-        autoencoder = prepare_autoencoder(recipe, place)
-        _check_channels(autoencoder, dataset)
+        data = prepare.load_images(dataset, context)
+        autoencoder = prepare.pixel_autoencoder(data)
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
-        data = encode_dataset(recipe, place, dataset, autoencoder)
-    place.processes.broadcast_from_main(lambda: save_recipe(recipe, place.out))
+    context.processes.broadcast_from_main(lambda: save_recipe(recipe, context.out))
     count = cost(recipe.model, model.network.spec)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
-    place.log(
+    context.log(
         f"{recipe.model.kind}: {count.total_parameters:,} parameters, {tokens}{count.gmacs:.4g} GMACs a sample; "
-        f"batch {recipe.train.batch}, {recipe.train.precision_on(place.device)}, {place.device}"
+        f"batch {recipe.train.batch}, {recipe.train.precision_on(context.device)}, {context.device}"
     )
     loss = recipe.diffusion.build_loss()
     task = DiffusionTask(model.network, loss, autoencoder, data)
-    held_out, what = held_out_data(recipe, data, cache_folder(recipe, place), place.processes.broadcast_from_main)
+    held_out, what = held_out_data(recipe, data, cache_folder(recipe, context), context.processes.broadcast_from_main)
     callbacks = [
         HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out)),
         SampleGrid(model, recipe.sample_images, recipe.seed),
         ModelFile(model),
     ]
-    train(
-        task,
-        recipe.train,
-        seed=recipe.seed,
-        flip=recipe.data.flip,
-        folder=place.out,
-        device=place.device,
-        log=place.log,
-        title=recipe.name,
-        callbacks=callbacks,
-        processes=place.processes,
-        profile=place.profile,
-    )
     facts = {
         "data": dataset.describe() + (f", {len(data.skipped):,} skipped" if data.skipped else ""),
         "autoencoder": f"{recipe.autoencoder.kind}, factor {autoencoder.factor}",
@@ -158,7 +114,7 @@ def _train(recipe: Recipe, place: RunContext, dataset: Dataset) -> None:
         "held-out loss is of": what,
         "samples": f"{recipe.sample.sampler}, {recipe.sample.steps} steps, guidance {recipe.sample.guidance.scale:g}",
     }
-    report = place.processes.broadcast_from_main(
-        lambda: write_report(place.out, recipe.name, f"ditlab train {place.out}", facts)
+    name = recipe.name
+    prepare.train_and_report(
+        recipe, context, task, callbacks, facts, command="train", what="model", title=name, heading=name
     )
-    place.log(f"model: {place.out}, report: {report}")

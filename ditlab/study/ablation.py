@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.recipes import Recipe
 from ditlab.runtime.console import markdown_table
+from ditlab.study import study
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, group_by, mean_and_std, mean_distance
 from ditlab.study.study_run import Result, StudyRun
 
 BASELINE = "DiT"
 CHANGES: dict[str, tuple[str, dict[str, object]]] = {  # ablation step: part of the recipe, its changed fields
-    "rectified flow": (
-        "diffusion", {"schedule": "rectified-flow", "target": "velocity", "learned_variance": False},
-    ),
+    "rectified flow": ("diffusion", {"schedule": "rectified-flow", "target": "velocity", "learned_variance": False}),
     "beta2 0.95": ("train", {"beta2": 0.95}),
     "logit-normal t": ("diffusion", {"times": "logit-normal"}),
     "direction loss": ("diffusion", {"direction": True}),
@@ -42,80 +41,57 @@ def apply(recipe: Recipe, step: str, rank: int) -> Recipe:
     return replace(recipe, **{part: replace(getattr(recipe, part), **fields)})
 
 
-def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
+def runs(preset: StudyPreset) -> list[StudyRun]:
     """The paper's recipe; changes added one after the other; rectified flow with each change from the third on alone."""
-    planned, rank = [], max(2, preset.default_dit.width // 16)
+    rank = max(2, preset.default_dit.width // 16)
     train = replace(preset.recipe.train, beta2=0.999)
-    baseline = replace(preset.recipe, model=preset.default_dit, diffusion=DiffusionConfig(), train=train)
-    for seed in range(seeds):
-        recipe = baseline
-        planned.append(_run(preset, recipe, BASELINE, "together", seed))
-        for step in STEPS:
-            recipe = apply(recipe, step, rank)
-            planned.append(_run(preset, recipe, step, "together", seed))
-        flow = apply(baseline, STEPS[0], rank)
-        planned += [_run(preset, apply(flow, step, rank), step, "alone", seed) for step in STEPS[2:]]
-    return planned
+    recipe = baseline = replace(preset.recipe, model=preset.default_dit, diffusion=DiffusionConfig(), train=train)
+    planned = [preset.run("together-the-paper", {"step": BASELINE, "mode": "together"}, baseline)]
+    for step in STEPS:
+        recipe = apply(recipe, step, rank)
+        planned.append(_run(preset, recipe, step, "together"))
+    flow = apply(baseline, STEPS[0], rank)
+    return planned + [_run(preset, apply(flow, step, rank), step, "alone") for step in STEPS[2:]]
 
 
-def _run(preset: StudyPreset, recipe: Recipe, step: str, mode: str, seed: int) -> StudyRun:
-    file = "the-paper" if step == BASELINE else step.replace(" ", "-")
-    return preset.run(f"{mode}-{file}-seed{seed}", {"step": step, "mode": mode, "seed": seed}, recipe)
+def _run(preset: StudyPreset, recipe: Recipe, step: str, mode: str) -> StudyRun:
+    return preset.run(f"{mode}-{step.replace(' ', '-')}", {"step": step, "mode": mode}, recipe)
+
+
+def _differences(before: Sequence[float], after: Sequence[float]) -> str:
+    return study.mean_and_std([b - a for a, b in zip(before, after, strict=True)])
 
 
 def report(results: Sequence[Result], folder: Path) -> list[str]:
     """The effect of each change, alone and on top of the changes before it."""
-    metric = results[0].metric
-    groups = group_by(results, "mode", "step")
-
-    def distances(mode: str, step: str) -> list[float]:
-        return [result.distance for result in groups[mode, step]]
-
-    def differences(before: Sequence[float], after: Sequence[float]) -> str:
-        return mean_and_std([b - a for a, b in zip(before, after, strict=True)])
-
-    flow, rows, previous = distances("together", STEPS[0]), [], distances("together", BASELINE)
-    for step in (BASELINE, *STEPS):
-        together = distances("together", step)
-        # The second step follows rectified flow directly, so that added up and alone are one run.
-        alone = distances("alone", step) if ("alone", step) in groups else together if step == STEPS[1] else []
-        first = groups["together", step][0]
-        rows.append(
-            [
-                step if step == BASELINE else f"+ {step}",
-                mean_and_std(together),
-                "" if step == BASELINE else differences(previous, together),
-                mean_and_std(alone) if alone else "",
-                differences(flow, alone) if alone else "",
-                f"{first.network['parameters']:,.0f}",
-                f"{first.network['gmacs']:.4g}",
-                f"{first.training['images_per_second']:,.0f}",
-                PUBLISHED.get(step, ""),
-            ]
-        )
-        previous = together
+    metric, steps, rows = results[0].metric, (BASELINE, *STEPS), []
+    modes = {mode: study.group_by(group, "step") for mode, group in study.group_by(results, "mode").items()}
+    together, alone = ({s: [r.distance for r in modes[mode][s]] for s in modes[mode]} for mode in ("together", "alone"))
+    # The second step follows rectified flow directly, so that added up and alone are one run.
+    for before, step in pairwise(("", *steps)):
+        only = together[step] if step == STEPS[1] else alone.get(step)
+        seeds = modes["together"][step]
+        gain = _differences(together[before], together[step]) if before else ""
+        by_itself = [study.mean_and_std(only), _differences(together[STEPS[0]], only)] if only else ["", ""]
+        parameters, speed = (study.COLUMNS[name](seeds) for name in ("parameters", "images/s"))
+        costs = [parameters, f"{seeds[0].network['gmacs']:.4g}", speed]
+        name, published = f"+ {step}" if before else step, PUBLISHED.get(step, "")
+        rows.append([name, study.mean_and_std(together[step]), gain, *by_itself, *costs, published])
     header = ["", f"{metric} ↓", "Δ", "alone ↓", "Δ alone", "parameters", "GMACs", "images/s", "FID, LightningDiT"]
-    lines = [
+    added_up = [(x, study.mean(together[step]), "") for x, step in enumerate(steps)]
+    single = [(x, study.mean(alone[step]), "") for x, step in enumerate(steps) if step in alone]
+    series = [Series("changes added up", added_up), Series("rectified flow and this change", single, "s")]
+    title, ylabel = f"{metric} of each ablation step", f"{metric} (lower is better)"
+    return [
         f"Each row adds one change to the row above; Δ is the difference in {metric}. *Alone*: rectified flow with this change "
         "only; *Δ alone* is the difference from rectified flow. *FID, LightningDiT*: XL/2 on ImageNet 256, changes added up.",
         "",
         *markdown_table(header, rows),
+        *draw(folder / "ablation.png", title, series, "", ylabel, xticks=steps),
     ]
 
-    def ticks(axes) -> None:
-        axes.set_xticks(range(len(STEPS) + 1), (BASELINE, *STEPS), rotation=35, ha="right")
 
-    together = [mean_distance(groups["together", step]) for step in (BASELINE, *STEPS)]
-    alone = [mean_distance(groups["alone", step]) for step in STEPS[2:]]
-    series = [
-        Series("changes added up", list(range(len(together))), together),
-        Series("rectified flow and this change", list(range(3, len(together))), alone, line=False, marker="s"),
-    ]
-    draw(folder / "ablation.png", series, "", f"{metric} (lower is better)", also=ticks)
-    return [*lines, f"![{metric} of each ablation step](ablation.png)", ""]
-
-
-STUDY = Study(
+STUDY = study.Study(
     "Ablation of later changes",
     "What does each change published after the DiT paper contribute at this scale, alone and added up, at equal images?",
     runs,

@@ -7,57 +7,54 @@ from dataclasses import replace
 from pathlib import Path
 
 from ditlab.encoders import AutoencoderConfig
-from ditlab.runtime.console import markdown_table
+from ditlab.study import study
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
-from ditlab.study.study import Study, group_by, mean, mean_and_std, mean_distance, metric_columns, metric_header
 from ditlab.study.study_run import Result, StudyRun
 
 CHANNELS = (2, 4, 8)
 WIDTHS = {2: (32, 64), 4: (32, 64, 64)}  # of the autoencoder, by downsampling factor
 
 
-def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
+def runs(preset: StudyPreset) -> list[StudyRun]:
     """Pixels, and latents of each factor and number of channels, all at the default number of tokens."""
-    planned, base = [], preset.recipe
+    base = replace(preset.recipe, model=preset.default_dit)
     train = replace(base.autoencoder_train, images=max(64_000, base.train.images // 2))
-    for seed in range(seeds):
-        recipe = replace(base, model=preset.default_dit)
-        planned.append(preset.run(f"pixels-seed{seed}", {"factor": 1, "channels": 0, "seed": seed}, recipe))
-        for factor, widths in WIDTHS.items():
-            model = replace(preset.default_dit, patch=max(1, preset.patch // factor))
-            for channels in CHANNELS:
-                autoencoder = AutoencoderConfig(kind="kl", latent_channels=channels, widths=widths, layers=1)
-                recipe = replace(base, model=model, autoencoder=autoencoder, autoencoder_train=train)
-                values = {"factor": factor, "channels": channels, "seed": seed}
-                planned.append(preset.run(f"f{factor}c{channels}-seed{seed}", values, recipe))
+    planned = [preset.run("pixels", {"factor": 1, "channels": 0}, base)]
+    for factor, widths in WIDTHS.items():
+        model = replace(preset.default_dit, patch=max(1, preset.patch // factor))
+        for channels in CHANNELS:
+            autoencoder = AutoencoderConfig(kind="kl", latent_channels=channels, widths=widths, layers=1)
+            recipe = replace(base, model=model, autoencoder=autoencoder, autoencoder_train=train)
+            planned.append(preset.run(f"f{factor}c{channels}", {"factor": factor, "channels": channels}, recipe))
     return planned
+
+
+def _psnr(seeds: Sequence[Result]) -> list[float]:
+    return [result.more["psnr"] for result in seeds if "psnr" in result.more]
 
 
 def report(results: Sequence[Result], folder: Path) -> list[str]:
     """Reconstruction and generation, one row per autoencoder."""
-    metric, rows, points = results[0].metric, [], {}
-    for (factor, channels), seeds in group_by(results, "factor", "channels").items():
-        psnr = [result.more["psnr"] for result in seeds if "psnr" in result.more]
-        rows.append(
-            [
-                "pixels" if factor == 1 else f"factor {factor}, {channels} channels",
-                f"{seeds[0].network['tokens']:g}",
-                f"{seeds[0].network['gmacs']:.3g}",
-                mean_and_std(psnr) if psnr else "exact",
-                *metric_columns(seeds),
-            ]
-        )
-        if psnr:
-            point = (mean(psnr), mean_distance(seeds), f"{channels} channels")
+    metric, settings, points = results[0].metric, {}, {}
+    for (factor, channels), seeds in study.group_by(results, "factor", "channels").items():
+        settings["pixels" if factor == 1 else f"factor {factor}, {channels} channels"] = seeds
+        if psnr := _psnr(seeds):
+            point = (study.mean(psnr), study.mean_distance(seeds), f"{channels} channels")
             points.setdefault(f"factor {factor}", []).append(point)
-    series = [Series(name, *zip(*sorted(group), strict=True)) for name, group in points.items()]  # type: ignore[arg-type]
-    draw(folder / "autoencoder.png", series, "reconstruction PSNR, dB", f"{metric} of samples (lower is better)")
-    header = ["latents", "tokens", "GMACs", "PSNR, dB ↑", *metric_header(metric)]
-    return [*markdown_table(header, rows), "![reconstruction against generation](autoencoder.png)", ""]
+    columns: dict[str, study.Column] = {
+        "tokens": study.COLUMNS["tokens"],
+        "GMACs": study.COLUMNS["GMACs"],
+        "PSNR, dB ↑": lambda seeds: study.mean_and_std(psnr) if (psnr := _psnr(seeds)) else "exact",
+        **study.columns(metric),
+    }
+    series = [Series(name, sorted(group)) for name, group in points.items()]
+    title, xlabel = "reconstruction against generation", "reconstruction PSNR, dB"
+    figure = draw(folder / "autoencoder.png", title, series, xlabel, f"{metric} of samples (lower is better)")
+    return [*study.results_table("latents", settings, columns), *figure]
 
 
-STUDY = Study(
+STUDY = study.Study(
     "The autoencoder",
     "How do the autoencoder's downsampling factor and channels affect reconstruction and the generated samples?",
     runs,

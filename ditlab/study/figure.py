@@ -3,57 +3,35 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ditlab.runtime import files
 
 
 @dataclass(frozen=True)
 class Series:
-    """One series of points.
-
-    Attributes:
-        name: in the legend; empty for none.
-        x: horizontal values.
-        y: vertical values.
-        labels: texts next to the points.
-        line: joins the points.
-        marker: of the points.
-    """
+    """Points (x, y, label) in one colour, named in the legend unless the name is empty; ``style`` is matplotlib's."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    labels: Sequence[str] = ()
-    line: bool = True
-    marker: str = "o"
+    points: Sequence[tuple[float, float, str]]
+    style: str = "o-"
+    color: str = ""
 
 
 def draw(
     path: Path,
+    title: str,
     series: Sequence[Series],
     xlabel: str,
     ylabel: str,
-    logx: bool = False,
-    logy: bool = False,
-    also: Callable[[Any], None] | None = None,
-) -> None:
-    """Write a figure as PNG.
+    log: str = "",
+    xticks: Sequence[str] = (),
+) -> list[str]:
+    """Write a figure as PNG; returns the lines of Markdown that show it. Raises UserError if the file is not writable.
 
-    Args:
-        path: of the PNG.
-        series: the points and lines.
-        xlabel: with its unit.
-        ylabel: with its unit.
-        logx: a logarithmic x axis.
-        logy: a logarithmic y axis.
-        also: draws more on matplotlib's axes.
-
-    Raises:
-        UserError: the file is not writable.
+    The axes in ``log`` ("x", "xy") are logarithmic; labels ``xticks`` are at x = 0, 1, 2, ...
     """
     import matplotlib
 
@@ -62,19 +40,19 @@ def draw(
 
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     for index, each in enumerate(series):
-        color = f"C{index}"
-        style = "-" if each.line else "none"
-        axes.plot(each.x, each.y, linestyle=style, marker=each.marker, color=color, label=each.name)
-        for x, y, label in zip(each.x, each.y, each.labels, strict=False):
+        color = each.color or f"C{index}"
+        axes.plot(*list(zip(*each.points, strict=True))[:2], each.style, color=color, label=each.name)
+        for x, y, label in each.points:
             axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8, color=color)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_xscale("log" if logx else "linear")
-    axes.set_yscale("log" if logy else "linear")
-    if logy:  # plain numbers: a distance seldom spans decades
+    axes.set_xscale("log" if "x" in log else "linear")
+    axes.set_yscale("log" if "y" in log else "linear")
+    if "y" in log:  # plain numbers: a distance seldom spans decades
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    if also is not None:  # last: setting a scale resets the ticks
-        also(axes)
+    if xticks:  # after the scale, which resets them
+        slanted = {"rotation": 35, "ha": "right"} if len(xticks) > 6 else {}
+        axes.set_xticks(range(len(xticks)), xticks, **slanted)
     axes.grid(alpha=0.25, which="both")
     if sum(bool(each.name) for each in series) > 1:
         axes.legend(fontsize=9)
@@ -82,3 +60,4 @@ def draw(
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     files.write_file(path, buffer.getvalue())
+    return [f"![{title}]({path.name})", ""]

@@ -10,24 +10,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fit:
-    """A least-squares line through points (x, y).
+    """A least-squares line through ``count`` points (x, y), with the standard deviation of its residuals."""
 
-    Attributes:
-        correlation: Pearson's, -1 to 1.
-        interval: 95% bootstrap interval of the correlation.
-        rank: Spearman's rank correlation.
-        slope: of the line.
-        error: standard error of the slope.
-        intercept: of the line.
-        residual: standard deviation of the residuals.
-        count: number of points.
-    """
-
-    correlation: float
-    interval: tuple[float, float]
-    rank: float
+    correlation: float  # Pearson's, -1 to 1
+    interval: tuple[float, float]  # 95% bootstrap interval of the correlation
+    rank: float  # Spearman's rank correlation
     slope: float
-    error: float
+    error: float  # standard error of the slope
     intercept: float
     residual: float
     count: int
@@ -38,11 +27,7 @@ class Fit:
 
 
 def fit(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, seed: int = 0) -> Fit:
-    """Fit a line.
-
-    Raises:
-        ValueError: fewer than three points, or all x are equal.
-    """
+    """Fit a line; raises ValueError for fewer than three points or equal x."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(a) < 3 or np.ptp(a) == 0:
         raise ValueError("a line needs three points or more, at two values of x or more")
@@ -56,16 +41,9 @@ def fit(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, seed: 
         if np.ptp(a[rows]) > 0 and np.ptp(b[rows]) > 0:
             resampled.append(_correlation(a[rows], b[rows]))
     low, high = np.quantile(resampled, [0.025, 0.975]) if resampled else (np.nan, np.nan)
-    return Fit(
-        _correlation(a, b),
-        (float(low), float(high)),
-        _correlation(_ranks(a), _ranks(b)),
-        slope,
-        residual / float(np.sqrt(centred @ centred)),
-        intercept,
-        residual,
-        len(a),
-    )
+    correlation, rank = _correlation(a, b), _correlation(_ranks(a), _ranks(b))
+    error = residual / float(np.sqrt(centred @ centred))
+    return Fit(correlation, (float(low), float(high)), rank, slope, error, intercept, residual, len(a))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

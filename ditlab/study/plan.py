@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ditlab.errors import UserError, nearest
@@ -15,38 +15,24 @@ from ditlab.study.study import Study
 from ditlab.study.study_run import StudyRun
 
 STUDIES: dict[str, Study] = {
-    "scaling": scaling.STUDY,
-    "conditioning": conditioning.STUDY,
-    "unet": unet.STUDY,
-    "sampling": sampling.STUDY,
-    "ablation": ablation.STUDY,
-    "autoencoder": autoencoder.STUDY,
-}
+    "scaling": scaling.STUDY, "conditioning": conditioning.STUDY, "unet": unet.STUDY, "sampling": sampling.STUDY,
+    "ablation": ablation.STUDY, "autoencoder": autoencoder.STUDY,
+}  # fmt: skip
 RENAMED = {"ladder": "ablation"}  # names of studies before version 0.2
 PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study on the data of one recipe.
+    """A study on the data of one recipe."""
 
-    Attributes:
-        study: a name of STUDIES.
-        recipe: gives data, diffusion and optimiser.
-        seeds: of every setting; 0 is the study's default.
-        images: training images of each run; 0 is the preset's number.
-        count: samples to measure; 0 is the preset's number.
-        network: the feature network.
-        weights: file of its weights; empty for the default weights.
-    """
-
-    study: str
-    recipe: Recipe
-    seeds: int = 0
-    images: int = 0
-    count: int = 0
-    network: str = "efficientnet-lite0"
-    weights: str = ""
+    study: str  # a name of STUDIES
+    recipe: Recipe  # gives data, diffusion and optimiser
+    seeds: int = 0  # of every setting; 0 is the study's default
+    images: int = 0  # training images of each run; 0 is the preset's number
+    count: int = 0  # samples to measure; 0 is the preset's number
+    network: str = "efficientnet-lite0"  # the feature network
+    weights: str = ""  # file of its weights; empty for the default weights
 
     def check(self) -> None:
         """Raise UserError if a value is invalid."""
@@ -70,25 +56,18 @@ class Plan:
     @property
     def runs(self) -> list[StudyRun]:
         """All runs, in the report's order."""
-        study = STUDIES[self.study]
-        return study.runs(self.preset, self.seeds or study.seeds)
+        study, preset = STUDIES[self.study], self.preset
+        seeds = range(self.seeds or study.seeds)
+        return [run for seed in seeds for run in study.runs(replace(preset, seed=seed))]
 
     def save(self, folder: Path) -> None:
-        """Write ``plan.json``.
-
-        Raises:
-            UserError: the disk is full or the folder is not writable.
-        """
+        """Write ``plan.json``; raises UserError if the folder is not writable."""
         record = {**vars(self), "recipe": json.loads(self.recipe.to_json())}
         files.write_file(folder / PLAN, json.dumps(record, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """Read what ``save`` wrote, in this version or an earlier one.
-
-        Raises:
-            UserError: the file is missing or is not a plan.
-        """
+        """Read what ``save`` wrote, in this version or an earlier one; raises UserError if it is not a plan."""
         try:
             record = json.loads((folder / PLAN).read_text())
             recipe = Recipe.from_json(json.dumps(record.pop("recipe")), str(folder / PLAN))

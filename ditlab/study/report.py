@@ -19,50 +19,48 @@ from ditlab.study.study_run import RESULTS, Result
 
 
 def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> Path:
-    """Write ``results.json``, the figures and ``report.md``.
-
-    Raises:
-        UserError: the disk is full or the folder is not writable.
-    """
+    """Write ``results.json``, the figures and ``report.md``; raises UserError if the folder is not writable."""
     study = STUDIES[plan.study]
     files.write_file(folder / "results.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    lines = [f"# {study.title}: {plan.recipe.name}", "", study.question, "", f"`{command(plan)}`", ""]
-    lines += study.report(results, folder)
     _sample_sheet(results, folder)
-    lines += [
-        "## Samples",
-        "",
-        "The first samples of each run, not selected; all runs start from the same noise. Numbers: "
-        f"{results[0].metric}.",
-        "",
-        "![samples of each run](samples.png)",
-        "",
-        "## Setup",
-        "",
-        *_setup(plan, results),
-        "Values that a table of this report lists as varied replace the values above.",
-        "",
-    ]
+    body = "\n".join(study.report(results, folder))
+    setup = "\n".join(_setup(plan, results))
+    page = f"""# {study.title}: {plan.recipe.name}
+
+{study.question}
+
+`{command(plan)}`
+
+{body}
+## Samples
+
+The first samples of each run, not selected; all runs start from the same noise. Numbers: {results[0].metric}.
+
+![samples of each run](samples.png)
+
+## Setup
+
+{setup}
+Values that a table of this report lists as varied replace the values above.
+"""
     path = folder / "report.md"
-    files.write_file(path, "\n".join(lines))
+    files.write_file(path, page)
     return path
 
 
 def command(plan: Plan) -> str:
     """The command that reproduces a study."""
     words = ["ditlab", "study", plan.study, "--recipe", plan.recipe.name]
-    for name in ("seeds", "images", "count"):
-        if getattr(plan, name):
+    for name in ("seeds", "images", "count", "network"):
+        if getattr(plan, name) != getattr(Plan, name):
             words += [f"--{name}", str(getattr(plan, name))]
-    if plan.network != "efficientnet-lite0":
-        words += ["--network", plan.network]
     return " ".join(words)
 
 
 def _setup(plan: Plan, results: Sequence[Result]) -> list[str]:
     """The settings all runs share, as a table."""
     preset, metric = plan.preset, results[0].metric
-    train, sample, diffusion = preset.recipe.train, preset.sample, preset.recipe.diffusion
+    train, sample, diffusion = preset.recipe.train, preset.recipe.sample, preset.recipe.diffusion
     seconds = {result.key["recipe"]["name"]: result.training["seconds"] for result in results}
     floor = results[0].floor.get(metric, {}).get("value")
     rows = [

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from ditlab.data import open_data
+from ditlab.encoders import autoencoder_kind
 from ditlab.errors import UserError
 from ditlab.evaluate import check_count
-from ditlab.models import LatentSpec, cost, labelled
+from ditlab.models import cost
+from ditlab.recipes import network_spec
 from ditlab.recipes.prepare import Log
 from ditlab.runtime import files
 from ditlab.runtime.device import default_device
@@ -49,20 +51,10 @@ class Worker:
 
 
 def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] = WORKER) -> list[Result]:
-    """Complete a study, and write ``results.json``, ``report.md`` and its figures.
+    """Complete a study in the folder ``out``, and write its report; returns the results of all runs, in order.
 
-    Args:
-        plan: the study.
-        out: its folder.
-        jobs: trainings in parallel; 0 is one per GPU, or one per CPU core.
-        log: writes one line to the console.
-        worker: the command of a worker process.
-
-    Returns:
-        The results of all runs, in the report's order.
-
-    Raises:
-        UserError: a result has other settings, or trainings failed; measured results stay.
+    ``jobs`` trainings run in parallel; 0 is one per GPU, or one per CPU core. ``worker`` is the command of their processes.
+    Raises UserError if a result has other settings, or if trainings failed; measured results stay.
     """
     plan.check()
     if jobs < 0:
@@ -86,21 +78,17 @@ def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] 
 
 
 def _trainings(runs: Sequence[StudyRun]) -> dict[str, float]:
-    """The GMACs of each training, largest first, so that no long one is left for the end."""
+    """The GMACs of each training, largest first, so that no long one starts last."""
     gmacs = {run.training: _training_gmacs(run) for run in runs}
     return dict(sorted(gmacs.items(), key=lambda item: item[1], reverse=True))
 
 
 def _training_gmacs(run: StudyRun) -> float:
-    recipe = run.recipe
-    dataset = open_data(recipe.data)
-    channels, height, width = dataset.shape
-    if recipe.autoencoder.kind == "kl":
-        factor = recipe.autoencoder.factor
-        channels, height, width = recipe.autoencoder.latent_channels, height // factor, width // factor
-    latent = LatentSpec(channels, (height, width))
-    shape = labelled(latent, len(dataset.names), learned_variance=recipe.diffusion.learned_variance)
-    return 3 * cost(recipe.model, shape).gmacs * recipe.train.images
+    recipe, dataset = run.recipe, open_data(run.recipe.data)
+    latent_shape = autoencoder_kind(recipe.autoencoder.kind).latent_shape
+    assert latent_shape is not None  # a study trains its autoencoders
+    spec = network_spec(recipe, latent_shape(recipe.autoencoder, dataset.shape), len(dataset.names))
+    return 3 * cost(recipe.model, spec).gmacs * recipe.train.images
 
 
 def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Sequence[str]) -> None:
@@ -145,13 +133,9 @@ def _start(training: str, out: Path, slot: int, jobs: int, worker: Sequence[str]
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [*worker, str(out), training],
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            [*worker, str(out), training], stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True,
-        )
+        )  # fmt: skip
     return Worker(training, process, log, time.monotonic())
 
 

@@ -1,4 +1,4 @@
-"""A study: a question, its runs and its report; and the columns that all reports share."""
+"""A study: a question, its runs and its report; and the columns of tables that all reports share."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ditlab.runtime.console import markdown_table
 from ditlab.study.preset import StudyPreset
 from ditlab.study.study_run import Result, StudyRun
+
+Column = Callable[[list[Result]], object]  # a cell from the seeds of a setting
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the runs that answer it.
+    """A question and the runs that answer it."""
 
-    Attributes:
-        title: of the report.
-        question: one or two sentences.
-        runs: all runs for a preset and a number of seeds, in the report's order.
-        report: writes figures into a folder and returns the report's lines of Markdown.
-        seeds: default number of seeds.
-    """
-
-    title: str
-    question: str
-    runs: Callable[[StudyPreset, int], list[StudyRun]]
-    report: Callable[[Sequence[Result], Path], list[str]]
-    seeds: int = 1
+    title: str  # of the report
+    question: str  # one or two sentences
+    runs: Callable[[StudyPreset], list[StudyRun]]  # the runs of a preset, which holds the seed, in the report's order
+    report: Callable[[Sequence[Result], Path], list[str]]  # writes figures into a folder; returns Markdown lines
+    seeds: int = 1  # default number of seeds
 
 
 def mean(values: Sequence[float]) -> float:
@@ -48,26 +43,44 @@ def mean_and_std(values: Sequence[float]) -> str:
     return f"{center:.4g} ± {(sum((value - center) ** 2 for value in values) / (len(values) - 1)) ** 0.5:.2g}"
 
 
-def group_by(results: Sequence[Result], *names: str) -> dict[tuple[Any, ...], list[Result]]:
-    """Results grouped by the values of ``names``, in order of appearance; with all names, one group is one setting's seeds."""
-    groups: dict[tuple[Any, ...], list[Result]] = {}
+def group_by(results: Sequence[Result], *names: str) -> dict[Any, list[Result]]:
+    """Results by their values of ``names`` (a tuple, or the value of a single name), in order of appearance.
+
+    With all names, one group is the seeds of one setting.
+    """
+    groups: dict[Any, list[Result]] = {}
     for result in results:
-        groups.setdefault(tuple(result.values[name] for name in names), []).append(result)
+        key = tuple(result.values[name] for name in names)
+        groups.setdefault(key if len(names) > 1 else key[0], []).append(result)
     return groups
 
 
-def metric_columns(results: Sequence[Result]) -> list[str]:
-    """Table columns: distance, precision and recall over seeds."""
-    return [
-        mean_and_std([result.number(name) for result in results]) for name in (results[0].metric, "precision", "recall")
-    ]
+def results_table(first: str, settings: dict[str, list[Result]], columns: dict[str, Column]) -> list[str]:
+    """A Markdown table with one row per setting: its name under ``first``, and ``columns`` computed from its seeds."""
+    rows = [[name, *(column(seeds) for column in columns.values())] for name, seeds in settings.items()]
+    return markdown_table([first, *columns], rows)
 
 
-def metric_header(metric: str) -> list[str]:
-    """The header of ``metric_columns``."""
-    return [f"{metric} ↓", "precision ↑", "recall ↑"]
+def _of_first_seed(part: str, name: str, spec: str) -> Column:
+    return lambda seeds: format(getattr(seeds[0], part)[name], spec)
 
 
-def cost_columns(result: Result) -> list[str]:
-    """Table columns: parameters and GMACs of the network."""
-    return [f"{result.network['parameters']:,.0f}", f"{result.network['gmacs']:.3g}"]
+def _over_seeds(name: str) -> Column:
+    return lambda seeds: mean_and_std([result.number(name) for result in seeds])
+
+
+COLUMNS = {
+    "tokens": _of_first_seed("network", "tokens", "g"),
+    "parameters": _of_first_seed("network", "parameters", ",.0f"),
+    "GMACs": _of_first_seed("network", "gmacs", ".3g"),
+    "training GMACs": _of_first_seed("training", "gmacs", ".3g"),
+    "images/s": _of_first_seed("training", "images_per_second", ",.0f"),
+    "precision ↑": _over_seeds("precision"),
+    "recall ↑": _over_seeds("recall"),
+}
+
+
+def columns(metric: str, *names: str) -> dict[str, Column]:
+    """``COLUMNS`` of these names, then the metric, precision and recall over seeds."""
+    known = {**COLUMNS, f"{metric} ↓": _over_seeds(metric)}
+    return {name: known[name] for name in (*names, f"{metric} ↓", "precision ↑", "recall ↑")}

@@ -18,23 +18,14 @@ RESULTS, BEFORE = "results", "cells"  # the folder of the results; its name befo
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One setting of a study: a trained network, sampled and measured.
+    """One setting of a study: a trained network, sampled and measured."""
 
-    Attributes:
-        name: of the result, unique in the study.
-        training: name of the run folder; runs with equal recipes share one training.
-        recipe: of the training.
-        sample: sampler, steps and guidance.
-        count: number of samples to measure.
-        values: the varied settings, by name.
-    """
-
-    name: str
-    training: str
-    recipe: Recipe
-    sample: SampleConfig
-    count: int
-    values: dict[str, Any]
+    name: str  # of the result, unique in the study
+    training: str  # name of the run folder; runs with equal recipes share one training
+    recipe: Recipe  # of the training
+    sample: SampleConfig  # sampler, steps and guidance
+    count: int  # number of samples to measure
+    values: dict[str, Any]  # the varied settings, by name
 
     def key(self) -> dict[str, Any]:
         """Everything the result depends on, as JSON types."""
@@ -44,31 +35,18 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Result:
-    """The measurements of one run.
+    """The measurements of one run."""
 
-    Attributes:
-        name: of the run.
-        values: the varied settings, by name.
-        key: everything the result depends on.
-        metric: name of the distance by which the study compares its runs.
-        numbers: each measured metric, by name: value and spread.
-        floor: the same metrics of real images against real images.
-        network: gmacs, parameters and tokens.
-        training: images, gmacs in total, seconds, images_per_second, loss.
-        sampling: seconds, network_calls per image, gmacs per image.
-        more: metrics of some studies only, such as the autoencoder's psnr.
-    """
-
-    name: str
+    name: str  # of the run, as values and key
     values: dict[str, Any]
     key: dict[str, Any]
-    metric: str
-    numbers: dict[str, dict[str, float | None]]
-    floor: dict[str, dict[str, float | None]]
-    network: dict[str, float]
-    training: dict[str, float]
-    sampling: dict[str, float]
-    more: dict[str, float] = field(default_factory=dict)
+    metric: str  # name of the distance by which the study compares its runs
+    numbers: dict[str, dict[str, float | None]]  # each measured metric, by name: value and spread
+    floor: dict[str, dict[str, float | None]]  # the same metrics of real images against real images
+    network: dict[str, float]  # gmacs, parameters and tokens
+    training: dict[str, float]  # images, gmacs in total, seconds, images_per_second, loss
+    sampling: dict[str, float]  # seconds, network_calls per image, gmacs per image
+    more: dict[str, float] = field(default_factory=dict)  # metrics of some studies only, such as the autoencoder's psnr
 
     @property
     def distance(self) -> float:
@@ -82,20 +60,12 @@ class Result:
         return value
 
     def save(self, folder: Path) -> None:
-        """Write ``NAME.json``.
-
-        Raises:
-            UserError: the disk is full or the folder is not writable.
-        """
+        """Write ``NAME.json``; raises UserError if the folder is not writable."""
         files.write_file(folder / f"{self.name}.json", json.dumps(asdict(self), indent=2) + "\n")
 
 
 def finished(run: StudyRun, folder: Path) -> Result | None:
-    """The stored result of a run; None if it is not measured yet.
-
-    Raises:
-        UserError: the file is damaged, or its settings differ from the run's.
-    """
+    """The stored result of a run, None if not measured yet; raises UserError if it is damaged or of other settings."""
     path = folder / f"{run.name}.json"
     if not path.exists():
         return None
@@ -113,11 +83,7 @@ def finished(run: StudyRun, folder: Path) -> Result | None:
 
 
 def load_results(runs: Sequence[StudyRun], out: Path) -> list[Result | None]:
-    """The stored result of each run in a study's folder; reads folders written before version 0.2 too.
-
-    Raises:
-        UserError: a result is damaged, or its settings differ from the run's.
-    """
+    """``finished`` for each run in a study's folder, of this version or an earlier one."""
     if (out / BEFORE).is_dir() and not (out / RESULTS).exists():
         (out / BEFORE).rename(out / RESULTS)
     return [finished(run, out / RESULTS) for run in runs]

@@ -46,11 +46,7 @@ def _exit_with_the_study() -> None:
 
 
 def build_evaluator(plan: Plan, device: torch.device) -> tuple[FeatureNetwork, Evaluator]:
-    """The feature network of a plan, and the evaluator with the features of the real images.
-
-    Raises:
-        UserError: the images or the weights are not available.
-    """
+    """The feature network of a plan, and the evaluator of its real images; raises UserError if either is missing."""
     dataset = open_data(plan.recipe.data)
     network = feature_network(plan.network, (dataset.shape[1], dataset.shape[2]), plan.weights, device)
     evaluator = Evaluator.of(dataset, network)
@@ -59,11 +55,7 @@ def build_evaluator(plan: Plan, device: torch.device) -> tuple[FeatureNetwork, E
 
 
 def train_and_measure(plan: Plan, training: str, folder: Path) -> None:
-    """Train a network, or resume its training, and measure the runs that use it and have no result yet.
-
-    Raises:
-        UserError: invalid settings, missing data or a full disk.
-    """
+    """Train a network, or resume its training, and measure the runs that use it and have no result yet."""
     runs = [run for run in plan.runs if run.training == training]
     runs = [run for run, result in zip(runs, load_results(runs, folder), strict=True) if result is None]
     device, run_folder = default_device(), folder / "runs" / training
@@ -77,14 +69,8 @@ def train_and_measure(plan: Plan, training: str, folder: Path) -> None:
 
 
 def _measure(
-    run: StudyRun,
-    pipeline: Pipeline,
-    run_folder: Path,
-    network: FeatureNetwork,
-    evaluator: Evaluator,
-    floor: dict,
-    results: Path,
-) -> Result:
+    run: StudyRun, pipeline: Pipeline, run_folder: Path, network: FeatureNetwork, evaluator: Evaluator, floor: dict, out: Path
+) -> Result:  # fmt: skip
     rows_computed = 0
 
     def count(*arguments: Any) -> None:
@@ -95,35 +81,26 @@ def _measure(
     batches = list(pipeline.batches(None, run.recipe.seed, run.count, run.sample, BATCH))
     seconds = time.perf_counter() - start
     hook.remove()
-    write_png(grid(batches[0][:PICTURE], PICTURE), results / f"{run.name}.png")
+    write_png(grid(batches[0][:PICTURE], PICTURE), out / f"{run.name}.png")
     features = extract_features(network, batches)
     assert features is not None
     numbers = evaluator.measure(features)
     metrics = metric_names(network.distance)
-    costs = cost(pipeline.network.config, pipeline.network.spec)
+    costs, calls = cost(pipeline.network.config, pipeline.network.spec), rows_computed / run.count
     rows = [row for row in read_metrics(run_folder) if row.get("loss") is not None]
     images, speed = rows[-1]["images"], statistics.median(row["images_per_second"] for row in rows)
     autoencoder = read_metrics(run_folder.with_name(f"{run_folder.name}-autoencoder"))
     psnr = [row["psnr"] for row in autoencoder if "psnr" in row]
+    training = {"images": images, "gmacs": 3 * costs.gmacs * images, "images_per_second": speed}
     return Result(
         run.name,
         run.values,
         run.key(),
-        metrics["frechet"] if metrics["frechet"] in numbers else metrics["kernel"],
-        {name: vars(number) for name, number in numbers.items()},
-        floor,
-        {"gmacs": costs.gmacs, "parameters": costs.total_parameters, "tokens": costs.tokens},
-        {
-            "images": images,
-            "gmacs": 3 * costs.gmacs * images,
-            "images_per_second": speed,
-            "seconds": images / speed,
-            "loss": rows[-1]["loss"],
-        },
-        {
-            "seconds": seconds,
-            "network_calls": rows_computed / run.count,
-            "gmacs": rows_computed / run.count * costs.gmacs,
-        },
-        {"psnr": psnr[-1]} if psnr else {},
+        metric=metrics["frechet"] if metrics["frechet"] in numbers else metrics["kernel"],
+        numbers={name: vars(number) for name, number in numbers.items()},
+        floor=floor,
+        network={"gmacs": costs.gmacs, "parameters": costs.total_parameters, "tokens": costs.tokens},
+        training={**training, "seconds": images / speed, "loss": rows[-1]["loss"]},
+        sampling={"seconds": seconds, "network_calls": calls, "gmacs": calls * costs.gmacs},
+        more={"psnr": psnr[-1]} if psnr else {},
     )

@@ -24,12 +24,12 @@ COMMAND = (sys.executable, "-c", f"import sys; sys.path[:0] = {PATHS}; import ti
 PRESETS["folder"] = ({"M": (1, 16, 2)}, (4,), "M", 4, 256, 4e-3, 48)
 
 
-def runs(preset: StudyPreset, seeds: int) -> list[StudyRun]:
+def runs(preset: StudyPreset) -> list[StudyRun]:
     recipes = {
         block: replace(preset.recipe, model=replace(preset.default_dit, block=block))
         for block in ("adaln-zero", "adaln")
     }
-    return [preset.run(block, {"block": block, "seed": 0}, recipe) for block, recipe in recipes.items()]
+    return [preset.run(block, {"block": block}, recipe) for block, recipe in recipes.items()]
 
 
 STUDIES["tiny"] = Study("Tiny", "Does it run?", runs, report)

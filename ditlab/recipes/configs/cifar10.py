@@ -17,9 +17,7 @@ recipe = Recipe(
     name="cifar10",
     data=DataConfig(source="archive", flip=True),
     model=DiTConfig.named("DiT-S/2"),
-    diffusion=DiffusionConfig(
-        schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"
-    ),
+    diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"),
     train=TrainConfig(
         images=25_600_000, batch=256, lr=4e-4, warmup=0.02, cooldown=0.2, ema=0.9995,
         log=25_600, checkpoint=512_000, samples=512_000,

@@ -22,9 +22,7 @@ recipe = Recipe(
         log=6_400, checkpoint=32_000, samples=64_000,
     ),
     model=DiTConfig(depth=6, width=192, heads=6, patch=1),
-    diffusion=DiffusionConfig(
-        schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"
-    ),
+    diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"),
     train=TrainConfig(
         images=1_000_000, batch=128, lr=1e-3, warmup=0.02, cooldown=0.4, ema=0.999, precision="bf16",
         log=6_400, checkpoint=51_200, samples=102_400,

@@ -16,9 +16,7 @@ recipe = Recipe(
     name="folder",
     data=DataConfig(source="folder", flip=True),
     model=DiTConfig(depth=8, width=256, heads=8, patch=4),
-    diffusion=DiffusionConfig(
-        schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"
-    ),
+    diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"),
     train=TrainConfig(
         images=1_000_000, batch=0, lr=5e-4, warmup=0.02, cooldown=0.3, ema=0.999,
         log=6_400, checkpoint=32_000, samples=64_000,
