@@ -173,7 +173,7 @@ def test_a_model_file_of_garbage_is_one_line(name: str, content: bytes, run: Pat
 
 def test_a_model_of_another_architecture_is_one_line(run: Path, refused, elsewhere: Path):
     record = json.loads((run / "model.json").read_text())
-    record["network"]["config"]["width"] = 64
+    record["network"]["width"] = 64
     (run / "model.json").write_text(json.dumps(record))
     refused(["sample", run], "another architecture", "patch_embedding.weight", "(32, 4)", "(64, 4)")
 

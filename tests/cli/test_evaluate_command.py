@@ -34,7 +34,7 @@ def test_a_run_its_archive_and_its_folder_are_measured_alike(digits_run: Path, t
     np.savez(statistics, mu=np.zeros(2048), sigma=np.eye(2048))
     ended = ditlab("evaluate", made, "--reference", statistics)
     assert ended.code == 2
-    assert "holds statistics for FID" in ended.err
+    assert "contains statistics for FID" in ended.err
 
 
 def test_mistakes_are_one_line(digits_run: Path, tmp_path: Path, refused) -> None:

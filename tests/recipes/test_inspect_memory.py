@@ -25,6 +25,7 @@ from ditlab.cli.main import COMMANDS
 from ditlab.diffusion import DiffusionConfig, Positions
 from ditlab.models import Condition, DiTConfig, Network, UNetConfig, build
 from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
+from ditlab.models.layout import Layout
 from ditlab.recipes import find_recipe
 from ditlab.runtime.distributed import Processes
 from ditlab.train import DiffusionTask, TrainConfig
@@ -210,9 +211,9 @@ def test_recompute_keeps_what_enters_the_blocks_and_one_block():
     counted, _ = kept_bytes(of, 4, bf16=False, recompute=True)
     block = AdaLNZeroBlock(BlockConfig(width=48, heads=3))
     kept = Kept(block)
-    x, c = torch.randn(4, 64, 48, requires_grad=True), torch.randn(4, 48, requires_grad=True)
+    x, c = torch.randn(4, 64, 48, requires_grad=True), torch.randn(4, 1, 48, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-        block(x, c)
+        block(x, None, c, Layout(torch.zeros(64, 48)))
     assert counted == pytest.approx(really_kept(of, 4, bf16=False, recompute=True) + kept.bytes, rel=5e-3)
     assert counted < 0.6 * kept_bytes(of, 4, bf16=False)[0]
 
@@ -222,12 +223,13 @@ def test_recompute_keeps_what_enters_the_blocks_and_one_block():
 )  # torch's own, compiling
 def test_a_compiled_block_keeps_less():
     def kept(block: Any, own: nn.Module) -> float:
-        x, c = torch.randn(1, 1024, 96, requires_grad=True), torch.randn(1, 96, requires_grad=True)
+        x, c = torch.randn(1, 1024, 96, requires_grad=True), torch.randn(1, 1, 96, requires_grad=True)
+        layout = Layout(torch.zeros(1024, 96))
         with torch.autocast("cpu", torch.bfloat16):
-            block(x, c)  # compiled now
+            block(x, None, c, layout)  # compiled now
             found = Kept(own)
             with torch.autograd.graph.saved_tensors_hooks(found.keep, lambda tensor: tensor):
-                block(x, c)
+                block(x, None, c, layout)
         copies = sum(2 * weight.numel() for weight in own.parameters() if weight.ndim == 2)
         return (found.bytes - copies) / (1024 * 96)
 

@@ -162,7 +162,7 @@ def test_a_recipe_with_a_unet_survives_json_and_without_kind_it_is_a_dit():
         assert again.to_json() == recipe.to_json()
         assert json.loads(recipe.to_json())["model"]["kind"] == "U-Net"
     record = json.loads(digits.to_json())
-    assert "kind" not in record["model"]
+    assert record["model"].pop("kind") == "DiT"  # version 0.1 wrote none
     assert Recipe.from_json(json.dumps(record)) == digits
     assert Recipe.from_json('{"model": {"width": 32}}').model == DiTConfig(width=32)
     assert list(record) == [field.name for field in dataclasses.fields(Recipe)]
@@ -191,9 +191,9 @@ def test_a_model_file_of_an_unknown_network_is_refused(unet_run: Path, tmp_path:
     folder = tmp_path / "model"
     shutil.copytree(unet_run, folder)
     record = json.loads((folder / "model.json").read_text())
-    assert record["network"]["config"]["kind"] == "U-Net"
+    assert record["network"]["kind"] == "U-Net"
     for kind, word in (("W-Net", "is of an unknown kind, 'W-Net'"), ("DiT", "is not a model record")):
-        record["network"]["config"]["kind"] = kind
+        record["network"]["kind"] = kind
         (folder / "model.json").write_text(json.dumps(record))
         refused(["sample", folder, "--out", tmp_path / "x.png"], word)
 
