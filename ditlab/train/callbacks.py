@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ditlab.data import Images
 from ditlab.encoders import ChannelStatistics, DiffusersAutoencoder, float_to_uint8, record, uint8_to_float
@@ -29,21 +29,10 @@ STATISTICS_IMAGES = 20_000
 
 @dataclass
 class Event:
-    """The state of training that callbacks get.
+    """The state of training that callbacks get; ``task.module`` and ``ema.module`` may be sharded."""
 
-    Attributes:
-        images: trained on so far.
-        last: whether training is complete.
-        folder: of the run.
-        task: with the trained module.
-        ema: the moving average of its weights; ``ema.module`` may be sharded.
-        config: of training.
-        processes: of the run.
-        device: of this process.
-    """
-
-    images: int
-    last: bool
+    images: int  # trained on so far
+    last: bool  # whether training is complete
     folder: Path
     task: Task
     ema: EMA
@@ -79,13 +68,7 @@ class Callback:
 
 
 class SampleGrid(Callback):
-    """Write a grid of samples, one row per class; every process generates some of them.
-
-    Args:
-        model: the pipeline around the trained network.
-        count: of samples.
-        seed: of the samples.
-    """
+    """Write a grid of ``count`` samples, one row per class; every process generates some of them."""
 
     def __init__(self, model: Pipeline, count: int, seed: int):
         self.model, self.count, self.seed = model, count, seed
@@ -100,11 +83,7 @@ class SampleGrid(Callback):
 
 
 class ModelFile(Callback):
-    """Write ``model.safetensors`` and ``model.json`` with the averaged weights.
-
-    Args:
-        model: the pipeline around the trained network.
-    """
+    """Write ``model.safetensors`` and ``model.json``: the pipeline with the averaged weights."""
 
     def __init__(self, model: Pipeline):
         self.model = model
@@ -121,11 +100,7 @@ class ModelFile(Callback):
 
 
 class AutoencoderFile(Callback):
-    """Measure the latents' statistics over at most 20,000 training images and write the autoencoder with them.
-
-    Args:
-        data: the training images.
-    """
+    """Measure the latents' statistics over at most 20,000 training images and write the autoencoder with them."""
 
     def __init__(self, data: Images):
         self.data = data
@@ -138,9 +113,7 @@ class AutoencoderFile(Callback):
         assert isinstance(average, DiffusersAutoencoder)
         statistics, generator = ChannelStatistics(average.latent_channels), torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for pixels in _batches(self.data, STATISTICS_IMAGES):
-                moments = average.encode(uint8_to_float(pixels, event.device)).float()
-                mean = moments.chunk(2, dim=1)[0]
+            for _, moments, mean in _encoded(average, self.data, STATISTICS_IMAGES, event.device):
                 noise = torch.randn(mean.shape, generator=generator).to(event.device)
                 statistics.add(average.raw_latent(moments, noise))
         average.set_statistics(*(value.float() for value in statistics.result()))
@@ -149,11 +122,7 @@ class AutoencoderFile(Callback):
 
 
 class Reconstructions(Callback):
-    """Write held-out images above their reconstructions; adds their PSNR in decibels to the metrics.
-
-    Args:
-        held_out: images.
-    """
+    """Write held-out images above their reconstructions; adds their PSNR in decibels to the metrics."""
 
     def __init__(self, held_out: Images):
         self.held_out = held_out
@@ -166,9 +135,7 @@ class Reconstructions(Callback):
         assert isinstance(average, DiffusersAutoencoder)
         squares, shown, means = 0.0, np.empty(0), []
         with torch.no_grad():
-            for pixels in _batches(self.held_out, len(self.held_out)):
-                moments = average.encode(uint8_to_float(pixels, event.device)).float()
-                mean = moments.chunk(2, dim=1)[0]  # of the posterior, without its noise
+            for pixels, _, mean in _encoded(average, self.held_out, len(self.held_out), event.device):
                 decoded = float_to_uint8(average.decode_raw(mean)).cpu().numpy()
                 squares += float(np.square(decoded.astype(np.float64) - pixels).sum())
                 means.append(mean.flatten(1).cpu())
@@ -187,9 +154,13 @@ def _around(network: Network, model: Pipeline) -> Pipeline:
     return Pipeline(network, model.diffusion, model.autoencoder, model.names, model.defaults, model.facts)
 
 
-def _batches(images: Images, limit: int) -> Iterator[np.ndarray]:
-    """The first ``limit`` images in batches of uint8 (N, C, H, W)."""
+def _encoded(
+    autoencoder: DiffusersAutoencoder, images: Images, limit: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """The first ``limit`` images in batches: uint8 pixels (N, C, H, W), moments of the posterior, and its mean."""
     count = min(len(images), limit)
     for start in range(0, count, ENCODED_AT_A_TIME):
         indices = np.arange(start, min(start + ENCODED_AT_A_TIME, count))
-        yield images.read(indices, np.zeros(len(indices), bool))
+        pixels = images.read(indices, np.zeros(len(indices), bool))
+        moments = autoencoder.encode(uint8_to_float(pixels, device)).float()
+        yield pixels, moments, moments.chunk(2, dim=1)[0]

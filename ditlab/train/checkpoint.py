@@ -95,43 +95,31 @@ def _damage(path: Path) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run, written while training continues.
+    """The newest ``keep`` checkpoints of a run, written while training continues; ``log`` gets a line for each damaged one.
 
-    Args:
-        folder: ``checkpoints`` of the run.
-        keep: how many to keep.
-        processes: of the run.
-        log: gets a line for each damaged checkpoint.
-        sharded: each process writes its own shards; otherwise the main process writes everything.
-        device: of the tensors.
+    If ``sharded``, each process writes its own shards; otherwise the main process writes everything.
     """
 
     def __init__(
         self, folder: Path, keep: int, processes: Processes, log: Log, sharded: bool = False,
         device: torch.device = CPU,
     ):  # fmt: skip
-        self.folder, self.keep, self.processes, self.log = folder, keep, processes, log
-        self.sharded = sharded
+        self.folder, self.keep, self.processes, self.log, self.sharded = folder, keep, processes, log, sharded
         self._found: Path | None = None
         self._snapshot = Snapshot(device)
         self._writer = thread_pool(device, "checkpoint")
         self._writing: Future[None] | None = None
 
     def find(self) -> dict[str, Any] | None:
-        """The state of the newest intact checkpoint, or None without a checkpoint; damaged ones are logged and skipped.
+        """The state of the newest intact checkpoint, None without a checkpoint; damaged ones are logged and skipped.
 
-        Raises:
-            UserError: every checkpoint is damaged, or the folder cannot be created.
+        UserError if all are damaged, or if the folder cannot be created.
         """
         self._found = self.processes.broadcast_from_main(self._newest_intact)
         return None if self._found is None else json.loads((self._found / STATE).read_text())
 
     def read(self, tensors: dict[str, Tensor]) -> None:
-        """Read the checkpoint that ``find`` found into ``tensors``, in place.
-
-        Raises:
-            UserError: the checkpoint is of another architecture.
-        """
+        """Read the checkpoint that ``find`` found into ``tensors``, in place; UserError if its architecture differs."""
         assert self._found is not None
         _read(self._found, tensors, self.processes if self.sharded else ALONE)
 
@@ -140,38 +128,26 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise files.cannot_write(self.folder, error) from error
-        found = existing(self.folder)
-        damage = ""
+        found, damaged = existing(self.folder), ""
         for path in reversed(found):
-            if damage:
-                self.log(f"{damage}; using the one before")
-            damage = _damage(path)
-            if not damage:
+            if damaged:
+                self.log(f"{damaged}; using the one before")
+            if not (damage := _damage(path)):
                 return path
-            damage = f"checkpoint {path} is damaged ({damage})"
-        if found:
-            many = len(found) > 1
-            what = f"every checkpoint in {self.folder} is damaged; the last tried: {damage}" if many else damage
-            raise UserError(f"{what}; delete {self.folder} to train from the beginning")
-        return None
+            damaged = f"checkpoint {path} is damaged ({damage})"
+        if not found:
+            return None
+        many = f"every checkpoint in {self.folder} is damaged; the last tried: " if len(found) > 1 else ""
+        raise UserError(f"{many}{damaged}; delete {self.folder} to train from the beginning")
 
     def save(
-        self,
-        images: int,
-        tensors: dict[str, Tensor],
-        state: dict[str, object],
+        self, images: int, tensors: dict[str, Tensor], state: dict[str, object],
         before: Sequence[Callable[[], None] | None] = (),
-    ) -> None:
-        """Copy everything to the host, and write it from there while training continues; then delete old checkpoints.
+    ) -> None:  # fmt: skip
+        """Copy tensors to the host, and write them and ``state`` from there while training continues; then delete old ones.
 
-        Args:
-            images: trained on, the checkpoint's name.
-            tensors: weights, average and optimiser.
-            state: numbers that go with them, as JSON.
-            before: called first, in the thread that writes: a run that has its last checkpoint has its model file.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written; earlier checkpoints are intact.
+        ``before`` is called first, in the thread that writes: a run that has its last checkpoint has its model file.
+        UserError, with earlier checkpoints intact, if the disk is full or the folder cannot be written.
         """
         self.wait()
         path = self.folder / f"{images:012d}"
@@ -181,9 +157,8 @@ class Checkpoints:
         copies, ready = self._snapshot(tensors)
 
         def write() -> None:
-            for job in before:
-                if job is not None:
-                    job()
+            for job in filter(None, before):
+                job()
             ready()
             self._write(copies, unfinished, path, state)
 
@@ -196,12 +171,8 @@ class Checkpoints:
                 # Copy-ahead is for tensors on a GPU: it would synchronise a stream for each of these, which are on the host.
                 writer = dcp.FileSystemWriter(unfinished, sync_files=self.sharded, per_thread_copy_ahead=0)
                 try:
-                    dcp.save(  # returns in the main process when all processes have written
-                        copies,
-                        storage_writer=writer,
-                        process_group=self.processes.checkpoint_group,
-                        no_dist=not self.sharded,
-                    )
+                    group = self.processes.checkpoint_group  # the main process returns when all processes have written
+                    dcp.save(copies, storage_writer=writer, process_group=group, no_dist=not self.sharded)
                 except CheckpointException as error:
                     raise _cause(error) from error
                 if self.processes.is_main:
@@ -253,22 +224,17 @@ class Snapshot:
                 source = tensor.detach()
                 if isinstance(source, DTensor):  # a shard has no pinned form
                     copies[name] = source.to("cpu", copy=True)
-                    continue
-                if name not in self.pinned:
-                    self.pinned[name] = torch.empty_like(source, device="cpu", pin_memory=True)
-                copies[name] = self.pinned[name].copy_(source, non_blocking=True)
+                else:
+                    if name not in self.pinned:
+                        self.pinned[name] = torch.empty_like(source, device="cpu", pin_memory=True)
+                    copies[name] = self.pinned[name].copy_(source, non_blocking=True)
         current.wait_stream(self.stream)
         return copies, self.stream.record_event().synchronize
 
 
 def load_average(path: Path, module: nn.Module) -> None:
-    """Read the averaged weights of a checkpoint of any age into a network, in place.
-
-    Raises:
-        UserError: the checkpoint is damaged, or of another architecture.
-    """
-    damage = _damage(path)
-    if damage:
+    """Read a checkpoint's averaged weights into a network, in place; UserError if damaged or of another architecture."""
+    if damage := _damage(path):
         raise UserError(f"checkpoint {path} is damaged ({damage}); use another one")
     _read(path, {f"average.{name}": tensor for name, tensor in module.state_dict().items()}, ALONE, "average.")
 
@@ -289,9 +255,8 @@ def _read(path: Path, tensors: dict[str, Tensor], processes: Processes, prefix: 
         if name not in stored or name not in tensors:
             where = "lacks" if name not in stored else "has an unknown"
             raise UserError(f"checkpoint {path} is of another architecture: it {where} {name}; choose another --out")
-        shape = tuple(getattr(stored[name], "size", ()))
-        if shape != tuple(tensors[name].shape):
-            wanted = tuple(tensors[name].shape)
+        shape, wanted = tuple(getattr(stored[name], "size", ())), tuple(tensors[name].shape)
+        if shape != wanted:
             raise UserError(f"checkpoint {path} is of another architecture: {name} is {shape}, not {wanted}")
     _ignore_warnings()
     try:

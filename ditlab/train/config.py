@@ -65,32 +65,32 @@ class TrainConfig:
 
     def check(self, flags: str = "train") -> None:
         """Raise UserError for a value out of range; ``flags`` is the prefix of the flags."""
+
+        def refuse(name: str, must: str) -> UserError:
+            return UserError(f"--{flags}.{name.replace('_', '-')} {getattr(self, name)} {must}")
+
         for name in ("images", "batch", "log", "checkpoint", "samples", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{flags}.{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
-        for name, below in (("lr", 1.0), ("beta2", 1.0), ("ema", 1.0), ("weight_decay", 1.0)):
-            if not 0 <= getattr(self, name) < below:
-                flag = f"--{flags}.{name.replace('_', '-')}"
-                raise UserError(f"{flag} {getattr(self, name)} must be from 0 to below {below:g}")
+                raise refuse(name, "must be 1 or more")
+        for name in ("lr", "beta2", "ema", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise refuse(name, "must be from 0 to below 1")
         if not (self.warmup >= 0 and self.cooldown >= 0 and self.warmup + self.cooldown <= 1):
-            raise UserError(
-                f"--{flags}.warmup {self.warmup} and --{flags}.cooldown {self.cooldown} are shares of one run: from 0, "
-                "together at most 1"
+            raise refuse(
+                "warmup", f"and --{flags}.cooldown {self.cooldown} are shares of one run: from 0, together at most 1"
             )
-        if self.max_grad_norm < 0:
-            raise UserError(f"--{flags}.max-grad-norm {self.max_grad_norm} must be 0, which is off, or more")
+        zero = {"max_grad_norm": "is off", "microbatch": "finds what fits", "shard_size": "is all processes"}
+        for name, meaning in zero.items():
+            if getattr(self, name) < 0:
+                raise refuse(name, f"must be 0, which {meaning}, or more")
         if self.timeout <= 0:
-            raise UserError(f"--{flags}.timeout {self.timeout} is in seconds, more than 0")
-        if self.microbatch < 0:
-            raise UserError(f"--{flags}.microbatch {self.microbatch} must be 0, which finds what fits, or more")
-        if self.shard_size < 0:
-            raise UserError(f"--{flags}.shard-size {self.shard_size} must be 0, which is all processes, or more")
+            raise refuse("timeout", "is in seconds, more than 0")
         if self.images < self.batch:
-            raise UserError(f"--{flags}.images {self.images} is less than one batch of {self.batch}")
+            raise refuse("images", f"is less than one batch of {self.batch}")
 
     def check_processes(self, size: int) -> None:
         """Raise UserError if a batch, or the processes, cannot be divided evenly."""
-        if self.shard_size and (size % self.shard_size or self.shard_size > size):
+        if self.shard_size and size % self.shard_size:
             raise UserError(f"--train.shard-size {self.shard_size} must divide the number of processes, {size}")
         if self.batch % size:
             below = self.batch // size * size
@@ -121,9 +121,8 @@ class TrainConfig:
 
     def precision_on(self, device: torch.device) -> str:
         """The precision of matrix products on a device: fp32, tf32 or bf16."""
-        if self.precision == "auto":
-            return "bf16" if device.type == "cuda" else "fp32"
-        return self.precision
+        auto = "bf16" if device.type == "cuda" else "fp32"
+        return auto if self.precision == "auto" else self.precision
 
     def compiles_on(self, device: torch.device) -> bool:
         """Whether blocks are compiled on a device."""

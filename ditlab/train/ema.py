@@ -15,14 +15,9 @@ from ditlab.train.parallel import local
 class EMA:
     """A copy of a module whose parameters follow the trained ones: a <- decay a + (1 - decay) p, in float32.
 
-    torch's AveragedModel is not used: it reads its count of updates on the host, which waits for the GPU in each step,
-    has no warm-up, and cannot be gathered from shards.
-
-    Args:
-        module: the trained one.
-        decay: of each step.
-        warmup: use decay (1 + step) / (10 + step) while that is less, so that the average of a short run is not
-            dominated by its initial weights. Without it the decay is constant, as in the paper.
+    With ``warmup`` the decay is (1 + step) / (10 + step) while that is less, so that the average of a short run is not
+    dominated by its initial weights. Without it the decay is constant, as in the paper. torch's AveragedModel is not used:
+    it reads its count of updates on the host, which waits for the GPU in each step, and cannot be gathered from shards.
     """
 
     def __init__(self, module: nn.Module, decay: float, warmup: bool = True):
@@ -36,9 +31,7 @@ class EMA:
 
     def update(self, step: int) -> None:
         """Follow the weights after optimiser step ``step``."""
-        average, trained = (
-            [local(parameter.detach()) for parameter in module.parameters()] for module in (self.module, self.trained)
-        )
+        average, trained = ([local(p.detach()) for p in module.parameters()] for module in (self.module, self.trained))
         get_ema_multi_avg_fn(self.decay_at(step))(average, trained, step)
 
     def whole(self) -> nn.Module:
@@ -50,9 +43,8 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, device: torch.device) -> nn.Module:
         """A copy on a device with all of the weights; if the average is sharded, every process must call it."""
-        module = copy.deepcopy(self._empty).to_empty(device=device)
-        for mine, other in zip(
-            (*module.parameters(), *module.buffers()), (*self.module.parameters(), *self.module.buffers()), strict=True
-        ):
-            mine.copy_(other.full_tensor() if isinstance(other, DTensor) else other)
-        return module
+        whole = copy.deepcopy(self._empty).to_empty(device=device)
+        mine, others = ((*module.parameters(), *module.buffers()) for module in (whole, self.module))
+        for tensor, other in zip(mine, others, strict=True):
+            tensor.copy_(other.full_tensor() if isinstance(other, DTensor) else other)
+        return whole

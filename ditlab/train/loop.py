@@ -6,7 +6,7 @@ continues with the same numbers, to the bit. Only weights, average, optimiser st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ditlab.runtime import files
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import ALONE, Processes
 from ditlab.train.callbacks import Callback, Event, Row
-from ditlab.train.checkpoint import Checkpoints
+from ditlab.train.checkpoint import Checkpoints, Log
 from ditlab.train.config import TrainConfig
 from ditlab.train.meter import Metrics, read_metrics
 from ditlab.train.microbatch import memory_settings, stored_microbatch
@@ -32,37 +32,15 @@ from ditlab.train.task import Task
 from ditlab.train.trainer import Trainer
 from ditlab.train.watchdog import Watchdog
 
-Log = Callable[[str], None]
-
 
 def train(
-    task: Task,
-    config: TrainConfig,
-    *,
-    seed: int,
-    flip: bool,
-    folder: Path,
-    device: torch.device,
-    log: Callable[[str], None],
-    title: str,
-    callbacks: Sequence[Callback] = (),
-    processes: Processes = ALONE,
-    profile: bool = False,
-) -> None:
+    task: Task, config: TrainConfig, *, seed: int, flip: bool, folder: Path, device: torch.device, log: Log, title: str,
+    callbacks: Sequence[Callback] = (), processes: Processes = ALONE, profile: bool = False,
+) -> None:  # fmt: skip
     """Train to the end, from the newest intact checkpoint of ``folder`` if it has one.
 
-    Args:
-        task: what to train.
-        config: of training.
-        seed: of the order of images and the draws.
-        flip: mirror images at random.
-        folder: of the run.
-        device: of this process.
-        log: writes a line to the console.
-        title: of the progress bar.
-        callbacks: called every ``log``, ``samples`` and ``checkpoint`` images.
-        processes: of the run; they share every batch.
-        profile: write the time of each phase of a step to ``profile`` in the folder.
+    ``seed`` decides the order of images, which ``flip`` mirrors at random, and the draws; ``processes`` share every batch.
+    ``log`` writes lines to the console, ``title`` names the progress bar, ``profile`` writes the times of a step's phases.
 
     Raises:
         UserError: training diverged, the disk is full, or the checkpoints are of another architecture.
@@ -75,7 +53,8 @@ def train(
     with ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.enter_context(config.matmul_precision(device))
-        processes.broadcast_from_main(lambda: _clear_unfinished(folder, folder / "samples", checkpoints.folder))
+        folders = (folder, folder / "samples", checkpoints.folder)
+        processes.broadcast_from_main(lambda: [files.clear_unfinished(each) for each in folders])
         state = checkpoints.find()
         trainer = Trainer(task, config, processes, device, stored_microbatch(state, config, processes, device))
         step = _restore(trainer, checkpoints, state, log)
@@ -86,9 +65,10 @@ def train(
         stack.enter_context(closing(prefetcher))
         speed = Speed(config.precision_on(device), 3 * 2 * task.macs, device, processes)
         bar = stack.enter_context(progress_bar(shown=processes.is_main))
-        stop = stack.enter_context(StopSignal(processes))
+        stop = stack.enter_context(closing(StopSignal(processes)))
         watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes))
-        profiler = stack.enter_context(Profile(folder / "profile" if profile and processes.is_main else None, log))
+        profiled = folder / "profile" if profile and processes.is_main else None
+        profiler = stack.enter_context(closing(Profile(profiled, log)))
         outputs = _Outputs(trainer, checkpoints, callbacks, speed, folder, step, log if bar.disable else None, title)
         progress = bar.add_task(title, total=total, completed=step * config.batch, rate="")
         speed.start()
@@ -114,11 +94,6 @@ def train(
         raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; run the same command to resume")
 
 
-def _clear_unfinished(*folders: Path) -> None:
-    for folder in folders:
-        files.clear_unfinished(folder)
-
-
 def _restore(trainer: Trainer, checkpoints: Checkpoints, state: dict[str, Any] | None, log: Log) -> int:
     """Read the checkpoint that was found into the trainer; returns the number of steps done."""
     config, run = trainer.config, checkpoints.folder.parent
@@ -138,25 +113,14 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, state: dict[str, Any] |
 
 
 class _Outputs:
-    """Writes rows of metrics, runs the callbacks and saves checkpoints.
-
-    Args:
-        trainer: its state is written.
-        checkpoints: of the run.
-        callbacks: of the run.
-        speed: of this session.
-        folder: of the run.
-        step: at which this session starts.
-        log: writes a line a minute in place of a progress bar, if there is none.
-        title: of those lines.
-    """
+    """Writes rows of metrics, runs the callbacks, saves checkpoints, and without a progress bar logs a line a minute."""
 
     def __init__(
         self, trainer: Trainer, checkpoints: Checkpoints, callbacks: Sequence[Callback], speed: Speed,
         folder: Path, step: int, log: Log | None, title: str,
     ):  # fmt: skip
-        self.trainer, self.checkpoints, self.speed, self.folder = trainer, checkpoints, speed, folder
-        self.log, self.title = log, title
+        self.trainer, self.checkpoints, self.speed = trainer, checkpoints, speed
+        self.folder, self.log, self.title = folder, log, title
         self.callbacks = [*callbacks, *([BlockMonitor()] if trainer.config.monitor_blocks else [])]
         images = step * trainer.config.batch
         self.metrics = trainer.processes.broadcast_from_main(lambda: Metrics(folder, images))
@@ -183,7 +147,7 @@ class _Outputs:
         if "checkpoint" in due:
             before = [callback.on_checkpoint(event) for callback in self.callbacks]
             state = {"step": step, "images": images, "data": trainer.task.fingerprint}
-            state |= {"meter": trainer.metrics.state(processes)}
+            state["meter"] = trainer.metrics.state(processes)
             if not config.microbatch:
                 state["microbatch"] = [trainer.microbatch, memory_settings(config, processes, trainer.device)]
             self.checkpoints.save(images, trainer.tensors, state, before)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ditlab.diffusion import DiffusionConfig, Positions
 from ditlab.models import DiTConfig, Network, NetworkConfig, NetworkSpec
@@ -30,12 +30,6 @@ class OnGPU(TorchFunctionMode):
 
     The meta device has neither, and the CPU's keep other tensors. Attention is the flash kernel in bfloat16 and the
     memory-efficient one in float32: they keep queries, keys, values, the result and one logarithm a row, never T x T scores.
-
-    Args:
-        bf16: whether autocast is on.
-
-    Attributes:
-        copies: bfloat16 copies of weights that autocast made, by the identity of the weight.
     """
 
     # Of the lists of torch's ATen/autocast_mode.h, the functions that networks call.
@@ -46,7 +40,7 @@ class OnGPU(TorchFunctionMode):
     def __init__(self, bf16: bool):
         super().__init__()
         self.bf16 = bf16
-        self.copies: dict[int, Tensor] = {}
+        self.copies: dict[int, Tensor] = {}  # that autocast made of weights, by the weight's identity
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Cast as autocast does, then call."""
@@ -60,8 +54,7 @@ class OnGPU(TorchFunctionMode):
         return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, True)[0]
 
     def _cast(self, func: Any, arguments: Any) -> Any:
-        found: set[torch.dtype] = set()
-        tree_map_only(Tensor, lambda tensor: found.add(tensor.dtype), arguments)
+        found = {leaf.dtype for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)}
         lower = func in self.lower or (func in self.widest and torch.float32 not in found)
         dtype = torch.bfloat16 if lower else torch.float32
 
@@ -70,56 +63,40 @@ class OnGPU(TorchFunctionMode):
                 return tensor
             if not isinstance(tensor, nn.Parameter):
                 return tensor.to(dtype)
-            if id(tensor) not in self.copies:  # of a weight, autocast keeps one copy for the whole pass
-                self.copies[id(tensor)] = tensor.to(dtype)
-            return self.copies[id(tensor)]
+            return self.copies.setdefault(id(tensor), tensor.to(dtype))  # autocast keeps one copy for the whole pass
 
         return tree_map_only(Tensor, cast, arguments)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained: a network, what goes through it, and the loss.
-
-    Attributes:
-        config: the network's shape.
-        shape: of what goes through it.
-        diffusion: decides the loss.
-    """
+    """What is trained: a network, the shapes of its inputs and outputs, and the loss."""
 
     config: NetworkConfig
     shape: NetworkSpec
     diffusion: DiffusionConfig
 
     def network(self) -> Network:
-        """The network without memory.
-
-        Raises:
-            UserError: the configuration is not a valid one.
-        """
+        """The network on the meta device; UserError if the configuration is invalid."""
         return on_meta(self.config, self.shape)
 
 
 def kept_bytes(subject: Subject, images: int, bf16: bool, recompute: bool = False) -> tuple[int, int]:
     """Bytes that a forward pass of network and loss keeps for the backward pass, on a GPU without torch.compile.
 
-    With ``recompute`` that is what enters each block, and what one block keeps while it goes back.
-
-    Returns:
-        Activations of ``images`` images, and the bfloat16 copies of weights, which serve all of them.
+    Activations of ``images`` images, and the bfloat16 copies of weights, which do not depend on the number of images.
+    With ``recompute``, activations are the inputs of each block and what one block keeps in the backward pass.
     """
     if not isinstance(subject.config, DiTConfig):
         activations, copies, _ = _kept(subject, images, bf16, recompute)
         return activations + (_kept(subject, images, bf16, False)[2] if recompute else 0), copies
     shallow = [replace(subject, config=replace(subject.config, depth=depth)) for depth in (1, 2)]
     one, two = (_kept(each, images, bf16, recompute) for each in shallow)
-    # The blocks are all alike: what the second adds, each of the others adds.
-    activations, copies = (
-        first + (subject.config.depth - 1) * (both - first) for first, both in zip(one[:2], two[:2], strict=True)
-    )
+    more = subject.config.depth - 1  # blocks are equal: each of the others adds what the second adds
+    activations, copies = one[0] + more * (two[0] - one[0]), one[1] + more * (two[1] - one[1])
     if recompute:
-        alone, beside = (_kept(each, images, bf16, False)[0] for each in shallow)
-        activations += beside - alone
+        first, both = (_kept(each, images, bf16, False)[0] for each in shallow)
+        activations += both - first
     return activations, copies
 
 
@@ -153,24 +130,15 @@ def _kept(subject: Subject, images: int, bf16: bool, recompute: bool) -> tuple[i
         storages.pop(tensor.untyped_storage()._cdata, None)
     kept = {key: storage.nbytes() for key, storage in storages.items()}
     shares = [sum(count for key, count in kept.items() if owners[key] is block) for block in network.block_list()]
-    return sum(kept.values()), sum(_bytes(copy) for copy in copies), max(shares)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(kept.values()), sum(copy.nbytes for copy in copies), max(shares)
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """What one way of sharing the work among GPUs takes of each.
+    """What one way of sharing the work among GPUs takes of each."""
 
-    Attributes:
-        memory: bytes by what they are for; some of it comes when other of it has gone, so the sum is a bound.
-        traffic: bytes a GPU sends a step, in the exchanges that send the least (rings).
-    """
-
-    memory: dict[str, int]
-    traffic: int
+    memory: dict[str, int]  # bytes by use; not all are held at once, so the sum is an upper bound
+    traffic: int  # bytes a GPU sends per step, in ring exchanges, which send the least
 
 
 def checkpoint_bytes(network: nn.Module) -> int:
@@ -180,42 +148,33 @@ def checkpoint_bytes(network: nn.Module) -> int:
 
 
 def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str, Sharing]:
-    """What training takes of each of ``gpus`` GPUs: alone, or by way of sharing, with the fields of TrainConfig for names.
+    """What training takes of each of ``gpus`` GPUs: of ``one``, or with ``ddp`` and ``fsdp``.
 
-    Args:
-        subject: what is trained.
-        train: batch, part (0: all of a GPU's share at a time), precision (auto is bf16) and recompute.
-        gpus: how many share a batch.
-
-    Raises:
-        UserError: the batch does not divide.
+    Microbatch 0 is all of a GPU's share at a time, precision auto is bf16. UserError if the batch does not divide.
     """
     train.check_processes(gpus)
     share, bf16 = train.batch // gpus, train.precision in ("auto", "bf16")
-    part = min(train.microbatch or share, share)
+    microbatch = min(train.microbatch or share, share)
     network = subject.network()
-    activations, copies = kept_bytes(subject, part, bf16, train.activation_checkpointing)
+    activations, copies = kept_bytes(subject, microbatch, bf16, train.activation_checkpointing)
     whole = parameter_count(network)
     blocks = [parameter_count(block) for block in network.block_list()]
     root, two = whole - sum(blocks), max(map(sum, pairwise(blocks)), default=2 * blocks[0])
     others = (gpus - 1) / gpus
 
-    def locked(count: int) -> dict[str, int]:
+    def permanent(count: int) -> dict[str, int]:
         names = {"weights": 1, "gradients": 1, "moments": 2, "average": 1}
         return {name: times * FLOAT32 * count for name, times in names.items()}
 
-    copied = {"weights_bf16": copies, "activations": activations}
-    copy = Sharing(locked(whole) | copied, round(2 * others * FLOAT32 * whole))
+    memory = permanent(whole) | {"weights_bf16": copies, "activations": activations}
+    copy = Sharing(memory, round(2 * others * FLOAT32 * whole))
     if gpus == 1:
         return {"one": copy}
-    # A GPU has whole, at a time, the root (all that is in no block), a block, and the one fetched ahead or sent off. Of a
-    # U-Net's blocks, which differ, the two largest in a row.
+    # A GPU holds unsharded, at a time, the root (all that is in no block), a block, and the block that is prefetched or
+    # reduced. Of a U-Net's blocks, which differ, the two largest in a row. Gradients are unsharded in every microbatch.
     computed = BFLOAT16 if bf16 else FLOAT32
-    parts = ceil(share / part)
-    gathered = (root + two) * computed
-    unsharded = FLOAT32 * (root + two)  # gradients, until they are exchanged: in every part
     shards = sum(ceil(parameter.shape[0] / gpus) * parameter[0].numel() for parameter in network.parameters())
-    fetched = computed * (2 * whole - root)  # blocks are fetched for the way forward and the way back
-    traffic = round(others * parts * (fetched + FLOAT32 * whole))
-    memory = locked(shards) | {"gathered": gathered + unsharded, "activations": activations}
+    memory = permanent(shards) | {"gathered": (computed + FLOAT32) * (root + two), "activations": activations}
+    gathered = computed * (2 * whole - root)  # in a step: blocks for the forward and the backward pass, the root once
+    traffic = round(others * ceil(share / microbatch) * (gathered + FLOAT32 * whole))
     return {"ddp": copy, "fsdp": Sharing(memory, traffic)}

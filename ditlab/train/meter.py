@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -34,10 +35,7 @@ class MetricAverager:
         Without times they go into the first bin.
         """
         self.timed = times is not None
-        if times is None:
-            bins = torch.zeros_like(losses, dtype=torch.int64)
-        else:
-            bins = (times * BINS).long().clamp(0, BINS - 1)
+        bins = (torch.zeros_like(losses) if times is None else times * BINS).long().clamp(0, BINS - 1)
         taken = finite.double()
         self.sums.index_add_(0, bins, torch.where(finite, losses.detach().double(), 0.0))
         self.counts.index_add_(0, bins, taken.expand(len(losses)))
@@ -47,8 +45,7 @@ class MetricAverager:
 
     def result(self, processes: Processes) -> dict[str, object]:
         """Mean loss, mean loss by bin if there are times (None for an empty bin), skipped steps so far; then reset."""
-        both = processes.all_reduce_sum(torch.stack([self.sums, self.counts]))
-        sums, counts = both.tolist()
+        sums, counts = self._totals(processes)
         self.sums.zero_()
         self.counts.zero_()
         row: dict[str, object] = {"loss": sum(sums) / sum(counts) if sum(counts) else None}
@@ -58,8 +55,12 @@ class MetricAverager:
 
     def state(self, processes: Processes) -> dict[str, list[float]]:
         """The state over all processes, as numbers; float64 survives JSON unchanged."""
-        both = processes.all_reduce_sum(torch.stack([self.sums, self.counts]))
-        return {"sums": both[0].tolist(), "counts": both[1].tolist(), "skipped": self.skipped.tolist()}
+        sums, counts = self._totals(processes)
+        return {"sums": sums, "counts": counts, "skipped": self.skipped.tolist()}
+
+    def _totals(self, processes: Processes) -> list[list[float]]:
+        """Sums and counts over all processes."""
+        return processes.all_reduce_sum(torch.stack([self.sums, self.counts])).tolist()
 
     def restore(self, state: dict[str, list[float]], processes: Processes) -> None:
         """Continue from a state; the main process takes the sums of all."""
@@ -78,27 +79,19 @@ class Metrics:
         files.write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def add(self, row: dict[str, object]) -> None:
-        """Append a row.
-
-        Raises:
-            UserError: the disk is full or the folder is gone.
-        """
+        """Append a row; UserError if the disk is full or the folder is gone."""
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; make room, then run the same command"
-            ) from error
+            what = f"cannot write {self.path}: {error.strerror}"
+            raise UserError(f"{what}; make room, then run the same command") from error
 
 
 def read_metrics(folder: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl; a half-written last line is skipped."""
-    path = folder / METRICS
-    rows = []
+    path, rows = folder / METRICS, []
     for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows

@@ -32,20 +32,17 @@ def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: in
     """Bytes that a forward pass of ``count`` images keeps for the backward pass."""
     batch = task.read(np.arange(count) % task.count, np.zeros(count, bool))
     draws = task.draw(Positions(0, 0, count))
-    kept: dict[int, int] = {parameter.data_ptr(): 0 for parameter in task.module.parameters()}
-    alive: list[torch.UntypedStorage] = []  # a freed address would be counted once for two tensors
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept.setdefault(storage.data_ptr(), storage.nbytes())
-        alive.append(storage)
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage())
         return tensor
 
     moved = [{name: value.to(device) for name, value in tensors.items()} for tensors in (batch, draws)]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), config.autocast(device):
-        losses = task.loss(task.module, *moved)
-    del losses
-    return sum(kept.values())
+        task.loss(task.module, *moved)
+    parameters = {parameter.data_ptr() for parameter in task.module.parameters()}
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in parameters)
 
 
 def largest_microbatch(task: Task, config: TrainConfig, device: torch.device, processes: Processes) -> int:

@@ -26,11 +26,8 @@ def _inputs(task: Task, indices: np.ndarray, draws: Batch, device: torch.device)
 class HeldOutLoss(Callback):
     """Add ``held_out_loss`` to the metrics: the averaged weights' loss of fixed images at fixed times and noise.
 
-    It is comparable from row to row, and between runs of the same data and loss, where the training loss is noisy.
-
-    Args:
-        task: reads the images; like the one in training, with the same loss and autoencoder.
-        count: of images, the first ones of its data.
+    It is comparable from row to row, and between runs of the same data and loss, where the training loss is noisy. ``task``
+    is like the one in training, with the same loss and autoencoder; the first ``count`` images of its data are used.
     """
 
     def __init__(self, task: Task, count: int = HELD_OUT_IMAGES):
@@ -80,16 +77,12 @@ class BlockMonitor(Callback):
         for handle in handles:
             handle.remove()
         outputs = outputs[: len(handles)]
-        row: Row = {
-            "activation_rms": _rms(outputs),
-            "gradient_rms": _rms([output.grad for output in outputs if output.grad is not None]),
-        }
         module.zero_grad(set_to_none=True)
-        return row
+        gradients = [output.grad for output in outputs if output.grad is not None]
+        return {"activation_rms": _rms(outputs), "gradient_rms": _rms(gradients)}
 
 
 def _rms(tensors: list[Tensor]) -> list[float | None]:
-    if not tensors:
-        return []
-    values = torch.stack([tensor.detach().float().square().mean().sqrt() for tensor in tensors]).tolist()
+    squares = [tensor.detach().float().square().mean() for tensor in tensors]
+    values = torch.stack(squares).sqrt().tolist() if squares else []
     return [value if np.isfinite(value) else None for value in values]

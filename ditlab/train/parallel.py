@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -37,11 +36,7 @@ class TaskLoss(nn.Module):
 class Parallel:
     """Losses of this process's share of a batch, and gradients averaged over all processes.
 
-    Args:
-        task: its module is sharded already if the configuration says FSDP.
-        config: of training.
-        processes: of the run.
-        device: of this process.
+    With FSDP the task's module must be sharded already.
     """
 
     def __init__(self, task: Task, config: TrainConfig, processes: Processes, device: torch.device):
@@ -52,9 +47,7 @@ class Parallel:
             # enough for their gradients to overlap with the exchange anyway.
             torch._dynamo.config.optimize_ddp = False
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # torch 2.13 renames broadcast_buffers, 2.9 lacks the new name
+                warnings.simplefilter("ignore", FutureWarning)  # 2.13 renames broadcast_buffers, 2.9 lacks the new name
                 self.loss = DistributedDataParallel(
                     self.loss, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
                 )
@@ -67,11 +60,12 @@ class Parallel:
         for start in range(0, count, microbatch):
             part = slice(start, start + microbatch)
             with self._gradient_exchange(start + microbatch >= count):
+                inputs = ({name: value[part] for name, value in tensors.items()} for tensors in (batch, draws))
                 with self.autocast:
-                    losses = self.loss(_slice(batch, part), _slice(draws, part))
+                    losses = self.loss(*inputs)
                 (losses.sum() / count).backward()
             found.append(losses.detach())
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return torch.cat(found)
 
     def all_true(self, value: Tensor) -> Tensor:
         """Whether a bool () on the device is true in every process."""
@@ -81,14 +75,9 @@ class Parallel:
         dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
         return smallest.bool()
 
-    @contextmanager
-    def _gradient_exchange(self, last: bool) -> Iterator[None]:
+    def _gradient_exchange(self, last: bool) -> AbstractContextManager:
         """DDP exchanges gradients in the last microbatch only; FSDP in each, or it would hold unsharded gradients."""
-        if isinstance(self.loss, DistributedDataParallel) and not last:
-            with self.loss.no_sync():
-                yield
-        else:
-            yield
+        return nullcontext() if last or not isinstance(self.loss, DistributedDataParallel) else self.loss.no_sync()
 
 
 def shard(module: nn.Module, task: Task, config: TrainConfig, processes: Processes, device: torch.device) -> None:
@@ -101,11 +90,9 @@ def shard(module: nn.Module, task: Task, config: TrainConfig, processes: Process
         mesh = init_device_mesh(device.type, (size,))
     else:
         mesh = init_device_mesh(device.type, (processes.size // size, size), mesh_dim_names=("replicate", "shard"))
-    bf16 = config.precision_on(device) == "bf16"
+    dtype = torch.bfloat16 if config.precision_on(device) == "bf16" else None
     # Inputs are not cast: a timestep in bfloat16 would be another timestep. Gradients are averaged in float32.
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in task.parts(module):
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -120,7 +107,3 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """The Euclidean norm of all gradients together, (), the same in every process."""
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def _slice(tensors: Batch, part: slice) -> Batch:
-    return {name: value[part] for name, value in tensors.items()}

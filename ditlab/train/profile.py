@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from ditlab.runtime import files
 
@@ -17,35 +17,22 @@ PREFIX = "ditlab: "
 
 
 class Profile:
-    """Profiles a few steps of training and writes ``trace.json`` and ``profile.txt``.
-
-    Args:
-        folder: of the files; None does not profile.
-        log: gets a line with their paths.
-    """
+    """Profiles a few steps of training and writes ``trace.json`` and ``profile.txt``; without a folder it does nothing."""
 
     def __init__(self, folder: Path | None, log: Callable[[str], None]):
         self.folder, self.log = folder, log
-        self._step = 0
-        self._profiler: profile | None = None
+        self._step, self._profiler = 0, None
 
-    def __enter__(self) -> Profile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Stop; log a line if there were too few steps for a profile."""
         if self._profiler is not None:
             self._profiler.stop()
         if self.folder is not None:
             self.log(f"no profile: it takes {WARM + STEPS} steps, this session had {self._step}")
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager:
         """A phase of a step, a row of the table."""
-        if self._profiler is None:
-            yield
-        else:
-            with record_function(PREFIX + name):
-                yield
+        return nullcontext() if self._profiler is None else record_function(PREFIX + name)
 
     def step(self) -> None:
         """A step has ended."""
@@ -54,10 +41,7 @@ class Profile:
         self._step += 1
         if self._step == WARM:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints lines
-            activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(ProfilerActivity.CUDA)
-            self._profiler = profile(activities=activities)
+            self._profiler = profile()
             self._profiler.start()
         elif self._step == WARM + STEPS and self._profiler is not None:
             self._profiler.stop()

@@ -14,35 +14,25 @@ from ditlab.train.meter import read_metrics
 
 
 def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) -> Path:
-    """Write ``report.md`` and ``loss.png`` from the run's metrics and samples.
-
-    Args:
-        folder: the run's.
-        title: of the page.
-        command: reproduces the run.
-        facts: lines of the table, name to value.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Write ``report.md`` and ``loss.png`` from the run's metrics and samples; ``facts`` are lines of the table."""
     rows = read_metrics(folder)
     losses = [row for row in rows if row.get("loss") is not None]
     facts = dict(facts)
     if losses:
         last = losses[-1]
         speed = sorted(row["images_per_second"] for row in losses)[len(losses) // 2]
+        recent = [row["loss"] for row in losses[-10:]]
+        gpu = torch.cuda.is_available()
+        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
         facts["images trained on"] = f"{last['images']:,}"
-        facts[f"loss, last {len(losses[-10:])} rows"] = f"{_mean(losses[-10:]):.4f}"
-        facts["images/s, median"] = f"{speed:,.0f} on {_machine()}"
+        facts[f"loss, last {len(recent)} rows"] = f"{sum(recent) / len(recent):.4f}"
+        facts["images/s, median"] = f"{speed:,.0f} on {machine}"
         if "mfu" in last:
             mfu = sorted(row.get("mfu", 0.0) for row in losses)[len(losses) // 2]
             facts["MFU, median"] = f"{mfu:.1%} of {last['mfu_of_tflops']:.4g} TFLOP/s, the measured matrix product rate"
-    held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
-    if held_out:
-        facts["held-out loss, last"] = f"{held_out[-1]:.4f}"
-    measured = [row["psnr"] for row in rows if "psnr" in row]
-    if measured:
-        facts["PSNR, last"] = f"{measured[-1]:.2f} dB"
+    for key, name, form in (("held_out_loss", "held-out loss, last", "{:.4f}"), ("psnr", "PSNR, last", "{:.2f} dB")):
+        if found := [row[key] for row in rows if key in row]:
+            facts[name] = form.format(found[-1])
     facts["ditlab, torch"] = f"{ditlab.__version__}, {torch.__version__}"
     lines = [f"# {title}", "", f"`{command}`", "", *markdown_table(("", ""), facts.items())]
     if losses:
@@ -55,14 +45,6 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
     path = folder / "report.md"
     files.write_file(path, "\n".join(lines))
     return path
-
-
-def _mean(rows: list[dict]) -> float:
-    return sum(row["loss"] for row in rows) / len(rows)
-
-
-def _machine() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 def loss_figure(rows: list[dict]) -> bytes:
@@ -82,10 +64,8 @@ def loss_figure(rows: list[dict]) -> bytes:
     if timed:
         bins = range(len(rows[-1]["loss_by_time"]))
         for index in bins:
-            values = [row["loss_by_time"][index] for row in rows]
-            axes[1].plot(
-                images, [float("nan") if v is None else v for v in values], color=colormaps["viridis"](index / 9)
-            )
+            values = [float("nan") if (v := row["loss_by_time"][index]) is None else v for row in rows]
+            axes[1].plot(images, values, color=colormaps["viridis"](index / 9))
         axes[1].set(title="loss by time t (1 is noise)", yscale="log")
         axes[1].legend([f"t {index / 10:.1f}-{(index + 1) / 10:.1f}" for index in bins], fontsize=7, ncols=2)
     axes[-1].plot(images, [row["images_per_second"] for row in rows])

@@ -49,20 +49,17 @@ class Speed:
     """Images a second since the last row of metrics, and model FLOPs utilisation (MFU).
 
     Pauses (pictures, checkpoints) do not count, nor does the first step of a session, which compiles.
-
-    Attributes:
-        best: FLOP/s of all processes at the measured matrix product rate; 0 if the operations are unknown.
-        loss: shown in the progress bar; None before the first row.
     """
 
     def __init__(self, precision: str, operations: float, device: torch.device, processes: Processes):
         self.operations, self.device = operations, device
+        # FLOP/s of all processes at the measured matrix product rate; 0 if the operations of an image are unknown.
         self.best = matrix_rate(device, precision) * processes.size if operations else 0.0
-        self.loss: float | None = None
+        self.loss: float | None = None  # for the progress bar; None before the first row
         self._images, self._paused = 0, 0.0
         self._window = (0, 0.0)  # images and seconds at its start
         self._rate = 0.0  # of the window before
-        self._start = self._logged = time.perf_counter()
+        self.start()
 
     def start(self) -> None:
         """Start the clock, before the first step."""
@@ -73,8 +70,7 @@ class Speed:
         self._images += images
         if self._images == images:
             _synchronize(self.device)
-            self._rate = self._images / self.seconds
-            self._window = (self._images, self.seconds)
+            self._next_window()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -113,9 +109,11 @@ class Speed:
         row["memory_gib"] = round(peak_memory(self.device), 3)
         if self.best:
             row |= {"mfu": round(self.utilisation, 4), "mfu_of_tflops": round(self.best / 1e12, 3)}
-        self._rate = self.images_per_second
-        self._window = (self._images, self.seconds)
+        self._next_window()
         return row
+
+    def _next_window(self) -> None:
+        self._rate, self._window = self.images_per_second, (self._images, self.seconds)
 
     def quiet_for(self, seconds: float) -> bool:
         """Whether that long passed since this was last true."""

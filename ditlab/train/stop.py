@@ -16,24 +16,17 @@ class StopSignal:
     """Whether SIGTERM was received, by any process; all processes learn of it at the same step.
 
     The flag is all-reduced on CPUs during the next step, so no step waits for it.
-
-    Attributes:
-        requested: whether to stop now.
     """
 
     def __init__(self, processes: Processes):
-        self.processes, self.requested = processes, False
-        self._received = False
+        self.processes, self.requested, self._received = processes, False, False
         self._flag = torch.zeros((), dtype=torch.int64)
         self._reduction: Any = None
-        self._previous: Any = None
+        main = threading.current_thread() is threading.main_thread()
+        self._previous: Any = signal.signal(signal.SIGTERM, self._receive) if main else None
 
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Restore the previous handler."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 

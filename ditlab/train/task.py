@@ -15,19 +15,12 @@ Batch = dict[str, Tensor]
 
 
 class Task(ABC):
-    """Reads batches, makes the random draws and computes losses. Everything else is the loop's or a callback's.
-
-    Attributes:
-        module: the module to train.
-        count: images in the training set.
-        fingerprint: of the training set.
-        macs: multiply-accumulates of a forward pass of one image; 0 if unknown.
-    """
+    """Reads batches, makes the random draws and computes losses. Everything else is the loop's or a callback's."""
 
     module: nn.Module
-    count: int
-    fingerprint: str
-    macs: float = 0.0
+    count: int  # images in the training set
+    fingerprint: str  # of the training set
+    macs: float = 0.0  # multiply-accumulates of a forward pass of one image; 0 if unknown
 
     @abstractmethod
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
@@ -54,9 +47,5 @@ class Task(ABC):
         return list(module.children())
 
     def activation_checkpointing(self, on: bool = True) -> None:
-        """Keep only the inputs of each part for the backward pass, or everything, in place.
-
-        Raises:
-            UserError: the module does not support it.
-        """
+        """Keep only the inputs of each part for the backward pass, or everything; UserError if that is not supported."""
         raise UserError("--train.activation-checkpointing is for diffusion networks only")

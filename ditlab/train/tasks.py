@@ -17,16 +17,9 @@ EVALUATION_TIMES = 8  # of the held-out loss: the middles of eighths of [0, 1]
 
 
 class DiffusionTask(Task):
-    """Train a DiT or a U-Net to denoise latents.
+    """Train a DiT or a U-Net to denoise the latents of an autoencoder, which is not trained.
 
-    Args:
-        network: to train.
-        loss: with its schedule.
-        autoencoder: gives the latents; it is not trained.
-        data: pixels, for the identity autoencoder, or a cache of moments.
-
-    Raises:
-        UserError: the data has a label that the network does not know.
+    ``data`` is pixels, for the identity autoencoder, or a cache of moments. UserError if a label exceeds the classes.
     """
 
     def __init__(self, network: Network, loss: Loss, autoencoder: Autoencoder, data: Images | LatentCache):
@@ -36,10 +29,9 @@ class DiffusionTask(Task):
         self.classes = network.spec.classes
         self.latent = network.spec.latent.shape
         self.macs = 1e9 * cost(network.config, network.spec).gmacs
-        if self.classes and int(self.labels.max()) >= self.classes:
-            raise UserError(
-                f"label {int(self.labels.max())} in the data is out of range: the network has {self.classes} classes"
-            )
+        highest = int(self.labels.max())
+        if self.classes and highest >= self.classes:
+            raise UserError(f"label {highest} in the data is out of range: the network has {self.classes} classes")
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
         """Moments and labels."""
@@ -91,11 +83,6 @@ class AutoencoderTask(Task):
 
     The loss of an image is its mean squared error plus ``kl_weight`` times the KL divergence from a standard normal,
     summed over the latent and divided by the number of pixel values.
-
-    Args:
-        autoencoder: to train.
-        data: pixels.
-        kl_weight: of the divergence.
     """
 
     def __init__(self, autoencoder: DiffusersAutoencoder, data: Images, kl_weight: float):

@@ -22,12 +22,7 @@ MOST_SKIPPED = 20  # consecutive steps with a NaN or infinite loss or gradient, 
 class Trainer:
     """What a training step changes: weights, their average, the optimiser's state, averaged metrics.
 
-    Args:
-        task: what to train.
-        config: of training.
-        processes: of the run.
-        device: of this process.
-        microbatch: images at a time; 0 finds what fits in memory.
+    ``microbatch`` is in images; 0 finds what fits in memory.
     """
 
     def __init__(
@@ -57,15 +52,9 @@ class Trainer:
         self.metrics = MetricAverager(device)
 
     def step(self, step: int, batch: dict[str, Tensor], draws: dict[str, Tensor], profile: Profile) -> None:
-        """Train on one batch, without waiting for the device.
+        """Train on this process's images of a batch and their draws, without waiting for the device; step 0 is the first.
 
         If the loss or the gradient is NaN or infinite, weights and optimiser keep their state and the step is counted.
-
-        Args:
-            step: its number, 0 the first.
-            batch: this process's images.
-            draws: their random draws.
-            profile: records the phases.
         """
         with profile.phase("forward and backward"):
             losses = self.parallel.backward(batch, draws, self.microbatch)
@@ -102,14 +91,13 @@ class Trainer:
 
     def check(self, saving: bool) -> None:
         """Raise UserError if training diverged: too many skipped steps, or, before a checkpoint, NaN or infinite weights."""
-        total, _, longest = self.metrics.skipped.tolist()
-        diverged = longest >= MOST_SKIPPED
-        what = f"{total} steps had a NaN or infinite loss or gradient, {longest} of them in a row"
-        if saving and not diverged:
+        what, (total, _, longest) = "", self.metrics.skipped.tolist()
+        if longest >= MOST_SKIPPED:
+            what = f"{total} steps had a NaN or infinite loss or gradient, {longest} of them in a row"
+        elif saving:
             bad = torch.stack([~local(tensor).isfinite().all() for tensor in self.tensors.values()]).any()
-            diverged = bool(self.processes.all_reduce_sum(bad.long()))
-            what = "a weight is NaN or infinite"
-        if diverged:
+            what = "a weight is NaN or infinite" if self.processes.all_reduce_sum(bad.long()) else ""
+        if what:
             raise UserError(
                 f"{what}; earlier checkpoints are intact: try a lower --train.lr (now {self.config.lr:g}), "
                 "--train.warmup 0.05, --train.max-grad-norm 1 or --train.precision fp32, with another --out"

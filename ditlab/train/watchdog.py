@@ -27,12 +27,8 @@ class Watchdog:
     A process that waits for another process, a file system or a GPU that stopped responding would wait forever; under
     ``torchrun --max-restarts`` its end restarts the run. The same if a collective failed because another process ended.
 
-    A thread of ours, since ``faulthandler.dump_traceback_later`` ends a process with exit code 1 and without a message.
-
-    Args:
-        timeout: seconds.
-        folder: of ``hang-RANK.txt``, which gets the stack of every thread.
-        processes: of the run.
+    ``hang-RANK.txt`` in ``folder`` gets the stack of every thread. A thread watches, since
+    ``faulthandler.dump_traceback_later`` ends a process with exit code 1 and without a message.
     """
 
     def __init__(self, timeout: float, folder: Path, processes: Processes = ALONE):

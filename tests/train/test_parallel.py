@@ -17,15 +17,16 @@ ROOT = Path(__file__).parent.parent.parent
 # Imports everything once and forks the processes of each group, with the variables that torchrun sets, one group after
 # another; the processes of a group run its commands. Prints how many graphs were compiled.
 DRIVER = """
-import json, os, sys, traceback
+import json, os, socket, sys, time, traceback
 import matplotlib.figure, sklearn.datasets, torch, torch._inductor.compile_fx
 import torch.distributed.checkpoint, torch.distributed.fsdp
 import ditlab.recipes
 from ditlab.cli.main import main
 from ditlab.runtime.distributed import leave
-from ditlab.train import parallel
+from ditlab.train import parallel, speed
 
 parallel.BUCKET_MB = 0.005  # so that a block's gradients fill several buckets
+speed.matrix_rate = lambda *_: 1e10  # not measured by every process of every run
 
 def work(rank, size, port, commands):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
@@ -39,8 +40,10 @@ def work(rank, size, port, commands):
             print(f"{graphs} graphs: {' '.join(arguments)}", flush=True)
     leave()
 
-for size, port, commands in json.loads(sys.argv[1]):
-    children = []
+for size, commands in json.loads(sys.argv[1]):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    children, start = [], time.monotonic()
     for rank in range(size):
         child = os.fork()
         if child == 0:
@@ -56,15 +59,15 @@ for size, port, commands in json.loads(sys.argv[1]):
             os._exit(code)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print("exit codes:", size, *codes, flush=True)
+    print("exit codes:", size, *codes, f"after {time.monotonic() - start:.0f} s", flush=True)
 """
 FLAGS = (
     "--model.depth 2 --model.width 32 --model.heads 2 --train.batch 32 --train.precision fp32 --train.warmup 0 "
-    "--train.cooldown 0 --sample-images 8 --sample.steps 2 --train.images 640 --train.log 160 --train.checkpoint 320 "
-    "--train.samples 640"
+    "--train.cooldown 0 --sample-images 8 --sample.steps 2 --train.images 320 --train.log 80 --train.checkpoint 160 "
+    "--train.samples 320"
 )
-HALF = ("--train.images", 320)
-CLIP = ("--train.max-grad-norm", 0.05, "--train.images", 320)
+HALF = ("--train.images", 160)
+CLIP = ("--train.max-grad-norm", 0.05, *HALF)
 FSDP = ("--train.parallel", "fsdp")
 
 
@@ -105,8 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
     three = [train(folder / "refused")]
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
-    port = 20_000 + os.getpid() % 20_000
-    groups = json.dumps([(4, port, four), (2, port + 1, two), (3, port + 2, three)])
+    groups = json.dumps([(4, four), (2, two), (3, three)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run(
         [sys.executable, str(driver), groups], check=False, capture_output=True, text=True, timeout=280, env=environment,
@@ -118,10 +120,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
     assert "exit codes: 4 0 0 0 0" in ended.stdout, ended.stderr
     assert "exit codes: 2 0 0" in ended.stdout, ended.stderr
     assert ended.stdout.count("11 images") == 1
-    assert ended.stdout.count("resumed from the checkpoint at 320 of 640 images") == 1  # fsdp-to-2
+    assert ended.stdout.count("resumed from the checkpoint at 160 of 320 images") == 1  # fsdp-to-2
     for name in ("ddp-to-1", "fsdp-to-1"):
         resumed = ditlab(*train(folder / name))
-        assert "resumed from the checkpoint at 320 of 640 images" in resumed.out, resumed
+        assert "resumed from the checkpoint at 160 of 320 images" in resumed.out, resumed
     return folder
 
 
@@ -132,7 +134,10 @@ def test_any_number_of_processes_and_any_change_of_it_gives_the_same_run_to_floa
     expected = losses(runs / "alone")
     assert len(expected) == 4
     np.testing.assert_allclose(losses(runs / name), expected, rtol=2e-6)
-    np.testing.assert_allclose(losses(runs / name, "held_out_loss"), losses(runs / "alone", "held_out_loss"), rtol=1e-5)
+    (held_out,) = losses(runs / "alone", "held_out_loss")  # at the end only; a run in two halves has one for each
+    measured = losses(runs / name, "held_out_loss")
+    assert len(measured) == (2 if "-to-" in name else 1)
+    np.testing.assert_allclose(measured[-1], held_out, rtol=1e-5)
     weights, others = load_file(runs / "alone" / "model.safetensors"), load_file(runs / name / "model.safetensors")
     assert weights.keys() == others.keys()
     for key, value in weights.items():
@@ -174,7 +179,7 @@ def test_samples_do_not_depend_on_the_number_of_processes(runs: Path, ditlab):
 
 
 def test_each_process_keeps_a_shard_only(runs: Path):
-    sizes = [path.stat().st_size for path in (runs / "fsdp" / "checkpoints" / "000000000640").glob("*.distcp")]
+    sizes = [path.stat().st_size for path in (runs / "fsdp" / "checkpoints" / "000000000320").glob("*.distcp")]
     assert len(sizes) == 4
     assert max(sizes) < 2 * min(sizes)
 
