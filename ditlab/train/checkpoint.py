@@ -95,10 +95,7 @@ def _damage(path: Path) -> str:
 
 
 class Checkpoints:
-    """The newest ``keep`` checkpoints of a run, written while training continues; ``log`` gets a line for each damaged one.
-
-    If ``sharded``, each process writes its own shards; otherwise the main process writes everything.
-    """
+    """The newest ``keep`` checkpoints of a run, written while training continues: by all processes if ``sharded``."""
 
     def __init__(
         self, folder: Path, keep: int, processes: Processes, log: Log, sharded: bool = False,
@@ -111,10 +108,7 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def find(self) -> dict[str, Any] | None:
-        """The state of the newest intact checkpoint, None without a checkpoint; damaged ones are logged and skipped.
-
-        UserError if all are damaged, or if the folder cannot be created.
-        """
+        """The state of the newest intact checkpoint, if any; damaged ones are logged. UserError if all are damaged."""
         self._found = self.processes.broadcast_from_main(self._newest_intact)
         return None if self._found is None else json.loads((self._found / STATE).read_text())
 

@@ -34,10 +34,7 @@ class TaskLoss(nn.Module):
 
 
 class Parallel:
-    """Losses of this process's share of a batch, and gradients averaged over all processes.
-
-    With FSDP the task's module must be sharded already.
-    """
+    """Losses of this process's share of a batch, and gradients averaged over all; FSDP needs the module sharded before."""
 
     def __init__(self, task: Task, config: TrainConfig, processes: Processes, device: torch.device):
         self.loss: nn.Module = TaskLoss(task)

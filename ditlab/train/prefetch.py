@@ -20,32 +20,16 @@ class Prefetcher:
     """This process's share of every step's images and draws, read by one thread.
 
     Step k trains on images k * batch .. (k + 1) * batch of the order, of which each process reads and draws its own slice; a
-    draw depends on the position alone, so the run is the same on any number of processes.
-
-    Args:
-        task: reads and draws.
-        order: of the images.
-        seed: of the draws.
-        batch: images a step, over all processes.
-        steps: of the run; nothing is read beyond.
-        first: the first step.
-        processes: that share a step.
-        device: of the batches; copies to a GPU go through pinned memory, asynchronously.
+    draw depends on the position alone, so the run is the same on any number of processes. ``batch`` is that of all processes;
+    steps from ``first`` to ``steps`` are read. Copies to a GPU go through pinned memory, asynchronously.
     """
 
     def __init__(
-        self,
-        task: Task,
-        order: DataOrder,
-        seed: int,
-        batch: int,
-        steps: int,
-        first: int,
-        processes: Processes,
+        self, task: Task, order: DataOrder, seed: int, batch: int, steps: int, first: int, processes: Processes,
         device: torch.device,
-    ):
-        self.task, self.order, self.seed, self.batch, self.steps = task, order, seed, batch, steps
-        self.device = device
+    ):  # fmt: skip
+        self.task, self.order, self.seed, self.batch = task, order, seed, batch
+        self.steps, self.device = steps, device
         self.share = batch // processes.size
         self.offset = processes.rank * self.share
         self._pool = thread_pool(device, "prefetch")
@@ -64,9 +48,8 @@ class Prefetcher:
         return self._pin(self.task.read(*self.order.batch(first, self.share))), self._pin(draws)
 
     def _pin(self, tensors: Batch) -> Batch:
-        if self.device.type != "cuda":
-            return tensors
-        return {name: value.pin_memory() for name, value in tensors.items()}
+        pin = self.device.type == "cuda"
+        return {name: value.pin_memory() for name, value in tensors.items()} if pin else tensors
 
     def take(self) -> tuple[Batch, Batch]:
         """Images and draws of the next step."""

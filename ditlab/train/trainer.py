@@ -20,10 +20,7 @@ MOST_SKIPPED = 20  # consecutive steps with a NaN or infinite loss or gradient, 
 
 
 class Trainer:
-    """What a training step changes: weights, their average, the optimiser's state, averaged metrics.
-
-    ``microbatch`` is in images; 0 finds what fits in memory.
-    """
+    """What a training step changes: weights, average, optimiser, metrics; ``microbatch`` 0 finds what fits in memory."""
 
     def __init__(
         self, task: Task, config: TrainConfig, processes: Processes, device: torch.device, microbatch: int = 0

@@ -26,15 +26,13 @@ class Watchdog:
 
     A process that waits for another process, a file system or a GPU that stopped responding would wait forever; under
     ``torchrun --max-restarts`` its end restarts the run. The same if a collective failed because another process ended.
-
     ``hang-RANK.txt`` in ``folder`` gets the stack of every thread. A thread watches, since
     ``faulthandler.dump_traceback_later`` ends a process with exit code 1 and without a message.
     """
 
     def __init__(self, timeout: float, folder: Path, processes: Processes = ALONE):
         self.timeout, self.path, self.processes = timeout, folder / f"hang-{processes.rank}.txt", processes
-        self._last = time.monotonic()
-        self._paused = 0
+        self._last, self._paused = time.monotonic(), 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
