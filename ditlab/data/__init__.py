@@ -7,13 +7,5 @@ from ditlab.data.opening import SOURCES, open_data
 from ditlab.data.order import DataOrder
 
 __all__ = [
-    "SOURCES",
-    "DataConfig",
-    "DataInfo",
-    "DataOrder",
-    "Dataset",
-    "Images",
-    "open_data",
-    "read_index",
-    "write_index",
-]
+    "SOURCES", "DataConfig", "DataInfo", "DataOrder", "Dataset", "Images", "open_data", "read_index", "write_index",
+]  # fmt: skip

@@ -19,28 +19,28 @@ from typing import IO, Any
 
 from ditlab.data.decode import DecodeError
 from ditlab.data.layout import Layout, arrange, image_name
-from ditlab.data.source import MEMORY_LIMIT, EncodedSource, Once, call, printable, stamp
+from ditlab.data.source import MEMORY_LIMIT, EncodedSource, Once, call, printable, stamps_of
 from ditlab.errors import UserError
 
 ARCHIVE_SUFFIXES = (
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip",
 )  # fmt: skip
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+_COMPRESSED = (_GZIP, _BZIP2, _XZ, _ZSTD)
 _CHUNK = 4 * 2**20
 
 
 def open_archive(path: Path, split: str, once: Once = call) -> EncodedSource:
     """The images of an archive, classes and splits as in a folder; its first bytes, not its name, tell the format.
 
-    Raises:
-        UserError: not an archive, truncated or corrupt, too large for memory, or see ``layout.arrange``.
+    Raises a UserError if it is damaged, not an archive or too large for memory, or see ``layout.arrange``.
     """
     with _checked(path):
         with path.open("rb") as file:
             magic = file.read(6)
         if magic.startswith(b"PK"):
             return ZipSource(path, split)
-        return TarSource(path, split, None if _is_plain(magic) else _decompressed(path, magic), once)
+        return TarSource(path, split, _decompressed(path, magic) if magic.startswith(_COMPRESSED) else None, once)
 
 
 @contextmanager
@@ -58,11 +58,7 @@ def _checked(path: Path) -> Iterator[None]:
 class TarSource(EncodedSource):
     """A tar archive whose members are listed once and read by position, from any number of threads.
 
-    Args:
-        path: the archive.
-        split: ``train`` or ``test``.
-        content: the decompressed archive; None reads members from the file.
-        once: of several processes, lists the members in one.
+    ``content`` is the decompressed archive; None reads members from the file.
     """
 
     def __init__(self, path: Path, split: str, content: BytesIO | None, once: Once = call) -> None:
@@ -70,9 +66,7 @@ class TarSource(EncodedSource):
         self._content = content
         self._file = path.open("rb") if content is None else content
         sizes = [size for _, size in self._members]
-        super().__init__(
-            str(path), layout.files, sizes, layout.labels, layout.names, {str(path.resolve()): stamp(path)}
-        )
+        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path))
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes."""
@@ -88,12 +82,7 @@ class TarSource(EncodedSource):
 
 
 class ZipSource(EncodedSource):
-    """A zip archive whose members are read one at a time under a lock and decoded outside it.
-
-    Args:
-        path: the archive.
-        split: ``train`` or ``test``.
-    """
+    """A zip archive whose members are read one at a time under a lock and decoded outside it."""
 
     def __init__(self, path: Path, split: str) -> None:
         self._zip = zipfile.ZipFile(path)
@@ -106,9 +95,7 @@ class ZipSource(EncodedSource):
         layout = arrange(members, split, str(path))
         self._members = [members[layout.prefix + file] for file in layout.files]
         sizes = [info.file_size for info in self._members]
-        super().__init__(
-            str(path), layout.files, sizes, layout.labels, layout.names, {str(path.resolve()): stamp(path)}
-        )
+        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path))
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes, verified by its checksum."""
@@ -121,10 +108,6 @@ class ZipSource(EncodedSource):
     def __del__(self) -> None:
         if hasattr(self, "_zip"):
             self._zip.close()
-
-
-def _is_plain(magic: bytes) -> bool:
-    return not magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", _ZSTD_MAGIC))
 
 
 def _list(path: Path, split: str, content: BytesIO | None) -> tuple[Layout, list[tuple[int, int]]]:
@@ -166,10 +149,8 @@ def _decompressed(path: Path, magic: bytes) -> BytesIO:
             while chunk := stream.read(_CHUNK):
                 content.write(chunk)
                 if content.tell() > MEMORY_LIMIT:
-                    limit = MEMORY_LIMIT / 2**30
-                    raise UserError(
-                        f"{path} is larger than {limit:g} GiB when decompressed; unpack it and give the folder"
-                    )
+                    size = f"{MEMORY_LIMIT / 2**30:g} GiB"
+                    raise UserError(f"{path} is larger than {size} when decompressed; unpack it and give the folder")
         except (UserError, OSError, EOFError, lzma.LZMAError, zlib.error):
             raise
         except Exception as error:
@@ -181,12 +162,9 @@ def _decompressed(path: Path, magic: bytes) -> BytesIO:
 
 def _decompressor(path: Path, raw: IO[bytes], magic: bytes) -> Any:
     """A readable stream, usable as a context, of the decompressed bytes."""
-    if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(raw)
-    if magic.startswith(b"BZh"):
-        return bz2.open(raw)
-    if magic.startswith(b"\xfd7zXZ\0"):
-        return lzma.open(raw)
+    for start, opened in ((_GZIP, gzip.open), (_BZIP2, bz2.open), (_XZ, lzma.open)):
+        if magic.startswith(start):
+            return opened(raw)
     try:
         import zstandard
     except ImportError as error:

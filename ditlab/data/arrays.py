@@ -12,15 +12,7 @@ from ditlab.errors import UserError
 
 
 class ArraySource(Source):
-    """Images of one array.
-
-    Args:
-        title: name for messages.
-        pixels: uint8 (N, H, W, C).
-        labels: int64 (N,).
-        names: class names in label order.
-        stamps: see Source.
-    """
+    """Images of one array, uint8 (N, H, W, C); the other arguments are attributes of Source."""
 
     threaded = False
 
@@ -46,11 +38,7 @@ class ArraySource(Source):
 
 
 def open_digits(split: str) -> ArraySource:
-    """scikit-learn's 1,797 handwritten digits of 8 by 8 pixels; their 17 grey levels are scaled to 0 to 255.
-
-    Raises:
-        UserError: scikit-learn is not installed, or ``split`` is not train.
-    """
+    """scikit-learn's 1,797 handwritten digits of 8 by 8 pixels; their 17 grey levels are scaled to 0 to 255."""
     if split != "train":
         raise UserError(f"digits has no {split} split; it has one split of 1,797 images, train")
     try:

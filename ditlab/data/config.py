@@ -49,20 +49,15 @@ def check_config(config: DataConfig) -> None:
     if config.fit not in FITS:
         raise UserError(f"data fit {config.fit!r} is not known; {nearest(config.fit, FITS)}")
     if config.channels not in CHANNELS:
-        raise UserError(
-            f"data channels {config.channels} is not possible; {nearest(str(config.channels), CHANNELS.values())}"
-        )
+        known = nearest(str(config.channels), CHANNELS.values())
+        raise UserError(f"data channels {config.channels} is not possible; {known}")
     if config.limit < 0:
         raise UserError(f"data limit {config.limit} is negative; give a number of images, or 0 for all")
     target_size(config)
 
 
 def target_size(config: DataConfig) -> tuple[int, int] | None:
-    """The size (H, W) in pixels that ``config.size`` gives, None if images keep their own.
-
-    Raises:
-        UserError: more than two numbers, or one that is not a positive integer.
-    """
+    """The size (H, W) in pixels that ``config.size`` gives, None if images keep their own; UserError if not possible."""
     size = config.size
     valid = isinstance(size, tuple | list) and len(size) <= 2
     if not valid or any(not isinstance(side, int) or side < 1 for side in size):

@@ -25,21 +25,13 @@ _LOAD_CHUNK = 1024
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Description of a data set.
+    """Description of a data set."""
 
-    Attributes:
-        title: its name for messages.
-        count: number of images, unreadable ones included.
-        shape: (C, H, W) of every image.
-        names: class names in label order, ``()`` without classes.
-        fingerprint: hex; equal for equal images and preprocessing. Mirroring, which is drawn later, is not part of it.
-    """
-
-    title: str
-    count: int
-    shape: tuple[int, int, int]
-    names: tuple[str, ...]
-    fingerprint: str
+    title: str  # name for messages
+    count: int  # images, unreadable ones included
+    shape: tuple[int, int, int]  # (C, H, W) of every image
+    names: tuple[str, ...]  # classes in label order, () without classes
+    fingerprint: str  # hex; equal for equal images and preprocessing, without mirroring, which is drawn later
 
     def describe(self) -> str:
         """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
@@ -50,21 +42,13 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images in memory.
+    """Decoded images in memory; names and fingerprint are those of their data set."""
 
-    Attributes:
-        pixels: uint8 (N, C, H, W).
-        labels: int64 (N,).
-        names: class names in label order, ``()`` without classes.
-        fingerprint: of the data set they come from.
-        skipped: ``name: reason`` of each image that could not be decoded.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
+    pixels: np.ndarray  # uint8 (N, C, H, W)
+    labels: np.ndarray  # int64 (N,)
     names: tuple[str, ...]
     fingerprint: str
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...]  # "name: reason" of each image that could not be decoded
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -75,15 +59,7 @@ class Images:
         return self.pixels.shape[1:]  # type: ignore[return-value]
 
     def read(self, indices: np.ndarray, flips: np.ndarray | None = None) -> np.ndarray:
-        """A copy of some images.
-
-        Args:
-            indices: integers (M,).
-            flips: bool (M,), True mirrors that image left to right; None mirrors none.
-
-        Returns:
-            uint8 (M, C, H, W).
-        """
+        """A copy, uint8 (M, C, H, W), of images ``indices`` (M,), mirrored left to right where ``flips`` (M,) is True."""
         chosen = self.pixels[indices]
         if flips is not None and flips.any():
             chosen[flips] = chosen[flips][..., ::-1]
@@ -91,19 +67,11 @@ class Images:
 
 
 class Dataset:
-    """Images of a source, brought to one shape.
+    """Images of a source, or of a function that opens it, brought to one shape.
 
-    Args:
-        source: the source, or a function that opens it.
-        config: the preprocessing.
-        info: description of the data set if it is known; the source is then opened only when images or labels are used.
-
-    Attributes:
-        info: its description; ``names``, ``shape`` and ``fingerprint`` are the description's.
-        skipped: index -> ``name: reason`` of the images read so far that could not be decoded.
-
-    Raises:
-        UserError: no image can be decoded, or the first one does not fit.
+    With ``info``, the description of the data set, the source is opened only when images or labels are used. ``skipped``
+    maps the index of each image read so far that could not be decoded to ``name: reason``. Raises a UserError if no image
+    can be decoded or the first one does not fit.
     """
 
     def __init__(self, source: Source | Callable[[], Source], config: DataConfig, info: DataInfo | None = None) -> None:
@@ -120,11 +88,7 @@ class Dataset:
 
     @cached_property
     def source(self) -> Source:
-        """The source of the images, opened at first use.
-
-        Raises:
-            UserError: it differs from the description that this data set was opened with.
-        """
+        """The source of the images, opened at first use; a UserError if it differs from the description given."""
         source = self._open() if callable(self._open) else self._open
         if self._shape is not None and self._fingerprint(source) != self.fingerprint:
             raise UserError(f"the images of {source.title} have changed; `ditlab encode` lists them again")
@@ -154,17 +118,10 @@ class Dataset:
         return self.info.describe()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode some images; those that cannot be decoded are recorded in ``skipped``.
+        """Decode images ``indices`` (K,); those that cannot be decoded are recorded in ``skipped``.
 
-        Args:
-            indices: integers (K,), each in [0, N).
-
-        Returns:
-            uint8 (M, C, H, W), and int64 (M,) the indices of these M images; M is K minus the unreadable ones.
-
-        Raises:
-            UserError: an image has another shape and no size was given, or is too large to be padded.
-            IndexError: an index outside [0, N).
+        Returns uint8 (M, C, H, W) and the indices of these images, int64 (M,); M is K minus the unreadable ones. Raises a
+        UserError if an image has another shape and no size was given, or is too large to be padded.
         """
         wanted = np.asarray(indices, np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
@@ -174,15 +131,16 @@ class Dataset:
         return (pixels, wanted) if readable.all() else (pixels[readable], wanted[readable])
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> Images:
-        """Decode all images into one array.
+        """Decode all images; ``progress`` gets the number of images done and of all images.
 
-        Args:
-            progress: called with the number of images done and of all images.
-
-        Raises:
-            UserError: no image can be decoded, the images do not fit in memory, or see ``read``.
+        Raises a UserError if no image can be decoded or they do not fit in memory, or see ``read``.
         """
-        self._check_memory()
+        needed, present = len(self) * int(np.prod(self.shape)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > present:
+            raise UserError(
+                f"{len(self):,} images need {needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; "
+                "give a smaller --data.size or --data.limit"
+            )
         pixels = np.empty((len(self), *self.shape), np.uint8)
         readable = np.empty(len(self), np.bool_)
         for start in range(0, len(self), _LOAD_CHUNK):
@@ -192,11 +150,10 @@ class Dataset:
                 progress(stop, len(self))
         if not readable.any():
             raise self._nothing_readable()
-        labels = self.labels
         if not readable.all():
-            pixels, labels = pixels[readable], labels[readable]
+            pixels = pixels[readable]
         skipped = tuple(self.skipped[index] for index in sorted(self.skipped))
-        return Images(pixels, labels, self.names, self.fingerprint, skipped)
+        return Images(pixels, self.labels[readable], self.names, self.fingerprint, skipped)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Write image ``indices[i]`` to ``pixels[i]``, uint8 (C, H, W); returns which could be decoded, bool (M,)."""
@@ -212,13 +169,7 @@ class Dataset:
         starts = range(0, len(indices), _PER_TASK)
         if self.source.threaded and len(starts) > 1 and _THREADS > 1:
             with ThreadPoolExecutor(min(_THREADS, len(starts)), "decode") as pool:
-                futures = [pool.submit(prepare, start) for start in starts]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+                list(pool.map(prepare, starts))  # raises the first error and cancels the tasks after it
         else:
             for start in starts:
                 prepare(start)
@@ -263,15 +214,6 @@ class Dataset:
             f"none of the {len(self._chosen):,} images of {self.source.title} can be decoded (first: {self.skipped[0]}); "
             "give images in PNG, JPEG, WebP, BMP, GIF or TIFF"
         )
-
-    def _check_memory(self) -> None:
-        needed = len(self) * int(np.prod(self.shape))
-        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > present:
-            raise UserError(
-                f"{len(self):,} images need {needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; "
-                "give a smaller --data.size or --data.limit"
-            )
 
     def _fingerprint(self, source: Source) -> str:
         config = self.config

@@ -15,17 +15,10 @@ class DecodeError(Exception):
 
 
 def decode_image(encoded: bytes, channels: int) -> np.ndarray:
-    """Decode a whole image file; of an animation, the first frame.
+    """Decode an image file (of an animation, the first frame) to uint8 (H, W, C), upright by its EXIF orientation.
 
-    Args:
-        encoded: the file's bytes.
-        channels: 1 grayscale, 3 RGB, 4 RGBA, 0 those of the file (a palette counts as RGB, transparency as RGBA).
-
-    Returns:
-        uint8 (H, W, C), turned upright by its EXIF orientation.
-
-    Raises:
-        DecodeError: the file is empty, truncated, not an image, a decompression bomb, or its pixels have no known range.
+    ``channels``: 1 grayscale, 3 RGB, 4 RGBA, 0 those of the file (a palette counts as RGB, transparency as RGBA). Raises a
+    DecodeError for a file that is empty, truncated, not an image, a decompression bomb, or of pixels of no known range.
     """
     if not encoded:
         raise DecodeError("the file is empty")
@@ -44,11 +37,7 @@ def decode_image(encoded: bytes, channels: int) -> np.ndarray:
 
 
 def image_to_array(image: Image.Image, channels: int) -> np.ndarray:
-    """A Pillow image of any mode as uint8 (H, W, C); transparency is composited on white if ``channels`` has no alpha.
-
-    Raises:
-        DecodeError: pixels are 32-bit numbers beyond 16 bits, or floats, whose range is not known.
-    """
+    """A Pillow image of any mode as uint8 (H, W, C); transparency is composited on white if ``channels`` has no alpha."""
     image = _eight_bit(image)
     transparent = image.has_transparency_data
     if channels == 0:
@@ -63,11 +52,7 @@ def image_to_array(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def array_to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 (H, W, C) in ``channels`` channels, by the same conversions as files; 0 keeps them.
-
-    Raises:
-        UserError: the image's number of channels cannot be converted.
-    """
+    """uint8 (H, W, C) in ``channels`` channels, by the same conversions as files; 0 keeps them."""
     present = pixels.shape[2]
     if channels in (0, present):
         return pixels

@@ -13,13 +13,7 @@ from ditlab.errors import UserError
 
 
 class FolderSource(EncodedSource):
-    """Image files under ``root``, arranged by ``layout.arrange``; symbolic links are followed, hidden names ignored.
-
-    Of several processes that open the same folder, ``once`` makes one list it.
-
-    Raises:
-        UserError: the folder cannot be listed, or see ``layout.arrange``.
-    """
+    """Image files under ``root``, arranged by ``layout.arrange``; symbolic links are followed, hidden names ignored."""
 
     def __init__(self, root: Path, split: str, once: Once = call) -> None:
         layout, sizes, stamps = once(lambda: _list(root, split))

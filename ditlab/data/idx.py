@@ -13,7 +13,7 @@ import numpy as np
 
 from ditlab.data.arrays import ArraySource
 from ditlab.data.parquet import ParquetSource
-from ditlab.data.source import Source, stamp
+from ditlab.data.source import Source, stamps_of
 from ditlab.errors import UserError
 from ditlab.runtime.files import cache_home
 
@@ -22,20 +22,13 @@ _UNSIGNED_BYTE = 8
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A published data set.
+    """A published data set."""
 
-    Attributes:
-        names: class names in label order.
-        system: folder of the IDX files in Debian's package, empty without a package.
-        repository: on the Hugging Face hub; its ``folder`` contains one parquet file per split.
-        advice: how to get the files without the hub.
-    """
-
-    names: tuple[str, ...]
-    system: str
-    repository: str
+    names: tuple[str, ...]  # classes in label order
+    system: str  # folder of the IDX files in Debian's package, empty without a package
+    repository: str  # on the Hugging Face hub; its folder contains one parquet file per split
     folder: str
-    advice: str
+    advice: str  # how to get the files without the hub
 
 
 _FOUR_FILES = "put its four IDX files (train-images-idx3-ubyte.gz, ...) in a folder and give --data.path"
@@ -47,48 +40,28 @@ KNOWN = {
         folder="fashion_mnist",
         advice=f"apt install dataset-fashion-mnist, or {_FOUR_FILES}",
     ),
-    "mnist": KnownSet(
-        names=tuple(str(digit) for digit in range(10)),
-        system="",
-        repository="ylecun/mnist",
-        folder="mnist",
-        advice=_FOUR_FILES,
-    ),
+    "mnist": KnownSet(tuple("0123456789"), system="", repository="ylecun/mnist", folder="mnist", advice=_FOUR_FILES),
 }
 
 
 def open_known(name: str, path: str, split: str) -> Source:
-    """Fashion-MNIST or MNIST from ``path`` only, if given, otherwise from the first place that has it.
+    """Fashion-MNIST or MNIST from the folder ``path`` only, if given, otherwise from the first place that has it.
 
-    Args:
-        name: ``fashion`` or ``mnist``.
-        path: the folder of the IDX files, or ``""``.
-        split: ``train`` or ``test``.
-
-    Raises:
-        UserError: the files are not found and cannot be downloaded, or are damaged.
+    Raises a UserError if the files are not found and cannot be downloaded, or are damaged.
     """
     known = KNOWN[name]
-    if path:
-        images, labels = _pair(Path(path), split) or (None, None)
-        if images is None or labels is None:
-            wanted = ", ".join(_file_names(split))
-            raise UserError(f"{path} does not contain the {split} files of {name}; expected {wanted}, plain or .gz")
-        return _open_pair(name, known, images, labels)
-    cache = cache_home() / name
-    for folder in [Path(known.system)] * bool(known.system) + [cache]:
-        pair = _pair(folder, split)
-        if pair:
+    folders = [path] if path else [known.system] * bool(known.system) + [cache_home() / name]
+    for folder in map(Path, folders):
+        if pair := _pair(folder, split):
             return _open_pair(name, known, *pair)
+    if path:
+        wanted = ", ".join(_file_names(split))
+        raise UserError(f"{path} does not contain the {split} files of {name}; expected {wanted}, plain or .gz")
     return ParquetSource(name, [_fetch(name, known, split)], known.names)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of an IDX file, plain or gzip, as uint8 of any rank.
-
-    Raises:
-        UserError: not an IDX file, not of unsigned bytes, truncated, or with extra bytes.
-    """
+    """The array of an IDX file, plain or gzip, as uint8 of any rank; a UserError if damaged or not of unsigned bytes."""
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
@@ -117,11 +90,11 @@ def _file_names(split: str) -> tuple[str, str]:
 
 def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
     """The image file and the label file of a split in a folder, None unless both exist."""
-    found = [
+    images, labels = (
         next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
         for name in _file_names(split)
-    ]
-    return (found[0], found[1]) if found[0] and found[1] else None
+    )
+    return (images, labels) if images and labels else None
 
 
 def _open_pair(name: str, known: KnownSet, images: Path, labels: Path) -> ArraySource:
@@ -134,8 +107,7 @@ def _open_pair(name: str, known: KnownSet, images: Path, labels: Path) -> ArrayS
         raise UserError(f"{labels} contains label {classes.max()}; {name} has labels 0 to {len(known.names) - 1}")
     if pixels.ndim == 3:
         pixels = pixels[..., None]
-    stamps = {str(path.resolve()): stamp(path) for path in (images, labels)}
-    return ArraySource(name, pixels, classes.astype(np.int64), known.names, stamps)
+    return ArraySource(name, pixels, classes.astype(np.int64), known.names, stamps_of(images, labels))
 
 
 def _fetch(name: str, known: KnownSet, split: str) -> Path:
@@ -147,12 +119,8 @@ def _fetch(name: str, known: KnownSet, split: str) -> Path:
         huggingface_hub.logging.set_verbosity(CRITICAL)  # the error below reports a failure
         return Path(huggingface_hub.hf_hub_download(known.repository, file, repo_type="dataset"))
     except ImportError as error:
-        raise UserError(
-            f"{name} is not on this machine; {known.advice}, or pip install 'ditlab[hub,formats]'"
-        ) from error
-    except Exception as error:
-        # The hub's client raises the errors of the HTTP library it uses; the advice is the same for all.
-        reason = type(error).__name__
-        raise UserError(
-            f"{name} is not on this machine and downloading {known.repository} failed ({reason}); {known.advice}"
-        ) from error
+        advice = f"{known.advice}, or pip install 'ditlab[hub,formats]'"
+        raise UserError(f"{name} is not on this machine; {advice}") from error
+    except Exception as error:  # the hub's client raises the errors of the HTTP library it uses
+        failure = f"downloading {known.repository} failed ({type(error).__name__})"
+        raise UserError(f"{name} is not on this machine and {failure}; {known.advice}") from error

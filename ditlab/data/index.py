@@ -19,11 +19,7 @@ from ditlab.runtime import files
 
 
 def write_index(path: Path, dataset: Dataset) -> None:
-    """Write the index of a data set, as its source was when it was opened.
-
-    Raises:
-        UserError: the disk is full or the path cannot be written.
-    """
+    """Write the index of a data set, as its source was when it was opened."""
     content = {"config": _key(dataset.config), "stamps": dataset.source.stamps, "info": asdict(dataset.info)}
     files.write_file(path, json.dumps(content) + "\n")
 

@@ -38,15 +38,9 @@ def arrange(found: Iterable[str], split: str, where: str) -> Layout:
 
     A single folder that contains only folders is entered. If every folder is named train, test, val or validation,
     the one of ``split`` is entered. Then each folder is a class with all images below it, or the images are directly
-    inside and have no class.
+    inside and have no class. ``found`` are names from image_name; ``where`` is the folder's or archive's name, for messages.
 
-    Args:
-        found: relative names, ``/`` between parts, as image_name returns them.
-        split: ``train`` or ``test``; folders val and validation count as ``test``.
-        where: the folder's or archive's name, for messages.
-
-    Raises:
-        UserError: no images, no such split, or images next to class folders.
+    Raises a UserError if there are no images, no such split, or images next to class folders.
     """
     files = sorted(found)
     if not files:

@@ -11,7 +11,7 @@ from ditlab.data.arrays import open_digits
 from ditlab.data.config import DataConfig, check_config
 from ditlab.data.dataset import DataInfo, Dataset
 from ditlab.data.folder import FolderSource
-from ditlab.data.idx import open_known
+from ditlab.data.idx import KNOWN, open_known
 from ditlab.data.layout import EXPECTED, EXTENSIONS
 from ditlab.data.parquet import ParquetSource, parquet_files
 from ditlab.data.source import Once, Source, call
@@ -21,20 +21,14 @@ from ditlab.errors import UserError, nearest
 def open_data(config: DataConfig, once: Once = call, info: DataInfo | None = None) -> Dataset:
     """List the images of ``config`` and decode one for its shape; the others are decoded when they are read.
 
-    Args:
-        config: which images.
-        once: ``Processes.broadcast_from_main``: of several processes that all call this, one lists the images.
-        info: the data set's description if it is known (``read_index``): nothing is listed until it is needed, and
-            each process lists for itself.
-
-    Raises:
-        UserError: a field is wrong, the data is missing or damaged, or no image can be decoded.
+    With ``once`` = ``Processes.broadcast_from_main``, one of several processes lists the images. With ``info``, the
+    description from ``read_index``, nothing is listed until it is needed, and each process lists for itself. Raises a
+    UserError if a field is wrong, the data is missing or damaged, or no image can be decoded.
     """
     check_config(config)
     if config.source not in SOURCES:
         raise UserError(f"data source {config.source!r} is not known; {nearest(config.source, SOURCES)}")
-    build = SOURCES[config.source]
-    return Dataset(partial(build, config, once if info is None else call), config, info)
+    return Dataset(partial(SOURCES[config.source], config, once if info is None else call), config, info)
 
 
 def _open_digits(config: DataConfig, once: Once) -> Source:
@@ -78,9 +72,6 @@ def _holds_parquet(folder: Path, source: str) -> bool:
 
 SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {
     "digits": _open_digits,
-    "fashion": _open_known,
-    "mnist": _open_known,
-    "folder": _open_path,
-    "archive": _open_path,
-    "parquet": _open_path,
+    **dict.fromkeys(KNOWN, _open_known),
+    **dict.fromkeys(("folder", "archive", "parquet"), _open_path),
 }

@@ -14,15 +14,7 @@ class DataOrder:
     """Every image once per epoch, in a new random order each epoch, with random flips.
 
     ``batch(p, a + b)`` equals ``batch(p, a)`` followed by ``batch(p + a, b)``, so batch size, number of processes,
-    stopping and resuming do not change the order.
-
-    Args:
-        count: number of images.
-        seed: any integer.
-        flip: whether to mirror half of the images, drawn again each epoch.
-
-    Raises:
-        UserError: there are no images.
+    stopping and resuming do not change the order. With ``flip``, half of the images are mirrored, drawn again each epoch.
     """
 
     def __init__(self, count: int, seed: int, flip: bool = False) -> None:
@@ -32,17 +24,9 @@ class DataOrder:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def batch(self, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``size`` images that start at ``position``; a batch may span epochs.
+        """The indices of the next ``size`` images, int64 (size,), and whether to mirror each, bool (size,).
 
-        Args:
-            position: images read since the start of training, 0 or more.
-            size: images in the batch, 0 or more.
-
-        Returns:
-            Image indices int64 (size,) and whether to mirror each, bool (size,).
-
-        Raises:
-            ValueError: a negative position or size.
+        ``position`` is the number of images read since the start of training; a batch may span epochs.
         """
         if position < 0 or size < 0:
             raise ValueError(f"position {position} and size {size} must not be negative")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ditlab.data.decode import DecodeError
 from ditlab.data.layout import SPLIT_FOLDERS
-from ditlab.data.source import MEMORY_LIMIT, EncodedSource, stamp
+from ditlab.data.source import MEMORY_LIMIT, EncodedSource, stamps_of
 from ditlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,16 +22,10 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 class ParquetSource(EncodedSource):
-    """The encoded images of parquet files, in memory.
+    """The encoded images of parquet files of one schema, in memory; ``names`` replaces the class names stored there.
 
-    Args:
-        title: name for messages.
-        paths: the files, in order, all with one schema.
-        names: class names that replace those stored in the files; None uses the stored ones.
-
-    Raises:
-        UserError: pyarrow is not installed, a file is damaged or has no image column, labels are not usable, or the
-            images exceed the memory limit.
+    Raises a UserError if pyarrow is not installed, a file is damaged or has no image column, labels are not usable, or the
+    images exceed the memory limit.
     """
 
     def __init__(self, title: str, paths: Sequence[Path], names: tuple[str, ...] | None = None) -> None:
@@ -63,12 +57,9 @@ class ParquetSource(EncodedSource):
         sizes = [row.as_buffer().size if row.is_valid else 0 for row in column]
         found, stored_names = np.zeros(len(files), np.int64), ()
         if label is not None:
-            found, stored_names = _labels(
-                table.column(label).to_pylist(), names or _stored_names(schema, label), title, label
-            )
-        stamps = {str(path.resolve()): stamp(path) for path in paths} | {
-            str(path.parent.resolve()): stamp(path.parent) for path in paths
-        }
+            values, names = table.column(label).to_pylist(), names or _stored_names(schema, label)
+            found, stored_names = _labels(values, names, title, label)
+        stamps = stamps_of(*paths, *(path.parent for path in paths))
         super().__init__(title, files, sizes, found, stored_names, stamps)
 
     def encoded(self, index: int) -> bytes:
@@ -83,9 +74,6 @@ def parquet_files(path: Path, split: str) -> list[Path]:
     """The parquet files of a split: a file itself, or those in a folder whose names start with the split's name.
 
     If no file name starts with a split (``train-``, ``test-``, ``validation-``), all files are train.
-
-    Raises:
-        UserError: there are no such files.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     chosen = [file for prefix in SPLIT_FOLDERS[split] for file in files if _split_prefix(file) == prefix]
@@ -123,10 +111,8 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
 def _image_column(schema: pyarrow.Schema, title: str) -> str:
     usable = [field.name for field in schema if _is_bytes(field.type)]
     if not usable:
-        columns = ", ".join(schema.names)
-        raise UserError(
-            f"{title} has no column of encoded images (columns: {columns}); expected a column image that contains bytes"
-        )
+        missing = f"no column of encoded images (columns: {', '.join(schema.names)})"
+        raise UserError(f"{title} has {missing}; expected a column image that contains bytes")
     return "image" if "image" in usable else usable[0]
 
 
@@ -160,20 +146,15 @@ def _labels(
     labels = np.array(values, np.int64)
     if labels.min() < 0 or labels.max() >= len(names):
         wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise UserError(
-            f"column {column} of {title} contains label {wrong}; its {len(names)} class names allow 0 to {len(names) - 1}"
-        )
+        allowed = f"{len(names)} class names allow 0 to {len(names) - 1}"
+        raise UserError(f"column {column} of {title} contains label {wrong}; its {allowed}")
     return labels, names
 
 
 def _check_size(title: str, files: list[pyarrow.parquet.FileMetaData], column: str) -> None:
-    total = 0
-    for metadata in files:
-        for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
-            parts = (group.column(index) for index in range(group.num_columns))
-            total += sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+    groups = [metadata.row_group(index) for metadata in files for index in range(metadata.num_row_groups)]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    total = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
     if total > MEMORY_LIMIT:
-        limit = MEMORY_LIMIT / 2**30
-        raise UserError(
-            f"{title} contains {total / 2**30:.1f} GiB of images, more than {limit:g}; unpack it into a folder"
-        )
+        sizes = f"{total / 2**30:.1f} GiB of images, more than {MEMORY_LIMIT / 2**30:g}"
+        raise UserError(f"{title} contains {sizes}; unpack it into a folder")

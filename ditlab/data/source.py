@@ -33,13 +33,14 @@ def call(make: Callable[[], T]) -> T:
 
 
 def stamp(path: str | os.PathLike[str], status: os.stat_result | None = None) -> list[int]:
-    """Modification time in nanoseconds and size in bytes of a file or folder.
-
-    Raises:
-        OSError: there is no such file or folder.
-    """
+    """Modification time in nanoseconds and size in bytes of a file or folder."""
     status = status or Path(path).stat()
     return [status.st_mtime_ns, status.st_size]
+
+
+def stamps_of(*paths: Path) -> Stamps:
+    """Stamps of files and folders by their absolute paths."""
+    return {str(path.resolve()): stamp(path) for path in paths}
 
 
 def printable(name: str) -> str:
@@ -48,21 +49,13 @@ def printable(name: str) -> str:
 
 
 class Source(ABC):
-    """Images with labels, decoded one at a time at their native size.
+    """Images with labels, decoded one at a time at their native size."""
 
-    Attributes:
-        title: name for messages, for example ``digits`` or the path.
-        names: class names in label order, ``()`` if the images have no classes.
-        labels: int64 (N,), all 0 if the images have no classes.
-        threaded: whether decoding is slow enough for a thread pool to pay off.
-        stamps: ``stamp`` of the folders and files, by absolute path, that change when images are added or removed.
-    """
-
-    title: str
-    names: tuple[str, ...]
-    labels: np.ndarray
-    threaded: bool
-    stamps: Stamps
+    title: str  # name for messages, for example digits or the path
+    names: tuple[str, ...]  # classes in label order, () if the images have no classes
+    labels: np.ndarray  # int64 (N,), all 0 if the images have no classes
+    threaded: bool  # whether decoding is slow enough for a thread pool to pay off
+    stamps: Stamps  # of the folders and files, by absolute path, that change when images are added or removed
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,8 +68,7 @@ class Source(ABC):
     def decode(self, index: int, channels: int) -> np.ndarray:
         """Image ``index`` as uint8 (H, W, C) with ``channels`` channels, 0 for its own; safe from several threads.
 
-        Raises:
-            DecodeError: the image is broken; the message is the reason.
+        Raises a DecodeError with the reason if the image is broken.
         """
 
     @abstractmethod
@@ -87,24 +79,13 @@ class Source(ABC):
 class EncodedSource(Source):
     """A source of files in image formats; a subclass provides the bytes of each.
 
-    Args:
-        title: name for messages.
-        files: name of each image, independent of where the data is stored.
-        sizes: bytes of each encoded image.
-        labels: int64 (N,).
-        names: class names in label order.
-        stamps: see Source.
+    ``files`` are the names of the images, independent of where the data is stored, ``sizes`` their encoded bytes.
     """
 
     def __init__(
-        self,
-        title: str,
-        files: Sequence[str],
-        sizes: Sequence[int],
-        labels: np.ndarray,
-        names: tuple[str, ...],
+        self, title: str, files: Sequence[str], sizes: Sequence[int], labels: np.ndarray, names: tuple[str, ...],
         stamps: Stamps,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.title, self.files, self.sizes, self.labels, self.names = title, files, sizes, labels, names
         self.stamps = stamps
         # For a tiny image, Pillow's Python code, which holds the interpreter lock, takes longer than the decoding.
@@ -112,11 +93,7 @@ class EncodedSource(Source):
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
-        """The encoded bytes of image ``index``.
-
-        Raises:
-            DecodeError: they cannot be read.
-        """
+        """The encoded bytes of image ``index``; a DecodeError if they cannot be read."""
 
     def name(self, index: int) -> str:
         """The file's name."""

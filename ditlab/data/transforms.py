@@ -11,14 +11,7 @@ def centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     For a square this is the preprocessing of ADM (Dhariwal and Nichol, 2021), which DiT uses: halve with a box filter
     while the image is at least twice the target, then one bicubic step. An image of the target's size is returned
-    unchanged.
-
-    Args:
-        pixels: uint8 (H, W, C).
-        size: of the result, (H, W).
-
-    Returns:
-        uint8 (*size, C).
+    unchanged. uint8 (H, W, C) in, uint8 (*size, C) out.
     """
     while pixels.shape[0] >= 2 * size[0] and pixels.shape[1] >= 2 * size[1]:
         pixels = _resize(pixels, (pixels.shape[0] // 2, pixels.shape[1] // 2), Image.Resampling.BOX)
@@ -30,18 +23,7 @@ def centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def centre_pad(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Centre an image on a black (for RGBA: transparent) background, without resampling.
-
-    Args:
-        pixels: uint8 (H, W, C), at most as large as ``size``.
-        size: of the result, (H, W).
-
-    Returns:
-        uint8 (*size, C).
-
-    Raises:
-        ValueError: the image is larger than ``size``.
-    """
+    """Centre an image, uint8 (H, W, C), on a black (RGBA: transparent) background of ``size`` (H, W), not resampled."""
     rows, columns, channels = pixels.shape
     if rows > size[0] or columns > size[1]:
         raise ValueError(f"an image of {rows}x{columns} is larger than {size[0]}x{size[1]}")

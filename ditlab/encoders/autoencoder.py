@@ -47,14 +47,10 @@ class Autoencoder(nn.Module):
     """Maps pixels (N, C, H, W) in [-1, 1] to latents (N, c, H / factor, W / factor) and back.
 
     This class is the identity: the latents are the normalised pixels.
-
-    Attributes:
-        mean: of each raw latent channel over the training data, (c, 1, 1).
-        std: standard deviation, (c, 1, 1).
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # of each raw latent channel over the training data, (c, 1, 1)
+    std: Tensor  # standard deviation, (c, 1, 1)
 
     def __init__(self, channels: int, latent_channels: int, factor: int):
         super().__init__()
@@ -63,11 +59,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("std", torch.ones(latent_channels, 1, 1))
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Shape (c, h, w) of the latent of an image of ``size`` (H, W).
-
-        Raises:
-            UserError: the factor does not divide the image.
-        """
+        """Shape (c, h, w) of the latent of an image of ``size`` (H, W); a UserError if the factor does not divide it."""
         check_divisible("images", size, self.factor, f"the autoencoder's factor {self.factor}")
         return self.latent_channels, size[0] // self.factor, size[1] // self.factor
 

@@ -9,24 +9,16 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from ditlab.data import Images
 from ditlab.encoders.autoencoder import Autoencoder
 
 
 def plane_figure(
     autoencoder: Autoencoder, coordinates: np.ndarray, classes: np.ndarray, names: Sequence[str], side: int = 16
 ) -> bytes:
-    """Plot the raw latents of images, next to images decoded from a grid over them.
+    """A PNG of the raw latents (N, 2) of images of classes (N,), next to images decoded from a grid over them.
 
-    Args:
-        autoencoder: one whose latent has shape (2, 1, 1).
-        coordinates: raw latents of images, (N, 2).
-        classes: class of each image, int64 (N,).
-        names: of the classes, in order.
-        side: grid points along each axis, from the 2nd to the 98th percentile of the coordinates.
-
-    Returns:
-        A PNG file's bytes.
+    The autoencoder's latent has shape (2, 1, 1). The grid has ``side`` points along each axis, from the 2nd to the 98th
+    percentile of the coordinates.
     """
     import matplotlib
 
@@ -60,8 +52,3 @@ def plane_figure(
     figure.savefig(buffer, format="png", dpi=90)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def plane_of_images(autoencoder: Autoencoder, coordinates: np.ndarray, images: Images) -> bytes:
-    """``plane_figure`` of images and their raw latents (N, 2)."""
-    return plane_figure(autoencoder, coordinates, images.labels, images.names)

@@ -22,20 +22,13 @@ WEIGHTS, RECORD = "autoencoder.safetensors", "autoencoder.json"
 
 @dataclass(frozen=True)
 class AutoencoderKind:
-    """One kind of autoencoder.
+    """One kind of autoencoder."""
 
-    Attributes:
-        build: a new autoencoder for images of so many channels, with weights drawn from a seed if it has random ones.
-        restore: the autoencoder of a record; weights that are stored with a model are still to be loaded.
-        trained: whether a recipe trains it.
-        latents: whether its latents are cached on disk, since encoding takes time.
-        latent_shape: (c, h, w) for images (C, H, W), without building it; None if only the loaded autoencoder knows.
-    """
-
-    build: Callable[[AutoencoderConfig, int, int], Autoencoder]
-    restore: Callable[[dict[str, Any]], Autoencoder]
-    trained: bool
-    latents: bool
+    build: Callable[[AutoencoderConfig, int, int], Autoencoder]  # a new one from config, image channels and seed
+    restore: Callable[[dict[str, Any]], Autoencoder]  # of a record; weights stored with a model are still to be loaded
+    trained: bool  # whether a recipe trains it
+    latents: bool  # whether its latents are cached on disk, since encoding takes time
+    # (c, h, w) for images (C, H, W), without building it; None if only the loaded autoencoder knows
     latent_shape: Callable[[AutoencoderConfig, tuple[int, int, int]], tuple[int, int, int]] | None = None
 
 
@@ -52,11 +45,7 @@ AUTOENCODERS = {
         restore=lambda record: build_kl(record["config"]),
         trained=True,
         latents=True,
-        latent_shape=lambda config, shape: (
-            config.latent_channels,
-            shape[1] // config.factor,
-            shape[2] // config.factor,
-        ),
+        latent_shape=lambda config, chw: (config.latent_channels, chw[1] // config.factor, chw[2] // config.factor),
     ),
     "pretrained": AutoencoderKind(
         build=lambda config, channels, seed: load_pretrained(config.path, config.subfolder),
@@ -68,47 +57,30 @@ AUTOENCODERS = {
 
 
 def autoencoder_kind(name: object) -> AutoencoderKind:
-    """The registry's entry of a kind.
-
-    Raises:
-        UserError: unknown kind.
-    """
+    """The registry's entry of a kind; a UserError if it is unknown."""
     if not isinstance(name, str) or name not in AUTOENCODERS:
         raise UserError(f"unknown autoencoder {name!r}; {nearest(str(name), AUTOENCODERS)}")
     return AUTOENCODERS[name]
 
 
 def restore(record: dict[str, Any]) -> Autoencoder:
-    """The autoencoder of a ``record``; weights that are stored with a model are still to be loaded.
-
-    Raises:
-        UserError: unknown kind, missing or invalid fields, or a pretrained autoencoder that cannot be loaded.
-    """
+    """The autoencoder of a ``record``; weights that are stored with a model are still to be loaded."""
     try:
         return autoencoder_kind(record.get("kind")).restore(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"not an autoencoder record of this version of ditlab ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"not an autoencoder record of this version of ditlab ({reason})") from error
 
 
 def save(autoencoder: Autoencoder, folder: Path) -> None:
-    """Write the autoencoder, statistics included, into ``folder`` as two files.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Write the autoencoder, statistics included, into ``folder`` as two files."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
     files.write_file(folder / WEIGHTS, safetensors.torch.save(weights))
     files.write_file(folder / RECORD, json.dumps(autoencoder.record(), indent=2) + "\n")
 
 
 def load(folder: Path) -> Autoencoder:
-    """Read the autoencoder that ``save`` wrote.
-
-    Raises:
-        UserError: the folder has none, or its files do not fit together.
-    """
+    """Read the autoencoder that ``save`` wrote; a UserError if there is none, or its files do not fit together."""
     try:
         record = json.loads((folder / RECORD).read_text())
         weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())

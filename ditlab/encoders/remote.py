@@ -18,23 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ditlab.data import Dataset
+from ditlab.encoders import shards
 from ditlab.encoders.autoencoder import Autoencoder
 from ditlab.encoders.cache import begin, cache_key, encode, shard_names
-from ditlab.encoders.shards import (
-    DAMAGED,
-    MANIFEST,
-    ROWS,
-    check_key,
-    check_moments,
-    is_whole,
-    kinds,
-    manifest_text,
-    parse_manifest,
-    read_rows,
-    remove_file,
-    rows_file,
-    shard_of,
-)
 from ditlab.errors import UserError, nearest
 from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE, Processes
@@ -50,11 +36,7 @@ def is_url(place: str) -> bool:
 
 
 class RemoteCache:
-    """The folder of a cache at a URL.
-
-    Raises:
-        UserError: fsspec does not know the protocol, or the package for it is not installed.
-    """
+    """The folder of a cache at a URL; a UserError if fsspec does not know or cannot use its protocol."""
 
     def __init__(self, url: str):
         import fsspec
@@ -91,20 +73,13 @@ class RemoteCache:
             try:
                 check(value)
                 return value
-            except DAMAGED as error:
+            except shards.DAMAGED as error:
                 damage = " ".join(str(error).split())
-        raise UserError(
-            f"{self.url}/{name} is damaged ({damage}); delete {name.split('.')[0]}{ROWS} there and encode again, which "
-            "rebuilds this shard"
-        )
+        advice = f"delete {name.split('.')[0]}{shards.ROWS} there and encode again, which rebuilds this shard"
+        raise UserError(f"{self.url}/{name} is damaged ({damage}); {advice}")
 
     def read(self, name: str, check: Callable[[bytes], object] = bytes) -> bytes | None:
-        """Download a small file; None if it does not exist.
-
-        Args:
-            name: of the file.
-            check: raises DAMAGED if the content is damaged.
-        """
+        """Download a small file; None if it does not exist. ``check`` raises DAMAGED if the content is damaged."""
         return self._fetch(name, self._files.cat_file, check)
 
     def write(self, name: str, content: bytes) -> None:
@@ -115,23 +90,19 @@ class RemoteCache:
             self._files.mv(f"{self._root}/.{name}.part", f"{self._root}/{name}")
 
     def fetch_shard(self, folder: Path, shard: str, flip: object, checksum: int | None) -> bool:
-        """Download what ``folder`` lacks of a shard; False if the URL does not have all of it.
+        """Download what ``folder`` lacks of a shard, the rows file last; False if the URL does not have all of it.
 
-        Args:
-            folder: of the local copy; the rows file is written last.
-            shard: name of the shard.
-            flip: whether the cache has mirrored images.
-            checksum: of the rows file, None if not known.
+        ``checksum`` is that of the rows file, None if not known.
         """
-        path = rows_file(folder, shard)
-        content = self.read(path.name, lambda content: read_rows(content, checksum))
+        path = shards.rows_file(folder, shard)
+        content = self.read(path.name, lambda content: shards.read_rows(content, checksum))
         if content is None:
             return False
-        if path.exists() and path.read_bytes() == content and is_whole(folder, shard, flip):
+        if path.exists() and path.read_bytes() == content and shards.is_whole(folder, shard, flip):
             return True
-        remove_file(path)
-        rows = read_rows(content)
-        for column, kind in enumerate(kinds(flip), start=2):
+        shards.remove_file(path)
+        rows = shards.read_rows(content)
+        for column, kind in enumerate(shards.kinds(flip), start=2):
             if not self._fetch_moments(folder / f"{shard}.{kind}.npy", rows[:, column]):
                 return False
         files.write_file(path, content)
@@ -145,10 +116,10 @@ class RemoteCache:
             return temporary
 
         try:
-            with suppress(*DAMAGED):
-                check_moments(path, sums)
+            with suppress(*shards.DAMAGED):
+                shards.check_moments(path, sums)
                 return True
-            if self._fetch(path.name, fetch, lambda fetched: check_moments(fetched, sums)) is None:
+            if self._fetch(path.name, fetch, lambda fetched: shards.check_moments(fetched, sums)) is None:
                 return False
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -164,58 +135,53 @@ class RemoteCache:
         """Upload a complete shard, the rows file last."""
         with self._remote_errors(f"send {shard} to"):
             self._files.makedirs(self._root, exist_ok=True)
-            for kind in kinds(flip):
+            for kind in shards.kinds(flip):
                 name = f"{shard}.{kind}.npy"
                 self._files.put_file(str(folder / name), f"{self._root}/{name}")
-        path = rows_file(folder, shard)
+        path = shards.rows_file(folder, shard)
         self.write(path.name, path.read_bytes())
 
     def begin(self, folder: Path, key: dict[str, object]) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
-        """Prepare both sides; returns the skipped images if nothing is left to do, and the URL's manifest otherwise.
-
-        Raises:
-            UserError: one of them has a cache with another key, or cannot be written.
-        """
+        """Prepare both sides; returns the skipped images if nothing is left to do, and the URL's manifest otherwise."""
         mark = folder / MARK
         if mark.exists() and mark.read_text() == self.url and (skipped := begin(folder, key)) is not None:
             return skipped, {}
-        content = self.read(MANIFEST)
-        manifest = {} if content is None else parse_manifest(content, self.url)
+        content = self.read(shards.MANIFEST)
+        manifest = {} if content is None else shards.parse_manifest(content, self.url)
         if content is not None:
-            check_key(self.url, manifest, key)
+            shards.check_key(self.url, manifest, key)
         begin(folder, key)
-        remove_file(mark)
-        unfinished = manifest_text({**key, "complete": False})
-        files.write_file(folder / MANIFEST, unfinished)  # even if it is complete, since shards may be replaced
+        shards.remove_file(mark)
+        unfinished = shards.manifest_text({**key, "complete": False})
+        files.write_file(folder / shards.MANIFEST, unfinished)  # even if it is complete, since shards may be replaced
         if content is None:
             with self._remote_errors("list"):
-                others = self._files.glob(f"{self._root}/*{ROWS}")
+                others = self._files.glob(f"{self._root}/*{shards.ROWS}")
             if others:
-                raise UserError(
-                    f"{self.url} contains latents without a {MANIFEST}; delete them or give another --latents"
-                )
-            self.write(MANIFEST, unfinished.encode())
+                advice = "delete them or give another --latents"
+                raise UserError(f"{self.url} contains latents without a {shards.MANIFEST}; {advice}")
+            self.write(shards.MANIFEST, unfinished.encode())
         return None, manifest
 
     def finish(self, folder: Path) -> None:
         """Upload the manifest after all shards; record that the local folder is a complete copy."""
-        content = (folder / MANIFEST).read_bytes()
-        if self.read(MANIFEST) != content:
-            self.write(MANIFEST, content)
+        content = (folder / shards.MANIFEST).read_bytes()
+        if self.read(shards.MANIFEST) != content:
+            self.write(shards.MANIFEST, content)
         files.write_file(folder / MARK, self.url)
 
 
 def _sums(manifest: dict[str, Any]) -> dict[str, int | None]:
     """Shards that the URL may have, each with the checksum of its rows file if the manifest there has it."""
     if manifest.get("complete"):
-        return {shard_of(name): checksum for name, (_, checksum) in manifest["rows"].items()}
+        return {shards.shard_of(name): checksum for name, (_, checksum) in manifest["rows"].items()}
     return dict.fromkeys(shard_names(manifest.get("images", 0)))
 
 
 def _take(manifest: dict[str, Any], sums: dict[str, int | None], folder: Path, flip: bool) -> None:
     """Complete the local folder with the URL's manifest, if all its shards are there."""
-    if manifest.get("complete") and all(is_whole(folder, shard, flip, sums[shard]) for shard in sums):
-        files.write_file(folder / MANIFEST, manifest_text(manifest))
+    if manifest.get("complete") and all(shards.is_whole(folder, shard, flip, sums[shard]) for shard in sums):
+        files.write_file(folder / shards.MANIFEST, shards.manifest_text(manifest))
 
 
 def encode_remote(
@@ -234,32 +200,20 @@ def encode_remote(
     Each process downloads, encodes and uploads its own share of the shards. If the folder is a complete copy, the URL is
     not accessed.
 
-    Args:
-        url: of the cache.
-        dataset: the images.
-        autoencoder: computes the moments.
-        folder: the local copy.
-        flip: encode the mirrored images too.
-        progress: called with "fetching" or "sending" and shards, or "encoding" and images: number done, number in all.
-        processes: the processes that share the work.
-        options: ``batch`` and ``device`` of ``encode``.
-
-    Returns:
-        Images skipped because they could not be read, each with its reason.
-
-    Raises:
-        UserError: as ``encode``, for either side; the URL cannot be reached, or a file there is damaged.
+    ``folder`` is the local copy; ``options`` are ``batch`` and ``device`` of ``encode``. ``progress`` is called with
+    "fetching" or "sending" and shards, or "encoding" and images: number done, number in all. Returns the images skipped
+    because they could not be read. Raises a UserError as ``encode``, or if the URL cannot be reached or is damaged.
     """
     remote, key = RemoteCache(url), cache_key(dataset, autoencoder, flip)
     skipped, manifest = processes.broadcast_from_main(lambda: remote.begin(folder, key))
     if skipped is not None:
         return skipped
-    shards = shard_names(len(dataset))[processes.rank :: processes.size]
+    own = shard_names(len(dataset))[processes.rank :: processes.size]
     sums = _sums(manifest)
     sent: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            mine = [shard for shard in shards if shard in sums]
+            mine = [shard for shard in own if shard in sums]
             fetched = pool.map(lambda shard: remote.fetch_shard(folder, shard, flip, sums[shard]), mine)
             present: set[str] = set()
             for number, (shard, whole) in enumerate(zip(mine, fetched, strict=True), start=1):
@@ -279,8 +233,8 @@ def encode_remote(
                 dataset, autoencoder, folder, flip=flip, progress=partial(progress, "encoding"), finished=send,
                 processes=processes, **options,
             )  # fmt: skip
-            for shard in shards:
-                if rows_file(folder, shard).exists():
+            for shard in own:
+                if shards.rows_file(folder, shard).exists():
                     send(shard)
             for number, future in enumerate(sent.values(), start=1):
                 future.result()

@@ -35,11 +35,7 @@ DAMAGED = (OSError, ValueError)  # raised when a file of a shard is missing or d
 
 
 def parse_manifest(content: bytes, where: object) -> dict[str, object]:
-    """A manifest's fields; ``where`` is the cache's folder or URL, for the message.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """A manifest's fields; ``where`` is the cache's folder or URL, for the message if it is damaged."""
     try:
         manifest = json.loads(content)
         if not isinstance(manifest, dict):
@@ -50,11 +46,7 @@ def parse_manifest(content: bytes, where: object) -> dict[str, object]:
 
 
 def read_manifest(folder: Path) -> dict[str, object] | None:
-    """The manifest of the cache in a folder, None if there is none.
-
-    Raises:
-        UserError: it is damaged, or cannot be read.
-    """
+    """The manifest of the cache in a folder, None if there is none; a UserError if it cannot be read."""
     try:
         content = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
@@ -65,11 +57,7 @@ def read_manifest(folder: Path) -> dict[str, object] | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder contains a finished cache.
-
-    Raises:
-        UserError: its manifest is damaged, or cannot be read.
-    """
+    """Whether a folder contains a finished cache."""
     return bool((read_manifest(folder) or {}).get("complete"))
 
 
@@ -79,11 +67,7 @@ def manifest_text(manifest: dict[str, object]) -> str:
 
 
 def check_key(where: object, manifest: dict[str, object], key: dict[str, object]) -> None:
-    """Compare the key of a cache, in a folder or at a URL, with the key needed.
-
-    Raises:
-        UserError: they differ; the message names the difference.
-    """
+    """Compare the key of a cache, in a folder or at a URL, with the key needed; a UserError names the difference."""
     reasons = {
         "data": f"other images or preprocessing ({manifest.get('describes')}; needed: {key['describes']})",
         "autoencoder": f"another autoencoder ({manifest.get('kind')} {str(manifest.get('autoencoder'))[:8]})",
@@ -110,11 +94,7 @@ def shard_of(name: str) -> str:
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file if it exists.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Delete a file if it exists; a UserError if the folder cannot be written."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -23,11 +23,7 @@ class ChannelStatistics:
         self.squares += values.square().sum(axes)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, float64 (c,) each.
-
-        Raises:
-            ValueError: nothing was added.
-        """
+        """Mean and standard deviation, float64 (c,) each."""
         if not self.count:
             raise ValueError("no latents were added")
         mean = self.sum / self.count

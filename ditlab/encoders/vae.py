@@ -78,27 +78,18 @@ class DiffusersAutoencoder(Autoencoder):
 
 
 def new_kl(config: AutoencoderConfig, channels: int, seed: int) -> DiffusersAutoencoder:
-    """A new convolutional KL autoencoder (Rombach et al. 2022), with weights drawn from ``seed``.
-
-    Raises:
-        UserError: widths, channels or layers below 1.
-    """
+    """A new convolutional KL autoencoder (Rombach et al. 2022), with weights drawn from ``seed``."""
     if not config.widths or min(config.widths) < 1 or config.latent_channels < 1 or config.layers < 1:
         raise UserError(f"autoencoder widths {config.widths}, channels and layers must be 1 or more")
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or all(w % g == 0 and w >= 4 * g for w in config.widths))
-    kwargs = {
-        "in_channels": channels,
-        "out_channels": channels,
-        "latent_channels": config.latent_channels,
-        "block_out_channels": list(config.widths),
-        "down_block_types": ["DownEncoderBlock2D"] * len(config.widths),
-        "up_block_types": ["UpDecoderBlock2D"] * len(config.widths),
-        "layers_per_block": config.layers,
-        "norm_num_groups": groups,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        vae = _diffusers().AutoencoderKL(**kwargs)
+        vae = _diffusers().AutoencoderKL(
+            in_channels=channels, out_channels=channels, latent_channels=config.latent_channels,
+            block_out_channels=list(config.widths), layers_per_block=config.layers, norm_num_groups=groups,
+            down_block_types=["DownEncoderBlock2D"] * len(config.widths),
+            up_block_types=["UpDecoderBlock2D"] * len(config.widths),
+        )  # fmt: skip
     # With so few channels a random 1x1 convolution is nearly singular and would lose a direction of the latent.
     for convolution in (vae.quant_conv, vae.post_quant_conv):
         nn.init.dirac_(convolution.weight)
@@ -115,14 +106,12 @@ def build_kl(config: dict[str, object]) -> DiffusersAutoencoder:
 def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
     """A pretrained VAE from a folder in diffusers' layout or from the hub, as ``stabilityai/sd-vae-ft-ema``.
 
-    Raises:
-        UserError: nothing readable at the path, or the hub id cannot be downloaded.
+    Raises a UserError if nothing at the path can be read, or the hub id cannot be downloaded.
     """
     diffusers = _diffusers()
     if not path:
-        raise UserError(
-            f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, such as {', '.join(SD_VAES)}"
-        )
+        known = ", ".join(SD_VAES)
+        raise UserError(f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, such as {known}")
     kwargs = {"subfolder": subfolder} if subfolder else {}
     try:
         with _quiet(diffusers):
@@ -136,20 +125,14 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         shown = 2 if "state_dict" in lines[0] else 1  # the second line names the tensor that does not fit
         reason = " ".join(line.strip() for line in lines[:shown])
-        raise UserError(
-            f"cannot load an autoencoder from {path!r} ({reason}); give a folder with config.json and "
-            "safetensors weights, or a hub id and a network connection"
-        ) from error
-    if loading["missing_keys"] or loading["unexpected_keys"]:
-        lacks = f"lacks tensor {loading['missing_keys'][0]!r}" if loading["missing_keys"] else ""
-        raise UserError(
-            f"the weights in {path!r} do not fit its config.json: the file "
-            + (lacks or f"has an unknown tensor {loading['unexpected_keys'][0]!r}")
-        )
+        advice = "give a folder with config.json and safetensors weights, or a hub id and a network connection"
+        raise UserError(f"cannot load an autoencoder from {path!r} ({reason}); {advice}") from error
+    for keys, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has an unknown")):
+        if loading[keys]:
+            problem = f"the file {verb} tensor {loading[keys][0]!r}"
+            raise UserError(f"the weights in {path!r} do not fit its config.json: {problem}")
     path = str(Path(path).resolve()) if Path(path).is_dir() else path  # valid in any working directory
-    autoencoder = DiffusersAutoencoder(vae, {"path": path, "subfolder": subfolder})
-    autoencoder.eval()
-    return autoencoder
+    return DiffusersAutoencoder(vae, {"path": path, "subfolder": subfolder}).eval()
 
 
 @contextlib.contextmanager

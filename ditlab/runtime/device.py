@@ -73,12 +73,7 @@ def matmul_precision(tf32: bool) -> Iterator[None]:
 def check_compiler(device: torch.device, without: str) -> None:
     """Check for the compiler that torch.compile needs: C++ for a CPU; C for a GPU, where Triton builds kernel launchers.
 
-    Args:
-        device: of the network.
-        without: the flag that turns compilation off, for the message.
-
-    Raises:
-        UserError: no compiler was found.
+    Raises a UserError that advises ``without``, the flag that turns compilation off, if no compiler is found.
     """
     variable, known = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
     if not any(shutil.which(name) for name in (os.environ.get(variable, known[0]), *known)):

@@ -18,21 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run; by default the only one.
-
-    Attributes:
-        rank: of this process, from 0.
-        size: number of processes (the world size).
-        local: rank on this machine, which is the index of its GPU.
-        cpu_group: gloo group for CPU tensors and objects; its collectives may overlap a training step.
-        checkpoint_group: another gloo group, for the threads that write checkpoints.
-    """
+    """This process among those of a run; by default the only one."""
 
     rank: int = 0
-    size: int = 1
-    local: int = 0
-    cpu_group: Any = None
-    checkpoint_group: Any = None
+    size: int = 1  # number of processes (the world size)
+    local: int = 0  # rank on this machine, which is the index of its GPU
+    cpu_group: Any = None  # gloo group for CPU tensors and objects; its collectives may overlap a training step
+    checkpoint_group: Any = None  # another gloo group, for the threads that write checkpoints
 
     @property
     def is_main(self) -> bool:
@@ -45,11 +37,7 @@ class Processes:
             dist.barrier(group=self.cpu_group)
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """Call ``make`` in the main process only; every process returns its result.
-
-        Raises:
-            UserError: in every process, if ``make`` raised it in the main process.
-        """
+        """Call ``make`` in the main process only; every process returns its result, or raises its UserError."""
         if self.size == 1:
             return make()
         result: list[Any] = [None, None]
@@ -90,11 +78,7 @@ ALONE = Processes()
 
 
 def join(timeout: float = 1800) -> Processes:
-    """Initialise the process group of torchrun's processes; ``ALONE`` without torchrun.
-
-    Args:
-        timeout: seconds a collective waits for another process before it raises an error.
-    """
+    """Initialise the process group of torchrun's processes, with a timeout in seconds; ``ALONE`` without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE

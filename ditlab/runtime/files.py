@@ -14,7 +14,7 @@ from ditlab.errors import UserError
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """What to say of a disk that is full, or a place that cannot be written."""
+    """The error for a full disk or a path that cannot be written."""
     reason = error.strerror or str(error)
     return UserError(f"cannot write {path}: {reason}; make room or choose another place, then run the same command")
 
@@ -34,11 +34,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` to ``path`` through a synced temporary file in its folder and a rename.
-
-    Raises:
-        UserError: the disk is full or the place cannot be written; what stood at ``path`` is unchanged.
-    """
+    """Write ``content`` through a synced temporary file and a rename; after a UserError, ``path`` is unchanged."""
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
@@ -60,11 +56,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def begin_folder(path: Path) -> Path:
-    """An empty temporary folder next to ``path``, which ``finishing_folder`` renames to it.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
+    """An empty temporary folder next to ``path``, which ``finishing_folder`` renames to it."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +72,6 @@ def finishing_folder(temporary: Path, path: Path) -> Iterator[None]:
     """Fill ``temporary``, then rename it to ``path``; on any failure nothing appears there.
 
     A folder already at ``path`` is moved away only after the new one is complete.
-
-    Raises:
-        UserError: the disk is full or the place cannot be written.
     """
     try:
         yield
@@ -104,11 +93,7 @@ def finishing_folder(temporary: Path, path: Path) -> Iterator[None]:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder that stands under its final name: gone at once, whatever happens meanwhile.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
+    """Delete a folder that has its final name; a rename first makes it disappear at once."""
     going = path.with_name(f".{path.name}.old.part")
     try:
         shutil.rmtree(going, ignore_errors=True)
@@ -120,21 +105,16 @@ def remove_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Keep a folder for this process as long as it lasts; the operating system frees it however the process ends.
+    """Lock a folder, made if missing, by an empty file ``.lock``; the system frees it however the process ends.
 
-    Args:
-        folder: made where it is missing; an empty file ``.lock`` is in it as long as it is held.
-        what: it holds, for the message.
-
-    Raises:
-        UserError: another process holds it, or the place cannot be written.
+    Raises a UserError if another process holds it; ``what`` is the folder's content, for the message.
     """
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = path.open("w")
     except OSError as error:
-        raise cannot_write(folder / ".lock", error) from error
-    path = folder / ".lock"
+        raise cannot_write(path, error) from error
     # Not filelock: it leaves its file behind, and without flock it falls back to a lock that outlives a killed process.
     with lock:
         try:
@@ -142,9 +122,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             if os.fstat(lock.fileno()).st_ino != path.stat().st_ino:  # one that its last holder has deleted since
                 raise BlockingIOError
         except OSError as error:
-            raise UserError(
-                f"another process is at work on {what} {folder}; wait for it to end, or choose another --out"
-            ) from error
+            advice = "wait for it to end, or choose another --out"
+            raise UserError(f"another process is at work on {what} {folder}; {advice}") from error
         try:
             yield
         finally:
@@ -154,10 +133,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process of this machine holds a folder.
+    """Whether a process of this machine holds a folder, without taking the lock, which would block a starting process.
 
-    It only looks: a lock taken to try would be in the way of a process that begins just then. Where the system does not
-    list its locks, one that a killed process has left counts.
+    If the system does not list its locks, one left by a killed process counts.
     """
     try:
         inode = (folder / ".lock").stat().st_ino
@@ -169,11 +147,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed process was writing into ``folder``.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
+    """Delete what a killed process was writing into ``folder``."""
     for path in folder.glob(".*.part"):
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

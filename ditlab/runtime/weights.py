@@ -26,12 +26,8 @@ DAMAGED = (
 def load_tensors(path: Path, content: bytes | None = None) -> Any:
     """The content of a .safetensors file, or of a .pt, .pth or .ckpt file read with ``weights_only=True``.
 
-    Args:
-        path: the file.
-        content: its bytes, if they were read already.
-
-    Raises:
-        UserError: the file cannot be read, is damaged, or holds Python objects other than tensors and plain containers.
+    ``content`` is its bytes, if they were read already. Raises a UserError if the file cannot be read, is damaged, or has
+    Python objects other than tensors and plain containers.
     """
     try:
         if path.suffix == ".safetensors":
@@ -51,19 +47,13 @@ def load_tensors(path: Path, content: bytes | None = None) -> Any:
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Load weights into a module of the same architecture.
-
-    Raises:
-        UserError: they belong to another architecture; the message names the first tensor that differs.
-    """
+    """Load weights into a module of the same architecture; a UserError names the first tensor that differs."""
     expected = module.state_dict()
     for name in [*expected, *weights]:
         if name not in weights or name not in expected:
             where = "lacks" if name not in weights else "has an unknown"
             raise UserError(f"{source} is of another architecture: it {where} tensor {name!r}")
-        if weights[name].shape != expected[name].shape:
-            raise UserError(
-                f"{source} is of another architecture: {name!r} is {tuple(weights[name].shape)} there, "
-                f"{tuple(expected[name].shape)} is expected"
-            )
+        shape, needed = tuple(weights[name].shape), tuple(expected[name].shape)
+        if shape != needed:
+            raise UserError(f"{source} is of another architecture: {name!r} is {shape} there, {needed} is expected")
     module.load_state_dict(weights)

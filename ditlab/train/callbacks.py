@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ditlab.data import Images
 from ditlab.encoders import ChannelStatistics, DiffusersAutoencoder, float_to_uint8, record, uint8_to_float
-from ditlab.encoders.plane import plane_of_images
+from ditlab.encoders.plane import plane_figure
 from ditlab.models import Network
 from ditlab.pipelines import Pipeline, grid, sample_grid, write_png
 from ditlab.runtime import files
@@ -142,7 +142,7 @@ class Reconstructions(Callback):
                 if not shown.size:
                     shown = np.concatenate([pixels[:10], decoded[:10]])
         if means[0].shape[1] == 2:  # two numbers an image: its place on a plane
-            figure = plane_of_images(average, torch.cat(means).numpy(), self.held_out)
+            figure = plane_figure(average, torch.cat(means).numpy(), self.held_out.labels, self.held_out.names)
             files.write_file(event.picture.with_name("plane.png"), figure)
         write_png(grid(shown.transpose(0, 2, 3, 1), len(shown) // 2, ("image", "decoded")), event.picture)
         error = squares / (len(self.held_out) * np.prod(self.held_out.shape))
