@@ -102,8 +102,9 @@ def put(url: str, content: dict[str, bytes]) -> None:
 
 
 def here(folder: Path) -> dict[str, bytes]:
-    """Every file of a local copy, except the note of its URL and the index of the images."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("url", "index.json")}
+    """Every file of a local copy that the URL has as well: not the note of its URL, the index and the held-out images."""
+    own = ("url", "index.json", "held-out.npz")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in own}
 
 
 class Counting(Autoencoder):
