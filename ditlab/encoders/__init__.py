@@ -11,6 +11,7 @@ from ditlab.encoders.vae import DiffusersAutoencoder, load_pretrained, new_kl
 
 __all__ = [
     "AUTOENCODERS", "Autoencoder", "AutoencoderConfig", "ChannelStatistics", "DiffusersAutoencoder", "LatentCache",
-    "RemoteCache", "autoencoder_kind", "cache_key", "encode", "encode_remote", "float_to_uint8", "is_complete", "is_url",
-    "load_pretrained", "new_kl", "uint8_to_float",
+    "RemoteCache", "autoencoder_kind", "cache_key", "encode", "encode_remote", "float_to_uint8", "is_complete",
+    "is_url", "load_pretrained", "new_kl", "uint8_to_float",
 ]  # fmt: skip
+  # fmt: skip

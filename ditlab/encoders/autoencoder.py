@@ -51,6 +51,7 @@ class Autoencoder(nn.Module):
 
     mean: Tensor  # of each raw latent channel over the training data, (c, 1, 1)
     std: Tensor  # standard deviation, (c, 1, 1)
+    stochastic = False  # whether moments are means and log variances
 
     def __init__(self, channels: int, latent_channels: int, factor: int):
         super().__init__()

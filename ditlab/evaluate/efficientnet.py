@@ -34,12 +34,7 @@ class EfficientNetLite0(FeatureNetwork):
     """EfficientNet-Lite0 at the smallest of 64, 128 and 224 pixels that is no smaller than the images.
 
     Images are resized to squares by bilinear interpolation between pixel centres, with antialiasing, and not rounded.
-
-    Args:
-        size: height and width of the images.
-
-    Raises:
-        UserError: the wheels are not installed.
+    UserError: the wheels are not installed.
     """
 
     name = "efficientnet-lite0"

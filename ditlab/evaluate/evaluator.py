@@ -30,12 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """Generated images with their features.
-
-    Attributes:
-        features: of all of them, in order.
-        images: the first ones, uint8 (n, H, W, C), n at most SEARCHED.
-    """
+    """Features of all generated images, in order, and the first images: uint8 (n, H, W, C), n at most SEARCHED."""
 
     features: Features
     images: np.ndarray
@@ -43,44 +38,24 @@ class ExtractedFeatures:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The training images nearest to generated ones.
+    """The training images nearest to the first DRAWN generated ones, in features and in pixels, uint8 (n, H, W, C) each."""
 
-    Attributes:
-        numbers: measures of memorisation by name; empty without held-out images.
-        expected: the same of a model that copies nothing, with their standard deviations by chance.
-        generated: the first DRAWN generated images, uint8 (n, H, W, C).
-        in_features: the training image nearest to each of them in features.
-        in_pixels: and in pixels.
-    """
-
-    numbers: dict[str, Number]
-    expected: dict[str, Number]
+    numbers: dict[str, Number]  # measures of memorisation by name; empty without held-out images
+    expected: dict[str, Number]  # of a model that copies nothing, with their standard deviations by chance
     generated: np.ndarray
     in_features: np.ndarray
     in_pixels: np.ndarray
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Measures samples against real images.
+    """Measures samples against real images."""
 
-    Args:
-        network: for the features of both.
-        reference: statistics of the real images.
-        real: the real images with their features; None if only statistics are available.
-        train: whether the real images are training images, so that memorisation can be measured.
-        held_out: images of the same distribution that were not trained on; None without them.
-    """
-
-    def __init__(
-        self,
-        network: FeatureNetwork,
-        reference: Reference,
-        real: RealImages | None = None,
-        train: bool = False,
-        held_out: RealImages | None = None,
-    ):
-        self.network, self.reference, self.real = network, reference, real
-        self.train, self.held_out = train, held_out
+    network: FeatureNetwork
+    reference: Reference  # statistics of the real images
+    real: RealImages | None = None  # the real images with their features; None if only statistics are available
+    train: bool = False  # the real images are training images, so that memorisation can be measured
+    held_out: RealImages | None = None  # images of the same distribution that were not trained on
 
     @classmethod
     def of(
@@ -92,25 +67,14 @@ class Evaluator:
     ) -> Evaluator | None:
         """Measure against a data set, and if it is a training split, memorisation with its test split as held-out images.
 
-        Args:
-            dataset: the real images; their features are computed or read from the cache.
-            network: on its device.
-            processes: that share the work.
-            progress: called with the number of real images that all processes have read.
-
-        Returns:
-            The evaluator in the main process, None in the others.
-
-        Raises:
-            UserError: too few images, or the cache folder cannot be written.
+        Returns None in all but the main process; for ``progress`` and errors see ``real_features``.
         """
         real = real_features(dataset, network, processes, progress)
         test = _test_split(dataset)
         held_out = None if test is None else real_features(test, network, processes)
         if held_out is not None and len(held_out.indices) < MIN_HELD_OUT:  # too many are unreadable
             held_out = None
-        train = dataset.config.split == "train"
-        return None if real is None else cls(network, real.statistics, real, train, held_out)
+        return None if real is None else cls(network, real.statistics, real, dataset.config.split == "train", held_out)
 
     @classmethod
     def from_file(
@@ -124,19 +88,8 @@ class Evaluator:
         """Measure against an .npz with statistics (mu, sigma), images (arr_0), or both, as ADM's reference batches have.
 
         Statistics that the file lacks are computed from its images; without images there is no precision and recall.
-
-        Args:
-            path: the file.
-            network: on its device.
-            size: height and width of the samples.
-            processes: that share the work.
-            progress: called with the number of images of the file that all processes have read.
-
-        Returns:
-            The evaluator in the main process, None in the others.
-
-        Raises:
-            UserError: the file cannot be read, or is of another network or image size.
+        ``size`` is the height and width of the samples. Returns None in all but the main process.
+        UserError: the file cannot be read, or is of another network or image size.
         """
         names = array_names(path)
         reference = real = None
@@ -164,26 +117,17 @@ class Evaluator:
         return can_measure_frechet(self.reference)
 
     def measure(self, generated: ExtractedFeatures) -> dict[str, Number]:
-        """The metrics of generated images.
-
-        Raises:
-            UserError: too few of them.
-        """
+        """The metrics of generated images. UserError: too few of them."""
         return measure(generated.features, self.reference, self.real)
 
     def floor(self) -> dict[str, Number]:
-        """The metrics of real images against real images; empty without images.
-
-        Raises:
-            UserError: too few real images.
-        """
+        """The metrics of real images against real images; empty without images. UserError: too few of them."""
         return {} if self.real is None else floor(self.real)
 
     def neighbours(self, extracted: ExtractedFeatures) -> Neighbours | None:
         """Search for memorised images, in features and in pixels; None without training images.
 
-        Raises:
-            UserError: a real image can no longer be read.
+        UserError: a real image can no longer be read.
         """
         if self.real is None or not self.train:
             return None
@@ -198,19 +142,17 @@ class Evaluator:
             parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
             return np.concatenate([small_pixels(comparable(real.images(part))) for part in parts])
 
-        spaces = {
-            "features": (
-                extracted.features.pooled[: len(generated)], train.pooled, None if held_out is None else held_out.pooled,
-            ),
-            "pixels": (
-                small_pixels(comparable(generated)), pixels(train), None if held_out is None else pixels(held_out),
-            ),
-        }  # fmt: skip
+        spaces: dict[str, tuple[np.ndarray, Callable[[RealImages], np.ndarray]]] = {
+            "features": (extracted.features.pooled[: len(generated)], lambda real: real.pooled),
+            "pixels": (small_pixels(comparable(generated)), pixels),
+        }
         numbers, expected, nearest = {}, {}, {}
-        for space, (queries, base, others) in spaces.items():
+        for space, (queries, rows_of) in spaces.items():
+            base = rows_of(train)
             rows, _ = nearest_neighbours(queries[:DRAWN], base)
             nearest[space] = comparable(train.images(rows[:, 0]))
-            if others is not None:
+            if held_out is not None:
+                others = rows_of(held_out)
                 found = memorisation(queries, base, others)
                 numbers[f"closer than held out, {space}"] = Number(found.closer)
                 numbers[f"copies, {space}"] = Number(found.copies)
@@ -229,17 +171,8 @@ def extract_features(
 ) -> ExtractedFeatures | None:
     """Compute the features of generated images: each process those of its batches, every size-th as from ``generate``.
 
-    Args:
-        network: on its device.
-        batches: of this process, uint8 (N, H, W, C) each.
-        processes: that share the work.
-        progress: called with about the number of images done by all processes.
-
-    Returns:
-        The features of all images in the main process, None in the others.
-
-    Raises:
-        UserError: no images.
+    Batches are uint8 (N, H, W, C); ``progress`` is called with about the number of images done by all processes.
+    Returns the features of all images in the main process, None in the others. UserError: no images.
     """
     parts, done = [], 0
     for batch in batches:
@@ -253,10 +186,8 @@ def extract_features(
     ordered = in_order(gathered)
     if not ordered:
         raise UserError("there are no images to measure")
-    return ExtractedFeatures(
-        concatenate([features for features, _ in ordered]),
-        np.concatenate([batch for _, batch in ordered])[:SEARCHED],
-    )
+    features, images = zip(*ordered, strict=True)
+    return ExtractedFeatures(concatenate(features), np.concatenate(images)[:SEARCHED])
 
 
 def small_pixels(images: np.ndarray) -> np.ndarray:

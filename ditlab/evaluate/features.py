@@ -22,17 +22,11 @@ from ditlab.errors import UserError
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images.
+    """Features of N images, float32."""
 
-    Attributes:
-        pooled: float32 (N, D), for the Fréchet distance, precision and recall, and KID.
-        spatial: float32 (N, S), not averaged over positions, for sFID; Inception only.
-        probabilities: float32 (N, K) of the network's classes, for the Inception score; Inception only.
-    """
-
-    pooled: np.ndarray
-    spatial: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
+    pooled: np.ndarray  # (N, D), for the Fréchet distance, precision and recall, and KID
+    spatial: np.ndarray | None = None  # (N, S), not averaged over positions, for sFID; Inception only
+    probabilities: np.ndarray | None = None  # (N, K) of the network's classes, for the Inception score; Inception only
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -41,33 +35,21 @@ class Features:
 def concatenate(parts: Sequence[Features]) -> Features:
     """The features of several batches as one; a kind that one batch lacks is None."""
 
-    def join(arrays: list[np.ndarray | None]) -> np.ndarray | None:
-        present = [array for array in arrays if array is not None]
-        return np.concatenate(present) if len(present) == len(arrays) else None
+    def join(kind: str) -> np.ndarray | None:
+        arrays = [getattr(part, kind) for part in parts]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
 
-    return Features(
-        np.concatenate([part.pooled for part in parts]),
-        join([part.spatial for part in parts]),
-        join([part.probabilities for part in parts]),
-    )
+    return Features(np.concatenate([part.pooled for part in parts]), join("spatial"), join("probabilities"))
 
 
 class FeatureNetwork(nn.Module, ABC):
-    """A network that turns images into features, in evaluation mode and without gradients.
+    """A network that turns images into features, in evaluation mode and without gradients."""
 
-    Attributes:
-        name: in the registry.
-        distance: name of the Fréchet distance of its pooled features. Numbers of equal names are comparable.
-        width: number of pooled features, D.
-        side: every image is resized to a square of this many pixels a side, whatever its shape.
-        resize: how, in words.
-    """
-
-    name: str
-    distance: str
-    width: int
-    side: int
-    resize: str
+    name: str  # in the registry
+    distance: str  # name of the Fréchet distance of its pooled features; numbers of equal names are comparable
+    width: int  # number of pooled features, D
+    side: int  # every image is resized to a square of this many pixels a side, whatever its shape
+    resize: str  # how, in words
 
     @classmethod
     def build(cls, size: tuple[int, int], weights: str) -> FeatureNetwork:
@@ -88,23 +70,18 @@ class FeatureNetwork(nn.Module, ABC):
         """The arrays of ``Features`` for RGB images (N, 3, H, W), float32 from 0 to 255."""
 
     def extract(self, images: np.ndarray) -> Features:
-        """The features of one batch, computed in float32 (no TF32).
+        """The features of one batch of images uint8 (N, H, W, C), computed in float32 (no TF32).
 
-        Args:
-            images: uint8 (N, H, W, C). Grey (C = 1) becomes three equal channels; RGBA (C = 4) is composited on white, as
-                when ditlab reads such a file as RGB.
-
-        Raises:
-            UserError: images of another type or shape.
+        Grey (C = 1) becomes three equal channels; RGBA (C = 4) is composited on white, as when ditlab reads such a file
+        as RGB. UserError: images of another type or shape.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
             raise UserError(
                 f"cannot compute features of images of {images.dtype} {images.shape}; they must be uint8 (N, H, W, C), "
                 "C 1 (grey), 3 (RGB) or 4 (RGBA)"
             )
-        device = self.device
-        with torch.inference_mode(), full_precision(device):
-            pooled, *others = self(rgb(torch.from_numpy(np.array(images, order="C")).to(device)))
+        with torch.inference_mode(), full_precision(self.device):
+            pooled, *others = self(rgb(torch.from_numpy(np.array(images, order="C")).to(self.device)))
         return Features(pooled.cpu().numpy(), *(None if part is None else part.cpu().numpy() for part in others))
 
 
@@ -113,8 +90,7 @@ def rgb(images: Tensor) -> Tensor:
     pixels = images.permute(0, 3, 1, 2).float()
     if pixels.shape[1] == 4:
         colour, alpha = pixels[:, :3], pixels[:, 3:]
-        # Rounded, as a file of the composited image would be.
-        pixels = ((colour * alpha + 255 * (255 - alpha)) / 255).round_()
+        pixels = ((colour * alpha + 255 * (255 - alpha)) / 255).round_()  # as a file of the composited image would be
     return pixels.expand(-1, 3, -1, -1)
 
 

@@ -33,17 +33,16 @@ from ditlab.runtime.weights import load_weights
 
 SIDE = 299
 SPATIAL_CHANNELS = 7
-BATCH_COUNTER = (
-    "num_batches_tracked"  # a buffer of PyTorch's batch normalisation that the graph, and so the file, lacks
-)
+BATCH_COUNTER = "num_batches_tracked"  # PyTorch's batch normalisation has this buffer, the graph and so the file do not
+
+
+Pair = tuple[int, int]
 
 
 class Convolution(nn.Module):
     """A convolution without bias, batch normalisation, a ReLU."""
 
-    def __init__(
-        self, channels: int, width: int, kernel: tuple[int, int], stride: int = 1, padding: tuple[int, int] = (0, 0)
-    ):
+    def __init__(self, channels: int, width: int, kernel: Pair, stride: int = 1, padding: Pair = (0, 0)):
         super().__init__()
         self.conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=1e-3)
@@ -59,7 +58,7 @@ class Unit:
 
     name: str
     width: int
-    kernel: tuple[int, int] = (1, 1)
+    kernel: Pair = (1, 1)
     stride: int = 1
 
     def build(self, channels: int) -> Convolution:
@@ -145,14 +144,11 @@ def mixed_17(inner: int) -> Mixed:
         (Unit("branch1x1", 192),),
         (Unit("branch7x7_1", inner), Unit("branch7x7_2", inner, (1, 7)), Unit("branch7x7_3", 192, (7, 1))),
         (
-            Unit("branch7x7dbl_1", inner),
-            Unit("branch7x7dbl_2", inner, (7, 1)),
-            Unit("branch7x7dbl_3", inner, (1, 7)),
-            Unit("branch7x7dbl_4", inner, (7, 1)),
-            Unit("branch7x7dbl_5", 192, (1, 7)),
+            Unit("branch7x7dbl_1", inner), Unit("branch7x7dbl_2", inner, (7, 1)), Unit("branch7x7dbl_3", inner, (1, 7)),
+            Unit("branch7x7dbl_4", inner, (7, 1)), Unit("branch7x7dbl_5", 192, (1, 7)),
         ),
         (average_pool, Unit("branch_pool", 192)),
-    )
+    )  # fmt: skip
 
 
 def mixed_17_to_8() -> Mixed:
@@ -161,13 +157,11 @@ def mixed_17_to_8() -> Mixed:
         768,
         (Unit("branch3x3_1", 192), Unit("branch3x3_2", 320, (3, 3), 2)),
         (
-            Unit("branch7x7x3_1", 192),
-            Unit("branch7x7x3_2", 192, (1, 7)),
-            Unit("branch7x7x3_3", 192, (7, 1)),
+            Unit("branch7x7x3_1", 192), Unit("branch7x7x3_2", 192, (1, 7)), Unit("branch7x7x3_3", 192, (7, 1)),
             Unit("branch7x7x3_4", 192, (3, 3), 2),
         ),
         (strided_max_pool,),
-    )
+    )  # fmt: skip
 
 
 def mixed_8(channels: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
@@ -177,12 +171,11 @@ def mixed_8(channels: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
         (Unit("branch1x1", 320),),
         (Unit("branch3x3_1", 384), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))),
         (
-            Unit("branch3x3dbl_1", 448),
-            Unit("branch3x3dbl_2", 384, (3, 3)),
+            Unit("branch3x3dbl_1", 448), Unit("branch3x3dbl_2", 384, (3, 3)),
             (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
         ),
         (pool, Unit("branch_pool", 192)),
-    )
+    )  # fmt: skip
 
 
 class InceptionV3(nn.Module):
@@ -195,17 +188,11 @@ class InceptionV3(nn.Module):
         self.Conv2d_2b_3x3 = Convolution(32, 64, (3, 3), padding=(1, 1))
         self.Conv2d_3b_1x1 = Convolution(64, 80, (1, 1))
         self.Conv2d_4a_3x3 = Convolution(80, 192, (3, 3))
-        self.Mixed_5b = mixed_35(192, 32)
-        self.Mixed_5c = mixed_35(256, 64)
-        self.Mixed_5d = mixed_35(288, 64)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = mixed_35(192, 32), mixed_35(256, 64), mixed_35(288, 64)
         self.Mixed_6a = mixed_35_to_17()
-        self.Mixed_6b = mixed_17(128)
-        self.Mixed_6c = mixed_17(160)
-        self.Mixed_6d = mixed_17(160)
-        self.Mixed_6e = mixed_17(192)
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (mixed_17(width) for width in (128, 160, 160, 192))
         self.Mixed_7a = mixed_17_to_8()
-        self.Mixed_7b = mixed_8(1280, average_pool)
-        self.Mixed_7c = mixed_8(2048, max_pool)
+        self.Mixed_7b, self.Mixed_7c = mixed_8(1280, average_pool), mixed_8(2048, max_pool)
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,13 +227,9 @@ def resize(pixels: Tensor, side: int = SIDE) -> Tensor:
 
 
 class Inception(FeatureNetwork):
-    """Inception-v3 with the reference weights, or with others that then give the distance another name.
+    """Inception-v3 with the reference weights, or with those of a .pth or .safetensors, which give the distance another name.
 
-    Args:
-        weights: a file in the reference's layout, .pth or .safetensors; None for the reference weights.
-
-    Raises:
-        UserError: weights that are missing, cannot be read or do not fit.
+    UserError: weights that are missing, cannot be read or do not fit.
     """
 
     name = "inception"

@@ -32,8 +32,7 @@ def is_reference(digest: str) -> bool:
 def reference_weights() -> Path:
     """The reference file in the cache folder, downloaded first if it is missing (91 MiB).
 
-    Raises:
-        UserError: it cannot be downloaded, or another file came, which is not kept.
+    UserError: it cannot be downloaded, or another file came, which is not kept.
     """
     path, url = files.cache_home() / FILE, f"{RELEASE}/{FILE}"
     if path.is_file():
@@ -60,8 +59,7 @@ def reference_weights() -> Path:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors in a .pth, read without running code, or a .safetensors, and the file's SHA-256.
 
-    Raises:
-        UserError: the file is missing, cannot be read, or holds anything but tensors by name.
+    UserError: the file is missing, cannot be read, or holds anything but tensors by name.
     """
     try:
         content = path.read_bytes()

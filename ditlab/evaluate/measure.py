@@ -18,12 +18,10 @@ Moments = tuple[np.ndarray, np.ndarray]  # mean (D,) and covariance (D, D)
 
 @dataclass(frozen=True)
 class Number:
-    """A measured value.
+    """A measured value and its standard deviation, None if it was not measured.
 
-    Attributes:
-        value: the number.
-        spread: a standard deviation; None if none was measured. Of a Frechet distance, precision and recall: over other sets
-            of as many samples. Of a kernel distance and a score, as published: over the parts they are means of.
+    Of a Frechet distance, precision and recall it is over other sets of as many samples; of a kernel distance and a score,
+    as published, over the parts they are means of.
     """
 
     value: float
@@ -42,20 +40,10 @@ def metric_names(distance: str) -> dict[str, str]:
 
 
 def measure(generated: Features, reference: Reference, real: RealImages | None = None) -> dict[str, Number]:
-    """Compare generated images with real ones.
+    """Compare generated images with real ones: metrics by name. UserError: too few generated images.
 
-    Precision and recall use all generated images and up to 10,000 real ones, as ADM's suite does.
-
-    Args:
-        generated: features of the generated images.
-        reference: statistics of the real images.
-        real: the real images with their features; without them there is no kernel distance, precision or recall.
-
-    Returns:
-        Metrics by name, without a Frechet distance if the real images are too few for it.
-
-    Raises:
-        UserError: too few generated images.
+    Precision and recall use all generated images and up to 10,000 real ones, as ADM's suite does. Without ``real`` there is
+    no kernel distance, precision or recall; without enough real images for it no Frechet distance.
     """
     called, width = metric_names(reference.distance), generated.pooled.shape[1]
     numbers: dict[str, Number] = {}

@@ -10,6 +10,7 @@ from ditlab.evaluate.statistics import BLOCK
 SCORED = 5000  # images in a part of the Inception score
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as published
 RESAMPLES = 10  # of the Frechet distance: its standard deviation is then known to a quarter
+Array = np.ndarray
 
 
 def check_count(count: int, width: int) -> None:
@@ -20,20 +21,12 @@ def check_count(count: int, width: int) -> None:
         )
 
 
-def frechet_distance(
-    mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: np.ndarray, covariance_b: np.ndarray
-) -> float:
+def frechet_distance(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> float:
     """Squared Frechet (2-Wasserstein) distance of two Gaussians, which FID is (Heusel et al. 2017, equation 6).
 
     |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)). With A = R'R and B = S'S the trace of (A B)^(1/2) is the sum of the singular
     values of R S'. This takes no root of an asymmetric product or of a near-zero eigenvalue, so that singular covariances
-    lose no digits.
-
-    Args:
-        mean_a: (D,).
-        covariance_a: (D, D), symmetric, positive semidefinite up to rounding.
-        mean_b: of the other Gaussian, (D,).
-        covariance_b: (D, D).
+    lose no digits. Means are (D,), covariances (D, D), symmetric and positive semidefinite up to rounding.
     """
     difference = np.asarray(mean_a, np.float64) - mean_b
     overlap = np.linalg.svd(_root(covariance_a) @ _root(covariance_b).T, compute_uv=False).sum()
@@ -41,17 +34,11 @@ def frechet_distance(
     return max(0.0, float(distance))
 
 
-def frechet_spread(generated: np.ndarray, mean: np.ndarray, covariance: np.ndarray, seed: int = 0) -> float:
+def frechet_spread(generated: Array, mean: Array, covariance: Array, seed: int = 0) -> float:
     """Standard deviation of a Frechet distance over sets of samples, by the bootstrap.
 
-    Generated samples are resampled with replacement, as weights; the reference is fixed. A resample costs N D^2 / 3
-    multiply-accumulates and the eigenvalues of one matrix.
-
-    Args:
-        generated: features (N, D) of the samples.
-        mean: of the reference, (D,).
-        covariance: of the reference, (D, D).
-        seed: of the resamples.
+    Generated samples (N, D) are resampled with replacement, as weights; the reference, mean (D,) and covariance (D, D), is
+    fixed. A resample costs N D^2 / 3 multiply-accumulates and the eigenvalues of one matrix.
     """
     root = _root(covariance)
     random = np.random.default_rng(seed)
@@ -66,22 +53,12 @@ def frechet_spread(generated: np.ndarray, mean: np.ndarray, covariance: np.ndarr
     return float(np.std(distances, ddof=1))
 
 
-def kernel_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(real: Array, generated: Array, seed: int = 0) -> tuple[float, float]:
     """Kernel distance, KID on Inception's features: the squared maximum mean discrepancy (Binkowski et al. 2018).
 
     The kernel is (x.y / D + 1)^3 and the estimate of a subset is unbiased. 100 subsets of 1000 samples are drawn from each set;
     from sets of fewer than 2000, subsets of half the smaller set, since subsets that are the whole set would not differ.
-
-    Args:
-        real: features of real images (N, D).
-        generated: features of generated ones (M, D).
-        seed: of the subsets.
-
-    Returns:
-        Mean and standard deviation over the subsets.
-
-    Raises:
-        UserError: fewer than 4 samples in a set.
+    Features (N, D) and (M, D) to mean and standard deviation over the subsets. UserError: fewer than 4 samples in a set.
     """
     size = min(SUBSET, len(real) // 2, len(generated) // 2)
     if size < 2:
@@ -96,11 +73,11 @@ def kernel_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> t
     return float(np.mean(values)), float(np.std(values))
 
 
-def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
+def discrepancy(x: Array, y: Array) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy of x (n, D) and y (n, D) under the kernel (x.y / D + 1)^3."""
     count, width = x.shape
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def kernel(a: Array, b: Array) -> Array:
         product = a @ b.T / width + 1
         return product * product * product  # `** 3` calls pow for each pair
 
@@ -109,33 +86,27 @@ def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     return float(within / (count * (count - 1)) - 2 * kernel(x, y).mean())
 
 
-def inception_score(probabilities: np.ndarray, size: int = SCORED) -> tuple[float, float]:
-    """Inception score (Salimans et al. 2016): exp(E_x KL(p(y|x) || p(y))).
+def inception_score(probabilities: Array, size: int = SCORED) -> tuple[float, float]:
+    """Inception score (Salimans et al. 2016): exp(E_x KL(p(y|x) || p(y))); mean and standard deviation over parts.
 
-    Args:
-        probabilities: of the classes, (N, K), rows sum to 1.
-        size: images of a part, in order; the last part may have fewer. ADM's suite uses 5000.
-
-    Returns:
-        Mean and standard deviation over the parts.
+    Probabilities are (N, K), rows sum to 1; parts of ``size`` in order, the last may be smaller. ADM's suite uses 5000.
     """
     scores = []
     for start in range(0, len(probabilities), size):
-        part = probabilities[start : start + size]
-        classes = part.astype(np.float64)
+        classes = probabilities[start : start + size].astype(np.float64)
         # The mean divergence is the average's entropy minus the mean entropy, which needs no logarithm of 0 / 0.
         scores.append(np.exp(_entropy(classes.mean(axis=0)) - _entropy(classes).mean()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
+def _root(covariance: Array) -> Array:
     """R (rank, D) with R'R the covariance, without eigenvalues that are zero up to rounding."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     positive = values > len(values) * np.finfo(np.float64).eps * values[-1]
     return (vectors[:, positive] * np.sqrt(values[positive])).T
 
 
-def _weighted(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _weighted(features: Array, weights: Array) -> tuple[Array, Array]:
     """Mean (D,) and covariance (D, D) of rows repeated as often as their integer weights."""
     total, width = weights.sum(), features.shape[1]
     drawn = np.flatnonzero(weights)
@@ -148,6 +119,6 @@ def _weighted(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np
     return mean, scatter / (total - 1)
 
 
-def _entropy(probabilities: np.ndarray) -> np.ndarray:
+def _entropy(probabilities: Array) -> Array:
     """Entropy in nats over the last axis."""
     return -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1))).sum(axis=-1)

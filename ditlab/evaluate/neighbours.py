@@ -31,19 +31,8 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> tup
     """Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 to 3), as in ADM's suite.
 
     A sample lies in a set's manifold if its distance to some member is at most that member's distance to its own k-th
-    neighbour in the set.
-
-    Args:
-        real: features of real images (N, D).
-        generated: features of generated ones (M, D).
-        k: the neighbour that sets a member's radius.
-
-    Returns:
-        The fraction of generated samples in the real manifold (precision), and of real ones in the generated manifold
-        (recall).
-
-    Raises:
-        UserError: a set has k samples or fewer.
+    neighbour in the set. Features (N, D) and (M, D) to the fraction of generated samples in the real manifold (precision),
+    and of real ones in the generated manifold (recall). UserError: a set has k samples or fewer.
     """
     for name, features in (("real", real), ("generated", generated)):
         if len(features) <= k:
@@ -61,15 +50,9 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> tup
 
 
 def nearest_neighbours(queries: np.ndarray, base: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest neighbours of each query, nearest first.
+    """The k (at most M) nearest of ``base`` (M, D), at least one, for each query (N, D), nearest first.
 
-    Args:
-        queries: features (N, D).
-        base: features (M, D), at least one.
-        k: number of neighbours; M if there are fewer.
-
-    Returns:
-        Indices into ``base``, int64 (N, k), and Euclidean distances, float64 (N, k), exactly 0 for a copy.
+    Returns indices, int64 (N, k), and Euclidean distances, float64 (N, k), exactly 0 for a copy.
     """
     k = min(k, len(base))
     indices, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
@@ -77,7 +60,7 @@ def nearest_neighbours(queries: np.ndarray, base: np.ndarray, k: int = 1) -> tup
         count = rows.stop - rows.start
         found, least = np.zeros((count, 0), np.int64), np.zeros((count, 0))
         for columns in _tiles(base):
-            numbers = np.broadcast_to(np.arange(columns.start, columns.stop), (count, columns.stop - columns.start))
+            numbers = np.tile(np.arange(columns.start, columns.stop), (count, 1))
             candidates = np.concatenate([least, squared_distances(queries[rows], base[columns])], axis=1)
             chosen = _smallest(candidates, k)
             least = np.take_along_axis(candidates, chosen, axis=1)
@@ -101,18 +84,14 @@ def _smallest(values: np.ndarray, k: int) -> np.ndarray:
 class Memorisation:
     """Distances of generated samples to the training images, compared with those of held-out real images.
 
-    Attributes:
-        nearest: index of the nearest training sample of each generated one, (M,).
-        distance: and the distance to it, (M,).
-        held_out: distance of each held-out sample to its nearest training sample, (H,).
-        closer: fraction of pairs (generated, held-out) in which the generated one is closer, ties counted half. A model of
-            the same distribution that copies nothing has 0.5, a model that copies up to 1.
-        copies: fraction of generated samples closer than the closest 1% of held-out ones; without copying 0.01.
+    ``closer`` is the fraction of pairs (generated, held-out) in which the generated one is closer, ties counted half: 0.5
+    for a model of the same distribution that copies nothing, up to 1 for one that copies. ``copies`` is the fraction of
+    generated samples closer than the closest 1% of held-out ones; without copying 0.01.
     """
 
-    nearest: np.ndarray
-    distance: np.ndarray
-    held_out: np.ndarray
+    nearest: np.ndarray  # index of the nearest training sample of each generated one, (M,)
+    distance: np.ndarray  # and the distance to it, (M,)
+    held_out: np.ndarray  # distance of each held-out sample to its nearest training sample, (H,)
     closer: float
     copies: float
 
@@ -120,19 +99,11 @@ class Memorisation:
 def memorisation(generated: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorisation:
     """Whether generated samples are closer to the training images than new real images are (after Meehan et al. 2020).
 
-    Args:
-        generated: features (M, D).
-        train: features of the training images (N, D).
-        held_out: features of images of the same distribution that were not trained on (H, D).
-
-    Raises:
-        UserError: no generated or training samples, or fewer than 100 held-out ones, of which 1% is none.
+    Features (M, D), (N, D) and, of images of the same distribution that were not trained on, (H, D).
+    UserError: no generated or training samples, or fewer than 100 held-out ones, of which 1% is none.
     """
-    for name, features, least in (
-        ("generated", generated, 1),
-        ("training", train, 1),
-        ("held-out", held_out, round(1 / PERCENT)),
-    ):
+    needed = (("generated", generated, 1), ("training", train, 1), ("held-out", held_out, round(1 / PERCENT)))
+    for name, features, least in needed:
         if len(features) < least:
             raise UserError(
                 f"{len(features)} {name} samples are too few to measure memorisation; at least {least} needed"

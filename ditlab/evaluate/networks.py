@@ -15,17 +15,10 @@ NETWORKS: dict[str, type[FeatureNetwork]] = {network.name: network for network i
 def feature_network(
     name: str, size: tuple[int, int], weights: str = "", device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
-    """Build a feature network and load its weights.
+    """Build a feature network for images of a height and width; EfficientNet-Lite0 works at a resolution near theirs.
 
-    Args:
-        name: ``inception`` or ``efficientnet-lite0``.
-        size: height and width of the images; EfficientNet-Lite0 works at a resolution near theirs.
-        weights: file of Inception weights to use instead of the reference ones, which are otherwise read from the cache
-            folder or downloaded into it.
-        device: to run on.
-
-    Raises:
-        UserError: an unknown name, or weights that are missing or do not fit.
+    ``weights`` is a file of Inception weights to use instead of the reference ones, which are otherwise read from the cache
+    folder or downloaded into it. UserError: an unknown name, or weights that are missing or do not fit.
     """
     if name not in NETWORKS:
         raise UserError(f"unknown feature network {name!r}; {nearest(name, NETWORKS)}")

@@ -27,29 +27,15 @@ HEADERS = ("", "generated", "real against real")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-        numbers: of the generated images, by name.
-        floor: of real images against real images, by the same names.
-        how: everything the numbers depend on, as text by name.
-    """
-
-    numbers: dict[str, Number]
-    floor: dict[str, Number]
-    how: dict[str, str]
-
-    def record(self) -> dict[str, object]:
-        """As JSON."""
-        return asdict(self)
+    numbers: dict[str, Number]  # of the generated images, by name
+    floor: dict[str, Number]  # of real images against real images, by the same names
+    how: dict[str, str]  # everything the numbers depend on, as text by name
 
     @classmethod
     def from_record(cls, record: dict) -> Evaluation:
-        """From JSON.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: not such a record.
-        """
+        """From JSON. KeyError, TypeError, ValueError or AttributeError: not such a record."""
         numbers, floor = ({name: _number(**number) for name, number in record[part].items()} for part in PARTS)
         return cls(numbers, floor, {str(name): str(value) for name, value in record["how"].items()})
 
@@ -81,21 +67,16 @@ def _arrow(name: str) -> str:
 def append_result(folder: Path, evaluation: Evaluation) -> None:
     """Append an evaluation to ``results.jsonl`` of a folder and rewrite its ``report.md`` from all of them.
 
-    Raises:
-        UserError: the existing file is damaged, or the disk is full; existing files are then unchanged.
+    UserError: the existing file is damaged, or the disk is full; existing files are then unchanged.
     """
     everything = [*read_results(folder), evaluation]
     lines = (folder / RESULTS).read_text().splitlines() if len(everything) > 1 else []
-    files.write_file(folder / RESULTS, "\n".join([*lines, json.dumps(evaluation.record()), ""]))
+    files.write_file(folder / RESULTS, "\n".join([*lines, json.dumps(asdict(evaluation)), ""]))
     files.write_file(folder / REPORT, report(everything))
 
 
 def read_results(folder: Path) -> list[Evaluation]:
-    """All evaluations of a folder, oldest first.
-
-    Raises:
-        UserError: the file is damaged, or the folder has another kind of report.
-    """
+    """All evaluations of a folder, oldest first. UserError: the file is damaged, or the report is not of evaluations."""
     path = folder / RESULTS
     if not path.exists():
         if (folder / REPORT).exists() and not (folder / REPORT).read_text().startswith(TITLE):
@@ -121,11 +102,7 @@ def report(evaluations: Sequence[Evaluation]) -> str:
 
 
 def write_neighbours(neighbours: Neighbours, path: Path) -> None:
-    """Draw generated images, below each the training image nearest in features and the one nearest in pixels.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Draw generated images, below each the training image nearest in features and the one nearest in pixels."""
     columns, rows = min(len(neighbours.generated), COLUMNS), []
     for start in range(0, len(neighbours.generated), columns):
         for images in (neighbours.generated, neighbours.in_features, neighbours.in_pixels):

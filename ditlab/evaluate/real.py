@@ -27,21 +27,13 @@ STATISTICS, FEATURES = ("whole", "even", "odd"), "features.npz"
 
 @dataclass(frozen=True)
 class RealImages:
-    """A data set with the features that the metrics need.
-
-    Attributes:
-        dataset: the images.
-        statistics: of the features of all of them.
-        halves: statistics of the images of even and of odd index; their distance is the floor of a distance.
-        indices: of the images whose features are stored, int64 (K,), ascending.
-        pooled: their features, float32 (K, D).
-    """
+    """A data set with the features that the metrics need."""
 
     dataset: Dataset
-    statistics: Reference
-    halves: tuple[Reference, Reference]
-    indices: np.ndarray
-    pooled: np.ndarray
+    statistics: Reference  # of the features of all images
+    halves: tuple[Reference, Reference]  # of the images of even and of odd index; their distance is a distance's floor
+    indices: np.ndarray  # of the images whose features are stored, int64 (K,), ascending
+    pooled: np.ndarray  # their features, float32 (K, D)
 
     def describe(self) -> str:
         """One line: ``fashion: 60,000 images of 1x28x28, 10 classes, train``."""
@@ -55,11 +47,7 @@ class RealImages:
         return self.pooled[rows[evenly_spaced(len(rows), count)]]
 
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """The images of some of the stored features, uint8 (N, H, W, C).
-
-        Raises:
-            UserError: one can no longer be read.
-        """
+        """The images of some of the stored features, uint8 (N, H, W, C). UserError: one can no longer be read."""
         pixels, found = self.dataset.read(self.indices[rows])
         if len(found) < len(rows):
             raise UserError(
@@ -117,17 +105,8 @@ def real_features(
 ) -> RealImages | None:
     """Compute the features of a data set, each process a share, or read them from the cache folder.
 
-    Args:
-        dataset: the images.
-        network: on its device.
-        processes: that share the work.
-        progress: called with the number of images that all processes have read.
-
-    Returns:
-        The features in the main process, None in the others.
-
-    Raises:
-        UserError: too few images can be read, or the cache folder cannot be written.
+    ``progress`` is called with the number of images that all processes have read. Returns None in all but the main process.
+    UserError: too few images can be read, or the cache folder cannot be written.
     """
     folder = _cache_folder(dataset, network)
     real = _load(folder, dataset) if processes.is_main else None

@@ -42,21 +42,13 @@ class ArchiveSource(ArraySource):
 
 
 def open_archive(path: Path) -> Dataset:
-    """The images of an archive as a data set without labels.
-
-    Raises:
-        UserError: see ``read_archive``.
-    """
+    """The images of an archive as a data set without labels; errors as ``read_archive``."""
     images = read_archive(path)
     return Dataset(ArchiveSource(path.name, images, np.zeros(len(images), np.int64), ()), DataConfig())
 
 
 def array_names(path: Path) -> list[str]:
-    """Names of the arrays in an .npz.
-
-    Raises:
-        UserError: not an .npz, or truncated.
-    """
+    """Names of the arrays in an .npz. UserError: not an .npz, or truncated."""
     with npz_errors(path), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
@@ -64,10 +56,7 @@ def array_names(path: Path) -> list[str]:
 def read_archive(path: Path) -> np.ndarray:
     """Images uint8 (N, H, W, C) of an archive in ADM's layout, as ``ditlab sample --out FILE.npz`` writes it.
 
-    They are memory-mapped, or loaded if the archive is compressed.
-
-    Raises:
-        UserError: not an .npz, truncated, or it contains anything else.
+    They are memory-mapped, or loaded if the archive is compressed. UserError: not an .npz, truncated, or anything else.
     """
     with npz_errors(path), zipfile.ZipFile(path) as archive:
         if f"{IMAGES}.npy" not in archive.namelist():

@@ -23,9 +23,6 @@ class Statistics:
     Rows are collected into blocks. Each block is centred on its own mean before its products are computed, and merged by the
     update of Chan, Golub and LeVeque (1983), so that a mean that is large compared with the standard deviation costs no
     digits, and the result does not depend on the batch size. An image costs D^2 / 2 multiply-accumulates.
-
-    Args:
-        width: D.
     """
 
     def __init__(self, width: int):
@@ -37,11 +34,7 @@ class Statistics:
         self._filled = 0  # rows in the block
 
     def update(self, features: np.ndarray) -> None:
-        """Add features (N, D) of any number type.
-
-        Raises:
-            ValueError: another width.
-        """
+        """Add features (N, D) of any number type. ValueError: another width."""
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ValueError(f"features have shape {features.shape}; expected (N, {self.width})")
         start = 0
@@ -54,11 +47,7 @@ class Statistics:
                 self._flush()
 
     def merge(self, other: Statistics) -> None:
-        """Add the rows of another accumulator, such as another process's.
-
-        Raises:
-            ValueError: another width.
-        """
+        """Add the rows of another accumulator, such as another process's. ValueError: another width."""
         if other.width != self.width:
             raise ValueError(f"cannot merge statistics of {other.width} features into those of {self.width}")
         other._flush()
@@ -71,11 +60,7 @@ class Statistics:
 
     @property
     def mean(self) -> np.ndarray:
-        """Float64 (D,).
-
-        Raises:
-            ValueError: no rows were added.
-        """
+        """Float64 (D,). ValueError: no rows were added."""
         if not self.count:
             raise ValueError("no features were added")
         self._flush()
@@ -83,11 +68,7 @@ class Statistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Float64 (D, D), divided by N - 1.
-
-        Raises:
-            ValueError: fewer than two rows were added.
-        """
+        """Float64 (D, D), divided by N - 1. ValueError: fewer than two rows were added."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two rows of features, not {self.count}")
         self._flush()
@@ -102,10 +83,9 @@ class Statistics:
             self._join(len(rows), mean, rows.T @ rows)  # numpy computes half of a product with its own transpose
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        total = self._count + count
         if not count:
             return
-        shift = mean - self._mean
+        total, shift = self._count + count, mean - self._mean
         between = shift * (self._count * count / total) ** 0.5
         self._scatter += scatter
         self._scatter += np.outer(between, between)
@@ -115,39 +95,21 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of a data set's features for Frechet distances.
+    """Statistics of a data set's features for Frechet distances."""
 
-    Attributes:
-        mean: of the pooled features, float64 (D,).
-        covariance: of them, (D, D).
-        spatial_mean: of the spatial features, for sFID; None without them.
-        spatial_covariance: of them, or None.
-        count: number of images; 0 if the file does not contain it.
-        distance: name of the Frechet distance of these features.
-        size: height and width of the images; None if the file does not contain it.
-        images: description of the images.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    spatial_mean: np.ndarray | None = None
+    mean: np.ndarray  # of the pooled features, float64 (D,)
+    covariance: np.ndarray  # of them, (D, D)
+    spatial_mean: np.ndarray | None = None  # of the spatial features, for sFID; None without them
     spatial_covariance: np.ndarray | None = None
-    count: int = 0
-    distance: str = "FID"
-    size: tuple[int, int] | None = None
-    images: str = ""
+    count: int = 0  # number of images; 0 if the file does not contain it
+    distance: str = "FID"  # name of the Frechet distance of these features
+    size: tuple[int, int] | None = None  # height and width of the images; None if the file does not contain it
+    images: str = ""  # description of the images
 
     def check(self, path: Path, distance: str, width: int, size: tuple[int, int]) -> None:
-        """Check that features can be compared with this reference.
+        """Check that ``width`` features of images of a size, with this name of their distance, can be compared with it.
 
-        Args:
-            path: file of this reference, for the message.
-            distance: name of the Frechet distance of the features.
-            width: number of pooled features.
-            size: height and width of their images.
-
-        Raises:
-            UserError: they are of another network, another number of features or another image size.
+        ``path`` is this reference's file, for the message. UserError: another network, number of features or image size.
         """
         if self.distance != distance:
             raise UserError(
@@ -169,10 +131,7 @@ class Reference:
 def write_statistics(path: Path, reference: Reference) -> None:
     """Write a reference as an .npz with the array names of ADM's suite (mu, sigma, mu_s, sigma_s) and pytorch-fid.
 
-    Metadata that those files lack is JSON under "ditlab".
-
-    Raises:
-        UserError: the disk is full or the path cannot be written; an earlier file there is unchanged.
+    Metadata that those files lack is JSON under "ditlab". UserError: the path cannot be written; an earlier file is unchanged.
     """
     arrays = {"mu": reference.mean, "sigma": reference.covariance}
     if reference.spatial_mean is not None and reference.spatial_covariance is not None:
@@ -187,23 +146,17 @@ def read_statistics(path: Path) -> Reference:
     """Read a file of ``write_statistics``, of ADM's suite or of pytorch-fid.
 
     The latter two are assumed to be of the reference Inception, with which both are made.
-
-    Raises:
-        UserError: not an .npz, truncated, mu or sigma missing, of shapes that do not match, or not finite.
+    UserError: not an .npz, truncated, mu or sigma missing, of shapes that do not match, or not finite.
     """
     with npz_errors(path), np.load(path, allow_pickle=False) as archive:
-        arrays = {
-            name: archive[name] for name in archive.files if not name.startswith("arr_")
-        }  # images: see open_archive
+        arrays = {name: archive[name] for name in archive.files if not name.startswith("arr_")}  # not the images
         metadata = json.loads(str(arrays.pop("ditlab", "{}")))
-    mean, covariance = _mean_and_covariance(path, arrays, "mu", "sigma")
-    spatial_mean = spatial_covariance = None
+    moments, spatial = _mean_and_covariance(path, arrays, "mu", "sigma"), (None, None)
     if {"mu_s", "sigma_s"} & arrays.keys():
-        spatial_mean, spatial_covariance = _mean_and_covariance(path, arrays, "mu_s", "sigma_s")
+        spatial = _mean_and_covariance(path, arrays, "mu_s", "sigma_s")
     if metadata.get("size"):
         metadata["size"] = tuple(metadata["size"])
-    known = {name: metadata[name] for name in METADATA if name in metadata}
-    return Reference(mean, covariance, spatial_mean, spatial_covariance, **known)
+    return Reference(*moments, *spatial, **{name: metadata[name] for name in METADATA if name in metadata})
 
 
 def _mean_and_covariance(

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import DiffusersAutoencoder, load_pretrained
+from ditlab.encoders import DiffusersAutoencoder
 from ditlab.errors import UserError
 from ditlab.interop import official
-from ditlab.models import DiT
+from ditlab.models import Network
 from ditlab.models.layout import sincos_positions
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
@@ -55,18 +54,10 @@ KINDS = ("weight", "bias")
 
 
 def export(model: Pipeline, out: Path, force: bool = False) -> int:
-    """Write a folder for ``DiTPipeline.from_pretrained``.
+    """Write a folder for ``DiTPipeline.from_pretrained``; ``force`` replaces an existing pipeline.
 
-    Args:
-        model: an adaln-zero DiT of the paper's process, on latents of a KL autoencoder.
-        out: the folder.
-        force: replace an existing pipeline.
-
-    Returns:
-        The number of sampling steps at which, and at whose divisors, the timestep embeddings are exact (``refit``).
-
-    Raises:
-        UserError: the pipeline does not support this model, or ``out`` is not empty.
+    Returns the number of sampling steps at which, and at whose divisors, the timestep embeddings are exact (``refit``).
+    UserError: the model is no adaln-zero DiT of the paper's process on latents of an AutoencoderKL, or ``out`` is not empty.
     """
     network, autoencoder = _parts(model)
     if out.exists() and not (force and (out / INDEX).is_file()) and not (out.is_dir() and not any(out.iterdir())):
@@ -74,7 +65,7 @@ def export(model: Pipeline, out: Path, force: bool = False) -> int:
         raise UserError(f"{out} already exists; {advice}")
     tensors = official.state_dict(network)
     steps = refit(tensors, ours=False)
-    config, latent, classes = network.config, network.spec.latent, official.label_table(network).classes
+    config, latent, classes = network.config, network.spec.latent, network.spec.classes
     table = torch.zeros(NULL + 1, config.width)
     table[:classes], table[NULL] = tensors[TABLE][:-1], tensors[TABLE][-1]
     tensors[TABLE] = table
@@ -98,9 +89,8 @@ def export(model: Pipeline, out: Path, force: bool = False) -> int:
         (temporary / "transformer" / WEIGHTS).write_bytes(safetensors.torch.save(_theirs(tensors, config.depth)))
         vae.save_pretrained(temporary / "vae")
         scheduler = {"_class_name": "DDIMScheduler", **SCHEDULER, **SAMPLING}
-        for name, record in (
-            ("transformer/config.json", transformer), ("scheduler/scheduler_config.json", scheduler), (INDEX, index),
-        ):  # fmt: skip
+        records = {"transformer/config.json": transformer, "scheduler/scheduler_config.json": scheduler, INDEX: index}
+        for name, record in records.items():
             (temporary / name).write_text(json.dumps(record, indent=2) + "\n")
     return steps
 
@@ -108,8 +98,7 @@ def export(model: Pipeline, out: Path, force: bool = False) -> int:
 def read(folder: Path) -> Pipeline:
     """Read a folder of diffusers' DiTPipeline; by default the model samples with 50 DDIM steps, as the pipeline does.
 
-    Raises:
-        UserError: the pipeline is missing, or has features that ditlab does not support.
+    UserError: the pipeline is missing, or has features that ditlab does not support.
     """
     index = _record(folder / INDEX)
     if index.get("_class_name") != "DiTPipeline":
@@ -132,15 +121,8 @@ def read(folder: Path) -> Pipeline:
         tensors[TABLE] = torch.cat([tensors[TABLE][: len(known)], tensors[TABLE][-1:]])
     refit(tensors, ours=True)
     network = official.network(tensors, path, heads)
-    latent, classes = network.spec.latent, official.label_table(network).classes
-    autoencoder = load_pretrained(str(folder), "vae")
-    if autoencoder.latent_channels != latent.channels:
-        raise UserError(
-            f"{folder}'s VAE has {autoencoder.latent_channels} latent channels, its transformer {latent.channels}"
-        )
-    labels = [str(name) for name in known] if len(known) == classes else list(map(str, range(classes)))
-    diffusion = DiffusionConfig(learned_variance=network.spec.learned_variance)
-    return Pipeline(network, diffusion, autoencoder, labels, SampleConfig("ddim", 50), {"imported": folder.name})
+    labels = [str(name) for name in known] if len(known) == network.spec.classes else []
+    return official.assemble(network, str(folder), "vae", labels, SampleConfig("ddim", 50), folder.name)
 
 
 def refit(tensors: dict[str, Tensor], ours: bool) -> int:
@@ -150,12 +132,8 @@ def refit(tensors: dict[str, Tensor], ours: bool) -> int:
     bias can reproduce the embeddings of any D + 1 timesteps exactly. The smallest change that does so is used, for as many
     evenly spaced timesteps as possible (all 1000 in DiT-XL, 250 in DiT-S).
 
-    Args:
-        tensors: in the public layout; changed.
-        ours: convert to ditlab's frequencies; otherwise from them to diffusers'.
-
-    Returns:
-        The number of evenly spaced timesteps, from 0, that are exact; those of any divisor of it are too.
+    ``tensors`` are in the public layout and changed: with ``ours`` to ditlab's frequencies, otherwise to diffusers'. Returns
+    the number of evenly spaced timesteps, from 0, that are exact; those of any divisor of it are too.
     """
     first, bias = (tensors[f"t_embedder.mlp.0.{kind}"].double() for kind in KINDS)
     second, offset = (tensors[f"t_embedder.mlp.2.{kind}"].double() for kind in KINDS)
@@ -206,21 +184,20 @@ def _one_scale(autoencoder: DiffusersAutoencoder) -> bool:
     return not autoencoder.mean.any() and bool((autoencoder.std == autoencoder.std[0]).all())
 
 
-def _parts(model: Pipeline) -> tuple[DiT, DiffusersAutoencoder]:
+def _parts(model: Pipeline) -> tuple[Network, Any]:
     """Network and autoencoder of a model that the pipeline supports; others are refused."""
-    network, autoencoder = official.paper(model, "diffusers' DiTPipeline"), model.autoencoder
-    classes = official.label_table(network).classes
+    network = official.paper(model, "diffusers' DiTPipeline")
+    autoencoder: Any = model.autoencoder  # with a VAE of diffusers if it is stochastic
+    classes = network.spec.classes
     if not 0 < classes <= NULL:
         raise UserError(f"diffusers' DiTPipeline takes 1 to {NULL} classes; this model has {classes}")
     if network.config.mlp_ratio != 4:
         raise UserError(f"diffusers' DiT has an MLP ratio of 4; this model has {network.config.mlp_ratio:g}")
-    if not isinstance(autoencoder, DiffusersAutoencoder) or not autoencoder.stochastic:
-        kind = "an AutoencoderTiny" if isinstance(autoencoder, DiffusersAutoencoder) else "none: it works on pixels"
-        raise UserError(f"diffusers' DiTPipeline decodes with an AutoencoderKL; this model has {kind}")
-    config = autoencoder.vae.config
-    if not _one_scale(autoencoder) and not (
-        config.get("use_quant_conv", True) and config.get("use_post_quant_conv", True)
-    ):
+    if not autoencoder.stochastic:
+        kind = autoencoder.architecture()["kind"]
+        raise UserError(f"diffusers' DiTPipeline decodes with an AutoencoderKL; this model's latents are of {kind}")
+    convolutions = all(autoencoder.vae.config.get(f"use_{name}_conv", True) for name in ("quant", "post_quant"))
+    if not convolutions and not _one_scale(autoencoder):
         raise UserError(
             "diffusers' DiTPipeline scales latents by one number, and this model's VAE has no 1x1 convolutions to put "
             "the statistics of its channels into"
@@ -229,13 +206,10 @@ def _parts(model: Pipeline) -> tuple[DiT, DiffusersAutoencoder]:
 
 
 def _names(depth: int) -> Iterator[tuple[str, str]]:
-    """Names of the tensors in the public layout and in the pipeline, except those of queries, keys and values.
-
-    Every block of the pipeline has a copy of the embeddings, so some of the public names occur more than once.
-    """
+    """Names in the public layout and in the pipeline, except those of queries, keys and values."""
     for n in range(depth):
         block = f"transformer_blocks.{n}"
-        yield TABLE, f"{block}.norm1.emb.{THEIR_TABLE}"
+        yield TABLE, f"{block}.norm1.emb.{THEIR_TABLE}"  # each block has a copy of the embeddings
         for kind in KINDS:
             for public, theirs in EMBEDDING.items():
                 yield f"{public}.{kind}", f"{block}.norm1.emb.{theirs}.{kind}"
@@ -247,7 +221,7 @@ def _names(depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _qkv(depth: int) -> Iterator[tuple[str, list[str]]]:
-    """The name of queries, keys and values in the public layout, where they are one tensor, and their names in the pipeline."""
+    """The name of queries, keys and values, one tensor, in the public layout, and their names in the pipeline."""
     for n in range(depth):
         for kind in KINDS:
             yield f"blocks.{n}.attn.qkv.{kind}", [f"transformer_blocks.{n}.attn1.{name}.{kind}" for name in QKV]
@@ -262,11 +236,7 @@ def _theirs(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 
 
 def _public(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """From tensors of the pipeline to those of the public layout.
-
-    Raises:
-        ValueError: its blocks have different embeddings; ditlab has one for all.
-    """
+    """From tensors of the pipeline to those of the public layout. ValueError: its blocks have different embeddings."""
     tensors: dict[str, Tensor] = {}
     for public, name in _names(depth):
         if not torch.equal(theirs[name], tensors.setdefault(public, theirs[name])):

@@ -13,14 +13,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_model(name: str | Path) -> Pipeline:
-    """Load a model.
+    """Load a model from a run folder, a ``model.safetensors``, a shipped model's name or a folder of a DiTPipeline.
 
-    Args:
-        name: a run folder, a ``model.safetensors``, a shipped model's name, the folder of a diffusers DiTPipeline, or a
-            model's id on the hub, ``user/name``, unless a folder ``user`` exists or user is ``runs``.
-
-    Raises:
-        UserError: the model is missing or cannot be read.
+    Or from the hub by its id, ``user/name``, unless a folder ``user`` exists or user is ``runs``.
+    UserError: the model is missing or cannot be read.
     """
     folder = Path(name)
     if (folder / diffusers_pipeline.INDEX).is_file():
@@ -32,11 +28,7 @@ def find_model(name: str | Path) -> Pipeline:
 
 
 def find(name: str | Path) -> Pipeline | DiffusersAutoencoder:
-    """Load a model as ``find_model`` does, or the autoencoder in a diffusers folder of a VAE.
-
-    Raises:
-        UserError: the model is missing or cannot be read.
-    """
+    """Load a model as ``find_model`` does, or the autoencoder in a diffusers folder of a VAE."""
     folder = Path(name)
     if (folder / "config.json").is_file() and not (folder / "model.json").is_file():
         return load_pretrained(str(folder))

@@ -21,18 +21,9 @@ FILES = (RECORD, WEIGHTS, "model_index.json", "*/*.json", "*/*.safetensors")  # 
 
 
 def push(run: Path, name: str, private: bool = False) -> str:
-    """Upload a model and its card.
+    """Upload the model of a run folder or ``model.safetensors`` with its card to ``user/name``; returns its URL.
 
-    Args:
-        run: run folder, or ``model.safetensors``.
-        name: on the hub, ``user/name``; created if it is missing.
-        private: create it as a private repository.
-
-    Returns:
-        The model's URL.
-
-    Raises:
-        UserError: the model or the account is missing, or the hub cannot be reached.
+    The repository is created if it is missing. UserError: model or account are missing, or the hub cannot be reached.
     """
     hub, model = _hub(), Pipeline.load(run)
     folder = run.parent if run.suffix == ".safetensors" else run
@@ -40,9 +31,10 @@ def push(run: Path, name: str, private: bool = False) -> str:
         content = Path(temporary)
         model.save(content)
         (content / CARD).write_text(card(model, name, folder))
-        for _, pictures in _pages(folder):
-            for picture in pictures:
-                _copy(folder / picture, content / picture)
+        for picture in (picture for _, pictures in _pages(folder) for picture in pictures):
+            if (folder / picture).is_file():
+                (content / picture).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / picture, content / picture)
         try:
             api = hub.HfApi()
             api.create_repo(name, private=private, exist_ok=True)
@@ -55,11 +47,7 @@ def push(run: Path, name: str, private: bool = False) -> str:
 
 
 def download(name: str) -> Path:
-    """Download a model into the hub's cache, if it is not there, and return its folder.
-
-    Raises:
-        UserError: the model is missing, or the hub cannot be reached.
-    """
+    """The folder of a model in the hub's cache, downloaded if it is not there. UserError: it cannot be downloaded."""
     hub = _hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
@@ -71,13 +59,7 @@ def download(name: str) -> Path:
 
 
 def card(model: Pipeline, name: str, folder: Path) -> str:
-    """The model card in Markdown: images, network, usage, then the run's reports of training and evaluation.
-
-    Args:
-        model: the model.
-        name: on the hub.
-        folder: of the run.
-    """
+    """The model card in Markdown: images, network, usage, then the reports of training and evaluation of a run folder."""
     config, spec = model.network.config, model.network.spec
     counted, (channels, height, width) = cost(config, spec), model.pixels
     rows = {
@@ -88,15 +70,10 @@ def card(model: Pipeline, name: str, folder: Path) -> str:
         "diffusion": f"{model.diffusion.schedule}, predicts {model.diffusion.target}",
         **{str(fact): str(value) for fact, value in model.facts.items()},
     }
+    usage = f'images = ditlab.load("{name}").sample(count=16, seed=0)  # uint8 (N, H, W, C)'
     lines = ["---", "library_name: ditlab", "pipeline_tag: unconditional-image-generation", "---", ""]
     lines += [f"# {name.rpartition('/')[2]}", "", "A diffusion transformer, trained with ditlab.", ""]
-    lines += [
-        "```python",
-        "import ditlab",
-        "",
-        f'images = ditlab.load("{name}").sample(count=16, seed=0)  # uint8 (N, H, W, C)',
-    ]
-    lines += ["```", "", *markdown_table(("", ""), rows.items())]
+    lines += ["```python", "import ditlab", "", usage, "```", "", *markdown_table(("", ""), rows.items())]
     for text, _ in _pages(folder):
         lines += [re.sub(r"^#", "##", text, flags=re.MULTILINE), ""]
     return "\n".join(lines)
@@ -104,21 +81,13 @@ def card(model: Pipeline, name: str, folder: Path) -> str:
 
 def _pages(folder: Path) -> list[tuple[str, list[str]]]:
     """The reports of a run: their text, and the paths of their pictures relative to the folder."""
-    return [_page(folder, part) for part in ("", "evaluation") if (folder / part / "report.md").is_file()]
-
-
-def _page(folder: Path, part: str) -> tuple[str, list[str]]:
-    def prefixed(found: re.Match[str]) -> str:
-        return found[0].replace(found[1], (Path(part) / found[1]).as_posix())
-
-    text = PICTURE.sub(prefixed, (folder / part / "report.md").read_text())
-    return text, PICTURE.findall(text)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    pages = []
+    for part in (Path(), Path("evaluation")):
+        if (folder / part / "report.md").is_file():
+            text = (folder / part / "report.md").read_text()
+            text = PICTURE.sub(lambda found, part=part: found[0].replace(found[1], (part / found[1]).as_posix()), text)
+            pages.append((text, PICTURE.findall(text)))
+    return pages
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -19,8 +20,6 @@ from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import load_pretrained
 from ditlab.errors import UserError
 from ditlab.models import SIZES, DiT, DiTConfig, LatentSpec, Network, labelled
-from ditlab.models.blocks import BlockConfig
-from ditlab.models.condition_embedding import LabelEmbedding
 from ditlab.models.layout import sincos_positions
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
@@ -39,12 +38,12 @@ NAMES = {
     "final_layer": "final_layer",
 }
 POSITIONS = "pos_embed"
+LATER = ("mlp", "norm", "positions", "qk_norm", "modulation_rank")  # options of blocks that the layout has no place for
 
 
 def _renamed(name: str, table: dict[str, str]) -> str:
-    for theirs, ours in table.items():
-        if theirs in name:
-            name = name.replace(theirs, ours)
+    for old, new in table.items():
+        name = name.replace(old, new)
     return name
 
 
@@ -64,17 +63,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read(path: str | Path, heads: int = 0) -> DiT:
-    """A DiT from a checkpoint in the public layout, in evaluation mode.
+    """A DiT in evaluation mode from a checkpoint in the public layout: a .pt, read without running code, or a .safetensors.
 
-    Depth, width, patch, channels, classes and image size are inferred from the tensors. Call it as
-    ``network(x, t, Condition(labels))`` with t from 0 to 999.
-
-    Args:
-        path: a .pt, read without running code, or a .safetensors.
-        heads: attention heads; 0 for those of the paper's model of the same width, or width / 64.
-
-    Raises:
-        UserError: a missing file, a pickle that contains code, or another architecture.
+    Depth, width, patch, channels, classes and image size are inferred from the tensors; 0 ``heads`` are those of the
+    paper's model of the same width, or width / 64. Call it as ``network(x, t, Condition.of_labels(labels))`` with t from 0
+    to 999. UserError: a missing file, a pickle that contains code, or another architecture.
     """
     return network(_read_tensors(Path(path)), Path(path), heads)
 
@@ -115,41 +108,30 @@ def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
     return built.eval()
 
 
-def label_table(network: DiT) -> LabelEmbedding:
-    """The label embedding of a network conditioned on labels."""
-    table = network.condition_embedding["labels"]
-    assert isinstance(table, LabelEmbedding)
-    return table
-
-
-def fits(network: Network, what: str = "the public DiT layout") -> DiT:
+def fits(network: Network, what: str = "the public DiT layout") -> Network:
     """Check that a network is the paper's: adaln-zero blocks, a square latent, a null class, and no later options.
 
-    Raises:
-        UserError: it is another; the message names ``what`` and the difference.
+    UserError: it is another; the message names ``what`` and the difference.
     """
-    if not isinstance(network, DiT):
-        raise UserError(f"{what} holds diffusion transformers; this network is a U-Net")
-    config, size, null = network.config, network.spec.latent.size, label_table(network).null
-    if config.block != "adaln-zero" or len(set(size)) > 1 or not null:
+    config, spec = network.config, network.spec
+    if not network.supports.tokens:
+        raise UserError(f"{what} holds diffusion transformers; this network is a {config.kind}")
+    size, nullable = spec.latent.size, spec.conditions == labelled(spec.latent, spec.classes).conditions
+    if config.block != "adaln-zero" or size != size[:1] * 2 or not nullable:
         raise UserError(
             f"{what} holds adaln-zero blocks, square latents and a null class; this network has "
-            f"{config.block}, {'x'.join(map(str, size))}{'' if null else ', no null class'}"
+            f"{config.block}, {'x'.join(map(str, size))}{'' if nullable else ', no null class'}"
         )
-    after = {"mlp": config.mlp, "norm": config.norm, "positions": config.positions, "qk_norm": config.qk_norm}
-    after["modulation_rank"] = config.modulation_rank
-    differences = [f"{name} {value}" for name, value in after.items() if value != getattr(BlockConfig(), name)]
-    if differences:
-        raise UserError(f"{what} holds the paper's blocks; this network has {', '.join(differences)}")
+    default = type(config)()
+    found = [(name, getattr(config, name)) for name in LATER if getattr(config, name) != getattr(default, name)]
+    if found:
+        listed = ", ".join(f"{name} {value}" for name, value in found)
+        raise UserError(f"{what} holds the paper's blocks; this network has {listed}")
     return network
 
 
-def paper(model: Pipeline, what: str = "the public DiT layout") -> DiT:
-    """The network of a model that is the paper's in network and process.
-
-    Raises:
-        UserError: it is another; the message names ``what`` and the difference.
-    """
+def paper(model: Pipeline, what: str = "the public DiT layout") -> Network:
+    """The network of a model that is the paper's in network and process; errors as ``fits``."""
     network, diffusion = fits(model.network, what), model.diffusion
     if (diffusion.schedule, diffusion.target) != ("linear-beta", "epsilon"):
         raise UserError(
@@ -160,15 +142,9 @@ def paper(model: Pipeline, what: str = "the public DiT layout") -> DiT:
 
 
 def export(model: Pipeline, out: Path, force: bool = False) -> None:
-    """Write a network as a checkpoint for the public code's ``load_state_dict``.
+    """Write a network as a checkpoint for the public code's ``load_state_dict``; ``force`` replaces an existing file.
 
-    Args:
-        model: with the paper's process.
-        out: a .pt or a .safetensors.
-        force: replace an existing file.
-
-    Raises:
-        UserError: the layout does not support this model, ``out`` exists or has another suffix, or cannot be written.
+    UserError: the layout does not support this model, ``out`` exists, is no .pt or .safetensors, or cannot be written.
     """
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state_dict(paper(model)).items()}
     if out.suffix not in (".pt", ".safetensors"):
@@ -182,44 +158,39 @@ def export(model: Pipeline, out: Path, force: bool = False) -> None:
 
 
 def state_dict(network: Network) -> dict[str, Tensor]:
-    """A DiT's weights in the public layout, which does not contain the number of heads.
-
-    Raises:
-        UserError: the public layout does not support this network.
-    """
-    paper = fits(network)
-    config, latent = paper.config, paper.spec.latent
+    """A DiT's weights in the public layout, which does not contain the number of heads; errors as ``fits``."""
+    config, latent = fits(network).config, network.spec.latent
     table = {ours: theirs for theirs, ours in NAMES.items()}
-    tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in paper.state_dict().items()}
+    tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in network.state_dict().items()}
     kernel = tensors["x_embedder.proj.weight"]
     tensors["x_embedder.proj.weight"] = kernel.view(config.width, latent.channels, config.patch, config.patch)
-    tensors[POSITIONS] = sincos_positions(config.width, paper.patching.grid(latent.size))[None]
+    tensors[POSITIONS] = sincos_positions(config.width, (latent.size[0] // config.patch,) * 2)[None]
     return tensors
 
 
 def import_checkpoint(checkpoint: Path, out: Path, vae: str, force: bool = False) -> Path:
-    """Write a ditlab model from a public checkpoint.
+    """Write a ditlab model into the folder ``out`` from a public checkpoint and a VAE, a folder or a hub id.
 
-    Args:
-        checkpoint: in the public layout.
-        out: folder of the new model.
-        vae: the VAE of its latents, a folder or a hub id.
-        force: replace an existing model.
-
-    Raises:
-        UserError: the checkpoint or the VAE cannot be read, or ``out`` contains a model.
+    UserError: the checkpoint or the VAE cannot be read, or ``out`` contains a model and ``force`` is off.
     """
     if (out / "model.json").exists() and not force:
         raise UserError(f"{out} already contains a model; choose another folder or use --force")
-    network = read(checkpoint)
-    spec = network.spec
-    autoencoder = load_pretrained(vae)
+    assemble(read(checkpoint), vae, "", [], SampleConfig(), checkpoint.name).save(out)
+    return out
+
+
+def assemble(
+    network: Network, vae: str, subfolder: str, names: Sequence[str], defaults: SampleConfig, source: str
+) -> Pipeline:
+    """A model of the paper's process with a pretrained VAE; without ``names`` classes are named by their numbers.
+
+    UserError: the VAE cannot be read, or has another number of latent channels than the network.
+    """
+    spec, autoencoder = network.spec, load_pretrained(vae, subfolder)
     if autoencoder.latent_channels != spec.latent.channels:
         raise UserError(
             f"{vae} has {autoencoder.latent_channels} latent channels, the checkpoint {spec.latent.channels}"
         )
-    names = [str(index) for index in range(label_table(network).classes)]
     diffusion = DiffusionConfig(learned_variance=spec.learned_variance)
-    model = Pipeline(network, diffusion, autoencoder, names, SampleConfig(), {"imported": checkpoint.name})
-    model.save(out)
-    return out
+    labels = names or [str(label) for label in range(spec.classes)]
+    return Pipeline(network, diffusion, autoencoder, labels, defaults, {"imported": source})

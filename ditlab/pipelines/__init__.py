@@ -7,20 +7,6 @@ from ditlab.pipelines.sampling import SampleConfig, image_generator, image_gener
 from ditlab.pipelines.sharded import weights_digest, write_samples
 
 __all__ = [
-    "Pipeline",
-    "SampleConfig",
-    "filmstrip",
-    "gather",
-    "grid",
-    "image_generator",
-    "image_generators",
-    "in_order",
-    "png",
-    "sample_grid",
-    "single",
-    "strip",
-    "weights_digest",
-    "write_png",
-    "write_samples",
-    "write_zip",
-]
+    "Pipeline", "SampleConfig", "filmstrip", "gather", "grid", "image_generator", "image_generators", "in_order",
+    "png", "sample_grid", "single", "strip", "weights_digest", "write_png", "write_samples", "write_zip",
+]  # fmt: skip

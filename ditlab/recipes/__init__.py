@@ -8,17 +8,6 @@ from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, network_spec
 from ditlab.recipes.run import encode_latents, train_recipe
 
 __all__ = [
-    "NAMES",
-    "AutoencoderRecipe",
-    "Recipe",
-    "RunContext",
-    "autoconfigure",
-    "encode_latents",
-    "find_any_recipe",
-    "find_recipe",
-    "inspect_model",
-    "network_spec",
-    "train_autoencoder",
-    "train_own_autoencoder",
-    "train_recipe",
-]
+    "NAMES", "AutoencoderRecipe", "Recipe", "RunContext", "autoconfigure", "encode_latents", "find_any_recipe",
+    "find_recipe", "inspect_model", "network_spec", "train_autoencoder", "train_own_autoencoder", "train_recipe",
+]  # fmt: skip

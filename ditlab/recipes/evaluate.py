@@ -33,19 +33,14 @@ from ditlab.runtime.distributed import Processes
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How samples are measured.
+    """How samples are measured."""
 
-    Attributes:
-        network: name of the feature network.
-        weights: file of its weights; empty for the usual ones.
-        reference: split of the data to measure against, train or test, or an .npz of statistics, images or both.
-        recipe: recipe or run whose data that is, for samples that do not name it.
-    """
-
-    network: str = "efficientnet-lite0"
-    weights: str = ""
-    reference: str = "train"
-    recipe: str = ""
+    network: str = "efficientnet-lite0"  # name of the feature network
+    weights: str = ""  # file of its weights; empty for the usual ones
+    reference: str = (
+        "train"  # split of the data to measure against, train or test, or an .npz of statistics, images or both
+    )
+    recipe: str = ""  # recipe or run whose data that is, for samples that do not name it
 
 
 def build_evaluator(
@@ -53,8 +48,7 @@ def build_evaluator(
 ) -> tuple[FeatureNetwork, Evaluator | None]:
     """The feature network, and in the main process the evaluator.
 
-    Raises:
-        UserError: no real images are known, they are of another size, or weights are missing.
+    UserError: no real images are known, they are of another size, or weights are missing.
     """
 
     def load_weights() -> None:
@@ -73,17 +67,12 @@ def build_evaluator(
             bar.update(task, completed=done)
 
         if dataset is None:
-            path = Path(config.reference)
-            return network, Evaluator.from_file(path, network, samples.size, processes, progress)
+            return network, Evaluator.from_file(Path(config.reference), network, samples.size, processes, progress)
         return network, Evaluator.of(dataset, network, processes, progress)
 
 
 def _real_images(samples: Samples, config: EvaluationConfig) -> Dataset:
-    """The data set to measure against.
-
-    Raises:
-        UserError: it is unknown or of another image size.
-    """
+    """The data set to measure against; a UserError if it is unknown or of another image size."""
     if config.reference not in SPLITS:
         raise UserError(
             f"unknown --reference {config.reference!r}; {nearest(config.reference, SPLITS)}, or an .npz of statistics or images"
@@ -104,21 +93,10 @@ def _real_images(samples: Samples, config: EvaluationConfig) -> Dataset:
 def evaluate_samples(
     samples: Samples, config: EvaluationConfig, out: Path, device: torch.device, processes: Processes, log: Log
 ) -> Evaluation | None:
-    """Measure samples, add the numbers to ``out``, and draw the training images nearest to them.
+    """Measure samples, and draw the training images nearest to them.
 
-    Args:
-        samples: to be measured.
-        config: how they are measured.
-        out: folder of ``results.jsonl``, ``report.md`` and pictures; earlier results in it are preserved.
-        device: of the feature network.
-        processes: that share the work.
-        log: writes one line to the console.
-
-    Returns:
-        The evaluation in the main process, None in the others.
-
-    Raises:
-        UserError: too few samples, or a setting that cannot be met.
+    Adds to ``results.jsonl``, ``report.md`` and pictures in the folder ``out``. Returns the evaluation in the main process,
+    None in the others. UserError: too few samples, or a setting that cannot be met.
     """
     processes.broadcast_from_main(lambda: read_results(out))  # fails before hours of sampling, as the next check does
     network, evaluator = build_evaluator(samples, config, device, processes, log)

@@ -10,20 +10,7 @@ from ditlab.train.task import Task
 from ditlab.train.tasks import AutoencoderTask, DiffusionTask
 
 __all__ = [
-    "AutoencoderFile",
-    "AutoencoderTask",
-    "BlockMonitor",
-    "Callback",
-    "DiffusionTask",
-    "Event",
-    "HeldOutLoss",
-    "ModelFile",
-    "Reconstructions",
-    "SampleGrid",
-    "Task",
-    "TrainConfig",
-    "loss_figure",
-    "read_metrics",
-    "train",
+    "AutoencoderFile", "AutoencoderTask", "BlockMonitor", "Callback", "DiffusionTask", "Event", "HeldOutLoss",
+    "ModelFile", "Reconstructions", "SampleGrid", "Task", "TrainConfig", "loss_figure", "read_metrics", "train",
     "write_report",
-]
+]  # fmt: skip
