@@ -9,4 +9,4 @@ from ditlab.data.order import DataOrder
 __all__ = [
     "SOURCES", "DataConfig", "DataInfo", "DataOrder", "Dataset", "Images", "open_data", "read_index", "write_index",
 ]  # fmt: skip
-  # fmt: skip
+# fmt: skip

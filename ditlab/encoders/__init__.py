@@ -14,4 +14,4 @@ __all__ = [
     "RemoteCache", "autoencoder_kind", "cache_key", "encode", "encode_remote", "float_to_uint8", "is_complete",
     "is_url", "load_pretrained", "new_kl", "uint8_to_float",
 ]  # fmt: skip
-  # fmt: skip
+# fmt: skip

@@ -19,4 +19,4 @@ __all__ = [
     "precision_recall", "read_archive", "read_results", "read_statistics", "real_features", "small_pixels",
     "write_neighbours", "write_statistics",
 ]  # fmt: skip
-  # fmt: skip
+# fmt: skip
