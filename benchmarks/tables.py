@@ -13,6 +13,7 @@ RESULTS = {  # file: the command that writes it
     "attention-cpu": "python benchmarks/attention.py --json benchmarks/results/attention-cpu.json",
     "reading-cpu": "python benchmarks/reading.py --json benchmarks/results/reading-cpu.json",
     "evaluating-cpu": "python benchmarks/evaluating.py --json benchmarks/results/evaluating-cpu.json",
+    "versions-cpu": "python benchmarks/versions.py OTHER --quick --json benchmarks/results/versions-cpu.json",
     "memory-cpu": "python benchmarks/memory.py --json benchmarks/results/memory-cpu.json",
     "training-gpu-XL": "bash benchmarks/gpu.sh benchmarks/results",
     "training-gpu-L": "bash benchmarks/gpu.sh benchmarks/results",
