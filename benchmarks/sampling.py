@@ -31,7 +31,8 @@ def our_model(config: DiTConfig, sampler: str, steps: int, precision: str, devic
     defaults = SampleConfig(sampler, steps, GuidanceConfig(GUIDANCE), precision)  # type: ignore[arg-type]
     autoencoder = new_kl(VAE, 3, 0).eval() if PEER else Autoencoder(4, 4, 1)
     names = [str(label) for label in range(1000)]
-    return Pipeline(network.eval(), DiffusionConfig(), autoencoder, names, defaults).to(device).compile()
+    pipeline = Pipeline(network.eval(), DiffusionConfig(), autoencoder, names, defaults).to(device)
+    return pipeline.prepare(defaults, compiled=True)
 
 
 def their_pipeline(config: DiTConfig, sampler: str, device: torch.device):

@@ -109,10 +109,11 @@ class DrillContext:
         return command
 
     def frozen(self, run: Path, condition: Callable[[], object], kind: str = "digits") -> Command:
-        """A command stopped by SIGSTOP at a moment when a condition holds; SIGCONT continues it."""
+        """A command stopped by SIGSTOP at a moment when a condition holds before its end; SIGCONT continues it."""
+        last = run / "checkpoints" / f"{self.kinds[kind][2]['train.images']:012d}"
         for _ in range(20):
             command = self.start(run, kind)
-            if command.freeze(condition):
+            if command.freeze(lambda: condition() and not last.exists()):
                 return command
             command.finished()  # the moment was too short to be noticed
             shutil.rmtree(run)

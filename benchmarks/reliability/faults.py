@@ -34,7 +34,7 @@ def back():
 time.time = lambda: clock() - back()
 time.time_ns = lambda: clock_ns() - back() * 10**9
 """
-KILL_AT_RENAME = """
+SIGNAL_AT_RENAME = """
 import os, signal
 left = {number}
 def killing(call):
@@ -42,10 +42,10 @@ def killing(call):
         global left
         left -= {name!r} in str(target)
         if left == 0 and {before}:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.{signal})
         result = call(source, target, *arguments, **more)
         if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.{signal})
         return result
     return patched
 os.replace, os.rename = killing(os.replace), killing(os.rename)

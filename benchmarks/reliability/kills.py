@@ -9,10 +9,10 @@ import signal
 import time
 from pathlib import Path
 
-from .command import Command, expect
-from .contents import checkpoints, fill, flip, newest, unfinished, whole
+from .command import Command, expect, state_of
+from .contents import checkpoints, fill, flip, newest, unfinished
 from .context import DrillContext, short
-from .faults import FILE_SIZE_LIMIT, KILL_AT_RENAME
+from .faults import FILE_SIZE_LIMIT, SIGNAL_AT_RENAME
 
 
 def _kill(command: Command, run: Path, kind: str, chance: random.Random, seconds: float) -> None:
@@ -73,7 +73,9 @@ def kills_at_renames(context: DrillContext, run: Path) -> str:
             if command.code is None:
                 command.send(signal.SIGKILL)
         else:
-            before = KILL_AT_RENAME.format(name="", number=chance.randint(1, 11), before=chance.random() < 0.5)
+            before = SIGNAL_AT_RENAME.format(
+                signal="SIGKILL", name="", number=chance.randint(1, 11), before=chance.random() < 0.5
+            )
             command = context.start(run, "latents", before)
         code = command.wait()
         expect(code in (0, -signal.SIGKILL), f"exit code {code}: {command.err[-500:]}")
@@ -112,7 +114,7 @@ def every_failure(context: DrillContext, run: Path) -> str:
     if context.mounts:
         run = context.disk(run) / "run"
     for number, before in ((1, True), (4, False)):
-        fault = KILL_AT_RENAME.format(name="/checkpoints/", number=number, before=before)
+        fault = SIGNAL_AT_RENAME.format(signal="SIGKILL", name="/checkpoints/", number=number, before=before)
         command = context.start(run, "small", fault)
         expect(command.wait() == -signal.SIGKILL, f"exit code {command.code}: {command.err[-500:]}")
     command = context.frozen(run, lambda: len(checkpoints(run)) > 1 and unfinished(run), "small")
@@ -122,7 +124,9 @@ def every_failure(context: DrillContext, run: Path) -> str:
     flip(damaged / "__0_0.distcp", (damaged / "__0_0.distcp").stat().st_size // 2)
     expect(newest(run) == int(before.name), "a flipped bit is not noticed")
     if context.mounts:
-        command = context.frozen(run, lambda: whole(damaged) and not unfinished(run), "small")
+        fault = SIGNAL_AT_RENAME.format(signal="SIGSTOP", name="/checkpoints/", number=1, before=False)
+        command = context.start(run, "small", fault)
+        expect(command.until(lambda: state_of(command.pid) == "T"), f"exit code {command.code}: {command.err[-500:]}")
         ballast = fill(run.parent, leaving=(run / "model.safetensors").stat().st_size)
         command.send(signal.SIGCONT)
         line = command.refused(f"cannot write {run}/", "No space left on device", "make room")

@@ -47,9 +47,9 @@ def evaluate(arguments: list[str]) -> None:
     processes = join()
 
     def sampling(model: Pipeline) -> SampleConfig:
-        if options.compile:
-            model.compile()
-        return options.config(model)
+        config = options.config(model)
+        model.prepare(config, options.compile)
+        return config
 
     samples = open_samples(
         options.samples, options.count, options.seed, options.label_order, options.batch, sampling, processes

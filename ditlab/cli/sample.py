@@ -51,9 +51,8 @@ def sample(arguments: list[str]) -> None:
         )
     processes = join()
     model = find_model(options.run).to(default_device(processes))
-    if options.compile:
-        model.compile()
     config = options.config(model)
+    model.prepare(config, options.compile)
     given = [label.strip() for label in options.labels.split(",") if label.strip()]
     labels = model.random_labels(given, count, seed) if options.label_order == "random" else given
     indices = model.label_indices(labels, count).numpy()

@@ -117,6 +117,19 @@ class Denoiser(torch.nn.Module):
         other.bf16 = bf16
         return other
 
+    def prepared(self, bf16: bool) -> Denoiser:
+        """As ``cast``, for many steps with the weights of now: those of matrix products are cast once, not in every step.
+
+        Casting in bfloat16 takes a copy of the network.
+        """
+        if not bf16:
+            return self.cast(False)
+        network = copy.deepcopy(self.network)
+        for module in network.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                module.to(torch.bfloat16)
+        return Denoiser(network, self.schedule, self.target, self.learned_variance).cast(True)
+
     def forward(self, batches: Sequence[Rows]) -> list[Prediction]:
         """Predict for every row of ``batches``, whose samples have one size; one prediction a batch of rows."""
         x = _cat([rows.x for rows in batches])

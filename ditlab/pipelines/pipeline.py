@@ -61,6 +61,8 @@ class Pipeline:
         self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
         self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
         self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
+        self._prepared: Denoiser | None = None
+        self._compiled = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,13 +94,20 @@ class Pipeline:
         """Move everything to a device."""
         self.denoiser.to(device)
         self.autoencoder.to(device)
+        self._prepared = None
         return self
 
-    def compile(self) -> Pipeline:
-        """Compile the network's blocks for many batches of one size; UserError without a compiler."""
-        check_compiler(self.device, "no --compile")
-        for block in self.network.block_list():
-            block.compile(dynamic=False)
+    def prepare(self, config: SampleConfig, compiled: bool = False) -> Pipeline:
+        """Prepare for many batches with one configuration, with the weights of now.
+
+        Weights are cast to its precision once. With ``compiled``, so are the network's blocks, and a last batch is filled up
+        to the size of the others, for which they were compiled; UserError without a compiler.
+        """
+        self._prepared, self._compiled = self.denoiser.prepared(config.bf16_on(self.device)), compiled
+        if compiled:
+            check_compiler(self.device, "no --compile")
+            for block in self._prepared.network.block_list():
+                block.compile(dynamic=False)
         return self
 
     def label(self, wanted: str | int) -> int:
@@ -211,7 +220,10 @@ class Pipeline:
     @torch.inference_mode()
     def run(self, trajectory: Trajectory, config: SampleConfig) -> Iterator[State]:
         """Every step of a sampling, in the precision of ``config``; the last state's ``x_s`` is the latent."""
-        yield from sample(trajectory, self.denoiser.cast(config.bf16_on(self.device)))
+        denoiser, bf16 = self._prepared, config.bf16_on(self.device)
+        if denoiser is None or denoiser.bf16 != bf16:
+            denoiser = self.denoiser.cast(bf16)
+        yield from sample(trajectory, denoiser)
 
     def denoise(self, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
         """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step."""
@@ -247,9 +259,12 @@ class Pipeline:
             stop, made = min(first + batch, count), []
             while first < stop:
                 chosen = indices[first : min(first + part, stop)]
+                wanted = len(chosen)
+                if self._compiled and wanted < part <= count:
+                    chosen = torch.cat([chosen, chosen[-1:].expand(part - wanted)])
                 try:
-                    made.append(self._images(chosen, image_generators(seed, first, len(chosen)), config, size))
-                    first += len(chosen)
+                    made.append(self._images(chosen, image_generators(seed, first, len(chosen)), config, size)[:wanted])
+                    first += wanted
                 except torch.OutOfMemoryError:
                     if part == 1:
                         raise

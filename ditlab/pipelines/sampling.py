@@ -51,5 +51,10 @@ def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]
 
 
 def normal(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The next standard normal numbers of each generator, (len(generators), *shape)."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    """The next standard normal numbers of each generator, (len(generators), *shape).
+
+    Drawn on the CPU, the same on every device. A copy from pinned memory does not wait for a GPU: while it computes a step,
+    the noise of the next is drawn.
+    """
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return noise.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else noise.to(device)

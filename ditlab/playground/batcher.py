@@ -84,7 +84,7 @@ class Batcher:
 
     def __init__(self, model: Pipeline, max_images: int = 64, max_queue: int = 256, bf16: bool = False):
         self.model, self.max_images, self.max_queue = model, max_images, max_queue
-        self._denoiser = model.denoiser.cast(bf16)
+        self._denoiser = model.denoiser.prepared(bf16)
         self._changed = threading.Condition()
         self._queue = deque[Request]()
         self._groups: list[_Group] = []  # changed by the compute thread only, as is the next one

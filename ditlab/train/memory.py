@@ -6,6 +6,7 @@ All of it is computed. Not included: the allocator, CUDA itself, and workspace o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -81,6 +82,7 @@ class Subject:
         return on_meta(self.config, self.shape)
 
 
+@cache
 def kept_bytes(subject: Subject, images: int, bf16: bool, recompute: bool = False) -> tuple[int, int]:
     """Bytes that a forward pass of network and loss keeps for the backward pass, on a GPU without torch.compile.
 
@@ -174,7 +176,9 @@ def training_memory(subject: Subject, train: TrainConfig, gpus: int) -> dict[str
     # reduced. Of a U-Net's blocks, which differ, the two largest in a row. Gradients are unsharded in every microbatch.
     computed = BFLOAT16 if bf16 else FLOAT32
     shards = sum(ceil(parameter.shape[0] / gpus) * parameter[0].numel() for parameter in network.parameters())
-    memory = permanent(shards) | {"gathered": (computed + FLOAT32) * (root + two), "activations": activations}
-    gathered = computed * (2 * whole - root)  # in a step: blocks for the forward and the backward pass, the root once
+    unsharded = (FLOAT32 + FLOAT32) * root + (computed + FLOAT32) * two  # weights and gradients
+    memory = permanent(shards) | {"gathered": unsharded, "activations": activations}
+    # In a step: blocks for the forward and the backward pass, the root once and in float32.
+    gathered = 2 * computed * (whole - root) + FLOAT32 * root
     traffic = round(others * ceil(share / microbatch) * (gathered + FLOAT32 * whole))
     return {"ddp": copy, "fsdp": Sharing(memory, traffic)}

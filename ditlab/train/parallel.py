@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -92,7 +93,8 @@ def shard(module: nn.Module, task: Task, config: TrainConfig, processes: Process
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in task.parts(module):
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+    # The rest is small and gathered in float32: autocast casts its products, and an embedding is not rounded, as in DDP.
+    fully_shard(module, mesh=mesh, mp_policy=replace(policy, param_dtype=None))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditlab.cli.demo_run import COUNT, SHORTEST, Judge, Speeds, plan_images, run_demo
+from ditlab.cli import demo_run
+from ditlab.cli.demo_run import COUNT, SHORTEST, Judge, Speeds, plan_images, run_demo, sample_shipped
 from ditlab.data import DataConfig, Images, open_data
 from ditlab.recipes import find_recipe
 
@@ -88,9 +89,12 @@ def test_a_recipe_shorter_than_the_shortest_length_keeps_its_own():
     assert plan_images(short, Speeds(1, 1), 10) == 2560
 
 
-def test_the_demo_measures_the_machine_and_ends_with_pictures_and_scores(tmp_path: Path):
+def test_the_demo_measures_the_machine_and_ends_with_pictures_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(demo_run, "sample_shipped", lambda *arguments: sample_shipped(*arguments, steps=2))
     lines: list[str] = []
-    rows = run_demo(tmp_path / "demo", lines.append, images=1280, count=200)
+    rows = run_demo(tmp_path / "demo", lines.append, images=1280, count=100)
     assert len(rows) == 3
     assert all(0 <= share <= 1 for row in rows.values() for share in (row.right, row.precision, row.recall))
     assert any("training on 1,280 images (the recipe's full length)" in line for line in lines)

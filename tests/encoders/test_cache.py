@@ -1,7 +1,6 @@
 import binascii
 import json
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
 
 from ditlab.data import DataConfig, Dataset, open_data
@@ -201,12 +201,10 @@ def test_an_encoding_killed_in_its_second_shard_ends_byte_for_byte_as_one_that_w
     tmp_path: Path,
     tree: Callable,
     whole: dict[str, str],
-    process: Callable[..., subprocess.Popen[str]],
 ):
     folder = tmp_path / "cache"
-    killed = process(folder, script=KILLED)
-    _, complaint = killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL, complaint
+    killed = Forked(folder, script=KILLED).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "00000.rows.npy" in tree(folder)
     assert "00001.rows.npy" not in tree(folder)
     rest = Counting(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ditlab.data import DataConfig, Dataset, open_data
@@ -307,12 +307,11 @@ print(killed)
 
 @pytest.mark.parametrize(("what", "moments"), [("sending", 15), ("fetching", 8)])
 def test_killed_between_any_two_files_of_either_side_it_ends_as_one_that_was_not(
-    tmp_path: Path, process: Callable[..., subprocess.Popen[str]], what: str, moments: int
+    tmp_path: Path, what: str, moments: int
 ):
-    drill = process(tmp_path, what, script=KILLS)
-    out, complaint = drill.communicate(timeout=240)
-    assert drill.returncode == 0, out + complaint
-    assert int(out) >= moments
+    drill = Forked(tmp_path, what, script=KILLS).wait()
+    assert drill.returncode == 0, drill.stdout + drill.stderr
+    assert int(drill.stdout) >= moments
 
 
 def other_images() -> tuple[Dataset, Autoencoder, bool]:
@@ -539,13 +538,12 @@ def test_a_recipe_trains_from_a_url_what_it_would_train_from_its_own_folder(
 
 
 def test_a_recipe_in_another_process_takes_its_latents_from_a_url(
-    tmp_path: Path, kl_run: Path, kl_recipe: Path, beside: list[object], process: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, kl_run: Path, kl_recipe: Path, beside: list[object]
 ):
     url, made = f"file://{tmp_path}/bucket/latents", here(kl_run.with_name("small-latents"))
     put(url, made)
-    encoding = process("encode", kl_recipe, *beside, "--latents", url, "--out", tmp_path / "run")
-    out, complaint = encoding.communicate(timeout=120)
-    assert (encoding.returncode, complaint) == (0, "")
-    assert f"a copy of {url}" in out
+    encoding = Forked("encode", kl_recipe, *beside, "--latents", url, "--out", tmp_path / "run").wait()
+    assert (encoding.returncode, encoding.stderr) == (0, "")
+    assert f"a copy of {url}" in encoding.stdout
     assert here(tmp_path / "run-latents") == made
     assert at(url) == made

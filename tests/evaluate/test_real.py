@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked, together
 
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.evaluate import real as module
@@ -148,13 +147,8 @@ real_features(open_data(DataConfig(limit=601)), Projection())
 
 
 def test_a_kill_halfway_leaves_nothing_half_written(real: Dataset, projection, cache: Path):
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent)],
-        check=False,
-        cwd=Path(__file__).parents[2],
-        timeout=200,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    ended = Forked(Path(__file__).parent, script=KILLED).wait()
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     left = [file.name for file in next(cache.iterdir()).iterdir() if not file.name.startswith(".")]
     assert sorted(left) == ["even.npz", "whole.npz"]
     found, expected = compute(real, projection), features(real, projection)
@@ -200,17 +194,12 @@ leave()
 def test_one_process_and_three_give_the_same_numbers(
     digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (tmp_path / "driver.py").write_text(TOGETHER)
     np.save(tmp_path / "generated.npy", digits[700:1170])  # 15 batches, the last one short
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     results = []
     for size in (1, 3):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache {size}"))
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-        words = [tmp_path / "driver.py", Path(__file__).parent, tmp_path / "generated.npy", tmp_path / f"{size}.npz"]
-        ended = subprocess.run(
-            [sys.executable, *launch, *map(str, words)], check=False, capture_output=True, text=True, timeout=200
-        )
+        words = [Path(__file__).parent, tmp_path / "generated.npy", tmp_path / f"{size}.npz"]
+        ended = together(size, *words, script=TOGETHER)
         assert ended.returncode == 0, ended.stderr
         results.append(np.load(tmp_path / f"{size}.npz"))
     one, many = results

@@ -386,13 +386,10 @@ def test_every_block_of_a_unet_is_compiled_however_many_there_are() -> None:
     before = torch._dynamo.config.recompile_limit
     try:
         for block in network.block_list():
-            block.compile(backend="eager")
+            block.compile(backend="eager", fullgraph=True)  # raises at a graph break and beyond the limit of graphs
         with torch.no_grad():
             torch.testing.assert_close(network(*batch(shape)), expected)
-        counters = torch._dynamo.utils.counters
-        assert counters["stats"]["unique_graphs"] > 8  # the compiler's own limit
-        assert counters["frames"]["total"] == counters["frames"]["ok"] == counters["stats"]["unique_graphs"]
-        assert not counters["graph_break"]
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 8  # the compiler's own limit
     finally:
         torch._dynamo.config.recompile_limit = before
         torch._dynamo.reset()

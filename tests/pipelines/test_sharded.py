@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked, ranks, together
 from PIL import Image
 
 from ditlab.pipelines import sharded, weights_digest, write_samples
@@ -150,15 +149,12 @@ for limit, name in ((4096, "a.npz"), (4096, "folder"), (resource.RLIM_INFINITY, 
 """
 
 
-def test_a_full_disk_is_found_before_sampling_and_damages_nothing(
-    tmp_path: Path, tree: Callable, process: Callable[..., subprocess.Popen[str]]
-):
+def test_a_full_disk_is_found_before_sampling_and_damages_nothing(tmp_path: Path, tree: Callable):
     run(tmp_path / "a.npz", Maker())
     before = tree(tmp_path)
-    full = process(tmp_path, script=FULL)
-    output, errors = full.communicate(timeout=120)
-    assert full.returncode == 0, errors
-    for line, name in zip(output.splitlines(), ("a.npz", "000000.png"), strict=True):
+    full = Forked(tmp_path, script=FULL).wait()
+    assert full.returncode == 0, full.stderr
+    for line, name in zip(full.stdout.splitlines(), ("a.npz", "000000.png"), strict=True):
         assert line.startswith("cannot write")
         assert name in line
         assert "File too large" in line
@@ -194,24 +190,13 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, process:
 
 
 SYNCED = """
-import os, sys
-from pathlib import Path
+import sys
 from ditlab.cli.main import main
 from ditlab.pipelines import sharded
 
-Path(sys.argv[1], f"{os.getpid()}.pid").touch()
 sharded.SYNC_SECONDS = 0
-main(sys.argv[2:])
+main(sys.argv[1:])
 """
-
-
-def start(count: int, folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    """``ditlab ARGUMENTS`` in several processes, which leave their ids in a folder."""
-    (folder / "synced.py").write_text(SYNCED)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, folder / "synced.py", folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = list(map(str, [sys.executable, *launch, *arguments]))
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_four_processes_killed_and_resumed_by_two_write_what_one_process_writes(
@@ -220,24 +205,21 @@ def test_four_processes_killed_and_resumed_by_two_write_what_one_process_writes(
     make().save(tmp_path / "model")
     command = ["sample", tmp_path / "model", "--count", 3000, "--batch", 16, "--steps", 4, "--no-filmstrip", "--out"]
     out, done = tmp_path / "out.npz", tmp_path / ".out.npz.unfinished" / "done"
-    killed = start(4, tmp_path, *command, out)
+    killed = ranks(4, *command, out, script=SYNCED)
     deadline = time.monotonic() + 120
     while not (done.exists() and sum(done.read_bytes()) > 5):
-        assert killed.poll() is None, killed.communicate()
+        assert all(process.poll() is None for process in killed), [process.wait() for process in killed]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
-    assert len(workers) == 4
-    for number in (killed.pid, *workers):
-        os.kill(number, signal.SIGKILL)
-    killed.communicate()
+    for process in killed:
+        process.kill()
+    assert [process.wait().returncode for process in killed] == [-signal.SIGKILL] * 4
     assert not out.exists()
     finished = np.fromfile(done, np.uint8)
     assert 5 < finished.sum() < len(finished) == 188
-    resumed = start(2, tmp_path, *command, out)
-    output, errors = resumed.communicate(timeout=200)
-    assert resumed.returncode == 0, errors
-    assert f"resumed: {finished.sum() * 16 - 8 * finished[-1]:,} of 3,000 images" in output
+    resumed = together(2, *command, out, script=SYNCED)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed: {finished.sum() * 16 - 8 * finished[-1]:,} of 3,000 images" in resumed.stdout
     assert not done.parent.exists()
     alone = ditlab(*command, tmp_path / "alone.npz")
     assert alone.code == 0, alone

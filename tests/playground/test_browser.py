@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from forked import Forked
 from PIL import Image
 from playwright.sync_api import BrowserContext, Download, Locator, Page, expect, sync_playwright
 
@@ -242,15 +242,13 @@ def test_one_setting_is_compared(visit: Visit, folder: Path):
     expect(visit.page.get_by_text("digits has no checkpoint at 7 images")).to_be_visible()
 
 
-def test_runs_are_updated_during_training(
-    visit: Visit, folder: Path, process: Callable[..., subprocess.Popen[str]], tiny: list[str]
-):
-    images = 24000 if SCREENSHOTS is None else 64000
-    flags = f"--train.images {images} --train.log 640 --train.samples 6400 --sample-images 10 --train.checkpoint 6400"
+def test_runs_are_updated_during_training(visit: Visit, folder: Path, tiny: list[str]):
+    images = 16000 if SCREENSHOTS is None else 64000
+    flags = f"--train.images {images} --train.log 640 --train.samples 3200 --sample-images 10 --train.checkpoint 3200"
     visit.tab("Runs")
     table = visit.page.locator("#runs-table")
     expect(table).to_contain_text("digits", timeout=WAIT)
-    training = process("train", "digits", *tiny, *flags.split(), "--out", folder / "live")
+    training = Forked("train", "digits", *tiny, *flags.split(), "--out", folder / "live")
     try:
         expect(table).to_contain_text("training", timeout=WAIT)
         visit.choose("Run", "live")
@@ -264,7 +262,7 @@ def test_runs_are_updated_during_training(
         visit.status(re.compile(rf"finished\s+{images:,} of {images:,} images"), "run-facts")
     finally:
         training.kill()
-        training.communicate()
+        training.wait()
 
 
 def test_inspect_an_image(visit: Visit):

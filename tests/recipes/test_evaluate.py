@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import together
 from PIL import Image
 
 from ditlab.data import DataConfig, open_data
@@ -303,31 +301,24 @@ leave()
 """
 
 
-def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path):
+def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     samples = np.concatenate(list(opened(few, 290).batches()))
     np.savez(tmp_path / "made.npz", samples)
     save_pngs(samples, tmp_path / "made")
-    (tmp_path / "driver.py").write_text(DRIVER)
     sources = [few, tmp_path / "made.npz", tmp_path / "made"]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 3]
-    words = [sys.executable, *launch, tmp_path / "driver.py", few, tmp_path / "together", *sources]
-    ended = subprocess.run(
-        list(map(str, words)), env=environment, capture_output=True, text=True, timeout=250, check=False
-    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ended = together(3, few, tmp_path / "many", *sources, script=DRIVER)
+    monkeypatch.undo()
     assert ended.returncode == 0, ended.stderr
     for number, source in enumerate(sources):
         alone = evaluated(opened(source, 290), tmp_path / "alone" / str(number), recipe=str(few))
-        (together,) = read_results(tmp_path / "together" / str(number))
-        assert together.how == alone.how
-        for ours, theirs in ((together.numbers, alone.numbers), (together.floor, alone.floor)):
+        (many,) = read_results(tmp_path / "many" / str(number))
+        assert many.how == alone.how
+        for ours, theirs in ((many.numbers, alone.numbers), (many.floor, alone.floor)):
             assert values(ours) == pytest.approx(
                 values(theirs), rel=1e-6, abs=1e-9
             )  # features of other batches, in float32
-        pictures = [(tmp_path / name / str(number) / "nearest-1.png").read_bytes() for name in ("alone", "together")]
+        pictures = [(tmp_path / name / str(number) / "nearest-1.png").read_bytes() for name in ("alone", "many")]
         assert pictures[0] == pictures[1]
 
 

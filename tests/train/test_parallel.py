@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import together
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent.parent
-# Imports everything once and forks the processes of each group, with the variables that torchrun sets, one group after
-# another; the processes of a group run its commands. Prints how many graphs were compiled.
-DRIVER = """
-import json, os, socket, sys, time, traceback
-import matplotlib.figure, sklearn.datasets, torch, torch._inductor.compile_fx
-import torch.distributed.checkpoint, torch.distributed.fsdp
-import ditlab.recipes
+# Runs commands one after another in one process of several, and prints how many graphs each compiled.
+COMMANDS = """
+import json, sys, time
+import torch
 from ditlab.cli.main import main
 from ditlab.runtime.distributed import leave
 from ditlab.train import parallel, speed
 
 parallel.BUCKET_MB = 0.005  # so that a block's gradients fill several buckets
 speed.matrix_rate = lambda *_: 1e10  # not measured by every process of every run
-
-def work(rank, size, port, commands):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(port)}
-    for arguments in commands:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        main(arguments)
-        graphs = torch._dynamo.utils.counters["aot_autograd"]["total"]
-        if rank == 0:
-            print(f"{graphs} graphs: {' '.join(arguments)}", flush=True)
-    leave()
-
-for size, commands in json.loads(sys.argv[1]):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    children, start = [], time.monotonic()
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                work(rank, size, port, commands)
-                code = 0
-            except SystemExit as stop:
-                code = stop.code
-            except BaseException:
-                traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print("exit codes:", size, *codes, f"after {time.monotonic() - start:.0f} s", flush=True)
+for arguments in json.loads(sys.argv[1]):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    began = time.monotonic()
+    main(arguments)
+    graphs = torch._dynamo.utils.counters["aot_autograd"]["total"]
+    print(f"{graphs} graphs, {time.monotonic() - began:.0f} s: {' '.join(arguments)}", flush=True)
+leave()
 """
 FLAGS = (
     "--model.depth 2 --model.width 32 --model.heads 2 --train.batch 32 --train.precision fp32 --train.warmup 0 "
@@ -105,22 +75,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
         train(folder / "compiled-ddp", *compiled),
         train(folder / "compiled-fsdp", *compiled, *FSDP),
     ]
-    three = [train(folder / "refused")]
-    driver = folder / "driver.py"
-    driver.write_text(DRIVER)
-    groups = json.dumps([(4, four), (2, two), (3, three)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    ended = subprocess.run(
-        [sys.executable, str(driver), groups], check=False, capture_output=True, text=True, timeout=280, env=environment,
-        cwd=folder,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    (folder / "out").write_text(ended.stdout)
-    (folder / "err").write_text(ended.stderr)
-    assert "exit codes: 4 0 0 0 0" in ended.stdout, ended.stderr
-    assert "exit codes: 2 0 0" in ended.stdout, ended.stderr
-    assert ended.stdout.count("11 images") == 1
-    assert ended.stdout.count("resumed from the checkpoint at 160 of 320 images") == 1  # fsdp-to-2
+    first = together(4, json.dumps(four), script=COMMANDS)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("11 images") == 1
+    second = together(2, json.dumps(two), script=COMMANDS)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("resumed from the checkpoint at 160 of 320 images") == 1  # fsdp-to-2
+    (folder / "out").write_text(first.stdout + second.stdout)
     for name in ("ddp-to-1", "fsdp-to-1"):
         resumed = ditlab(*train(folder / name))
         assert "resumed from the checkpoint at 160 of 320 images" in resumed.out, resumed
@@ -156,8 +117,7 @@ def test_compiled_blocks_and_clipped_gradients_go_with_many_processes(runs: Path
 
 def test_a_block_is_one_graph_under_ddp(runs: Path):
     """Dynamo's own DDP optimiser would cut it at the borders of buckets."""
-    (graphs,) = re.findall(r"(\d+) graphs: .*compiled-ddp", (runs / "out").read_text())
-    assert graphs == "1"
+    assert re.findall(r"(\d+) graphs, .*compiled-ddp", (runs / "out").read_text()) == ["1", "1"]
 
 
 def test_blocks_are_monitored_alike_in_copies_and_shards(runs: Path):
@@ -184,7 +144,8 @@ def test_each_process_keeps_a_shard_only(runs: Path):
     assert max(sizes) < 2 * min(sizes)
 
 
-def test_a_batch_that_does_not_divide_is_refused_by_every_process(runs: Path):
-    assert "exit codes: 3 2 2 2" in (runs / "out").read_text()
-    assert "a batch of 32 does not divide among 3 processes; nearest: 30 or 33" in (runs / "err").read_text()
-    assert not (runs / "refused").exists()
+def test_a_batch_that_does_not_divide_is_refused_by_every_process(tmp_path: Path):
+    ended = together(3, *train(tmp_path / "refused"))
+    assert ended.returncode == 2
+    assert ended.stderr.count("a batch of 32 does not divide among 3 processes; nearest: 30 or 33") == 3
+    assert not (tmp_path / "refused").exists()
