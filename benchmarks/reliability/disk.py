@@ -20,7 +20,7 @@ def full_checkpoint(context: DrillContext, run: Path) -> str:
     """A small disk is filled up; the free space takes the model file and half a checkpoint."""
     disk = context.disk(run)
     run = disk / "run"
-    command = context.frozen(run, lambda: checkpoints(run) and not unfinished(run))
+    command = context.frozen(run, lambda: len(checkpoints(run)) == 1 and not unfinished(run))
     size = sum(path.stat().st_size for path in checkpoints(run)[0].iterdir())
     ballast = fill(disk, leaving=(run / "model.safetensors").stat().st_size + size // 2)
     command.send(signal.SIGCONT)
@@ -35,7 +35,7 @@ def full_metrics(context: DrillContext, run: Path) -> str:
     """The disk is filled to the last byte between two checkpoints."""
     disk = context.disk(run)
     run = disk / "run"
-    command = context.frozen(run, lambda: checkpoints(run) and not unfinished(run), "often")
+    command = context.frozen(run, lambda: len(checkpoints(run)) == 1 and not unfinished(run), "often")
     ballast = fill(disk, leaving=0)
     command.send(signal.SIGCONT)
     line = command.refused(f"cannot write {run}/metrics.jsonl", "No space left on device", "make room")

@@ -124,10 +124,11 @@ def every_failure(context: DrillContext, run: Path) -> str:
     flip(damaged / "__0_0.distcp", (damaged / "__0_0.distcp").stat().st_size // 2)
     expect(newest(run) == int(before.name), "a flipped bit is not noticed")
     if context.mounts:
-        fault = SIGNAL_AT_RENAME.format(signal="SIGSTOP", name="/checkpoints/", number=1, before=False)
+        # Before the second checkpoint, when the old ones have been deleted: none of them will free any space.
+        fault = SIGNAL_AT_RENAME.format(signal="SIGSTOP", name="/model.safetensors", number=2, before=False)
         command = context.start(run, "small", fault)
         expect(command.until(lambda: state_of(command.pid) == "T"), f"exit code {command.code}: {command.err[-500:]}")
-        ballast = fill(run.parent, leaving=(run / "model.safetensors").stat().st_size)
+        ballast = fill(run.parent, leaving=sum(file.stat().st_size for file in damaged.iterdir()) // 2)
         command.send(signal.SIGCONT)
         line = command.refused(f"cannot write {run}/", "No space left on device", "make room")
         ballast.unlink()

@@ -50,18 +50,13 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        network: Network,
-        diffusion: DiffusionConfig,
-        autoencoder: Autoencoder,
-        names: Sequence[str] = (),
-        defaults: SampleConfig | None = None,
-        facts: dict[str, object] | None = None,
-    ):
+        self, network: Network, diffusion: DiffusionConfig, autoencoder: Autoencoder, names: Sequence[str] = (),
+        defaults: SampleConfig | None = None, facts: dict[str, object] | None = None,
+    ):  # fmt: skip
         self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
         self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
         self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
-        self._prepared: Denoiser | None = None
+        self._prepared: Denoiser | None = None  # by ``prepare``
         self._compiled = False
 
     @property
@@ -98,10 +93,9 @@ class Pipeline:
         return self
 
     def prepare(self, config: SampleConfig, compiled: bool = False) -> Pipeline:
-        """Prepare for many batches with one configuration, with the weights of now.
+        """Prepare for many batches with one configuration: the weights of now are cast to its precision once.
 
-        Weights are cast to its precision once. With ``compiled``, so are the network's blocks, and a last batch is filled up
-        to the size of the others, for which they were compiled; UserError without a compiler.
+        ``compiled``: blocks are compiled, a last batch is filled up to the size of the others. UserError without a compiler.
         """
         self._prepared, self._compiled = self.denoiser.prepared(config.bf16_on(self.device)), compiled
         if compiled:
@@ -210,11 +204,10 @@ class Pipeline:
             angle = weight * (torch.pi / 2)
             return (angle.cos() * one + angle.sin() * other).to(device)
 
-        guidance = self.guidance(config)
+        guidance, schedule = self.guidance(config), self.denoiser.schedule
         conditions = [Condition.of_labels(torch.full((count,), label, device=device)) for _, label in (first, last)]
         if first[1] != last[1]:
             guidance = Interpolated(guidance, conditions[1], weight.to(device))
-        schedule = self.denoiser.schedule
         return Trajectory(config.sampler, schedule, config.steps, guidance, conditions[0], noise(), noise)
 
     @torch.inference_mode()
@@ -236,16 +229,9 @@ class Pipeline:
         return float_to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().numpy()
 
     def batches(
-        self,
-        labels: Labels,
-        seed: int,
-        count: int,
-        config: SampleConfig,
-        batch: int = 64,
-        processes: Processes = ALONE,
-        size: Size | None = None,
-        starts: Iterable[int] | None = None,
-    ) -> Iterator[np.ndarray]:
+        self, labels: Labels, seed: int, count: int, config: SampleConfig, batch: int = 64,
+        processes: Processes = ALONE, size: Size | None = None, starts: Iterable[int] | None = None,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); each process makes every world-size-th batch.
 
         With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is
@@ -258,8 +244,8 @@ class Pipeline:
         for first in every if starts is None else starts:
             stop, made = min(first + batch, count), []
             while first < stop:
-                chosen = indices[first : min(first + part, stop)]
-                wanted = len(chosen)
+                wanted = min(part, stop - first)
+                chosen = indices[first : first + wanted]
                 if self._compiled and wanted < part <= count:
                     chosen = torch.cat([chosen, chosen[-1:].expand(part - wanted)])
                 try:
@@ -316,9 +302,8 @@ class Pipeline:
             config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
         given = {"steps": steps, "sampler": sampler, "precision": precision}
         config = replace(config, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        if labels is not None:
-            labels = [labels] if isinstance(labels, str | int) else list(labels)
-        count = count if count is not None else len(labels or ()) or 16
+        labels = [labels] if isinstance(labels, str | int) else list(labels or ())
+        count = count if count is not None else len(labels) or 16
         return np.concatenate(list(self.batches(labels, seed, count, config, batch, size=size)))
 
     def save(self, folder: Path, half: bool = False) -> None:

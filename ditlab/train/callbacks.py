@@ -107,7 +107,7 @@ class AutoencoderFile(Callback):
 
     def on_checkpoint(self, event: Event) -> Callable[[], None] | None:
         """See Callback."""
-        average = event.average
+        average = event.ema.copy_to(event.device)
         if not event.processes.is_main:
             return None
         assert isinstance(average, DiffusersAutoencoder)
@@ -117,8 +117,7 @@ class AutoencoderFile(Callback):
                 noise = torch.randn(mean.shape, generator=generator).to(event.device)
                 statistics.add(average.raw_latent(moments, noise))
         average.set_statistics(*(value.float() for value in statistics.result()))
-        record.save(average, event.folder)
-        return None
+        return lambda: record.save(average, event.folder)
 
 
 class Reconstructions(Callback):

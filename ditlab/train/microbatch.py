@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditlab.diffusion import Positions
 from ditlab.runtime.distributed import Processes
@@ -29,7 +31,7 @@ def free_memory(device: torch.device, processes: Processes) -> float:
 
 
 def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: int) -> int:
-    """Bytes that a forward pass of ``count`` images keeps for the backward pass."""
+    """Bytes that a forward pass of ``count`` images keeps for the backward pass, with compiled parts if they will be."""
     batch = task.read(np.arange(count) % task.count, np.zeros(count, bool))
     draws = task.draw(Positions(0, 0, count))
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
@@ -39,18 +41,35 @@ def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: in
         return tensor
 
     moved = [{name: value.to(device) for name, value in tensors.items()} for tensors in (batch, draws)]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), config.autocast(device):
-        task.loss(task.module, *moved)
+    compiled = _partitioned(task.parts(task.module)) if config.compiles_on(device) else nullcontext()
+    with compiled, config.autocast(device):
+        if config.compiles_on(device):
+            task.loss(task.module, *moved)  # compiles
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            task.loss(task.module, *moved)
     parameters = {parameter.data_ptr() for parameter in task.module.parameters()}
     return sum(storage.nbytes() for address, storage in kept.items() if address not in parameters)
+
+
+@contextmanager
+def _partitioned(parts: list[nn.Module]) -> Iterator[None]:
+    """Compile parts up to the choice of what is kept, which is the compiler's own; no code is generated, which takes longer."""
+    for part in parts:
+        part.compile(backend="aot_eager_decomp_partition", dynamic=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
+        torch._dynamo.reset()
 
 
 def largest_microbatch(task: Task, config: TrainConfig, device: torch.device, processes: Processes) -> int:
     """The most images, of the divisors of this process's share of a batch, whose activations fit in memory.
 
-    Two small forward passes, not compiled, give the bytes an image keeps for the backward pass (compiled blocks keep less);
-    gradients, moments and average, not allocated yet, are subtracted from the free memory. With activation checkpointing
-    one part holds all of its activations at a time: the blocks of a DiT are equal, of a U-Net the mean is taken.
+    Two small forward passes give the bytes an image keeps for the backward pass; gradients, moments and average, not
+    allocated yet, are subtracted from the free memory. With activation checkpointing one part holds all of its activations
+    at a time: the blocks of a DiT are equal, of a U-Net the mean is taken.
     """
     share = config.batch // processes.size
     if share == 1:

@@ -24,6 +24,7 @@ def build(
     null_class: bool = True,
     classes: int | None = None,
     defaults: SampleConfig = SampleConfig("euler", 4),  # noqa: B008
+    config: DiTConfig = DiTConfig(depth=2, width=16, heads=2),  # noqa: B008
 ) -> Pipeline:
     if autoencoder is None:
         autoencoder = Autoencoder(pixels[0], pixels[0], 1)
@@ -33,7 +34,7 @@ def build(
         channels=channels, height=height, width=width, classes=len(names) if classes is None else classes,
         learned_variance=diffusion.learned_variance, null=null_class,
     )  # fmt: skip
-    network = DiT(DiTConfig(depth=2, width=16, heads=2), shape)
+    network = DiT(config, shape)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in network.parameters():  # a network as initialised predicts zero, whatever it is asked

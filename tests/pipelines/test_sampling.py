@@ -9,6 +9,8 @@ import torch
 from ditlab.diffusion import SAMPLERS, DiffusionConfig, GuidanceConfig
 from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.errors import UserError
+from ditlab.models import DiTConfig
+from ditlab.models.blocks import BLOCKS
 from ditlab.pipelines import Pipeline, SampleConfig
 
 LEARNED = DiffusionConfig()  # the paper's: 1000 linear betas, epsilon, learned variance
@@ -99,6 +101,33 @@ def test_a_label_given_is_what_the_network_is_told(make: Callable):
         tables = [each.network.get_parameter("condition_embedding.labels.table.weight") for each in (turned, model)]
         tables[0][:3] = tables[1][:3].flip(0)
     np.testing.assert_array_equal(model.sample(labels=["cat", "fish"]), turned.sample(labels=["fish", "cat"]))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_weights_cast_once_give_the_images_of_weights_cast_in_every_step(make: Callable, block: str):
+    model = make(config=DiTConfig(depth=2, width=16, heads=2, block=block))  # type: ignore[arg-type]
+    config = SampleConfig("euler", 3, GUIDED, "bf16")
+    exact, expected = images(model), images(model, precision="bf16", guidance=GUIDED)
+    model.prepare(config)
+    assert model.denoiser.prepared(False).network is model.network
+    np.testing.assert_array_equal(images(model, precision="bf16", guidance=GUIDED), expected)
+    np.testing.assert_array_equal(images(model), exact)  # float32 still has its own weights
+    assert apart(exact, expected) > 0
+
+
+def test_compiled_blocks_get_batches_of_one_size(make: Callable, monkeypatch: pytest.MonkeyPatch):
+    model, sizes = make(), []
+    expected = images(model, 11, batch=4)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: None)
+    model.prepare(SampleConfig("euler", 4), compiled=True)
+    model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    made = list(model.batches(None, 5, 11, SampleConfig("euler", 4), 4))
+    assert [len(batch) for batch in made] == [4, 4, 3]
+    assert set(sizes) == {4}
+    assert apart(np.concatenate(made), expected) <= 1
+    sizes.clear()
+    assert len(images(model, 3, batch=4)) == 3
+    assert set(sizes) == {3}  # the only batch
 
 
 def test_batches_come_as_they_are_made(make: Callable):

@@ -39,6 +39,7 @@ FLAGS = (
 HALF = ("--train.images", 160)
 CLIP = ("--train.max-grad-norm", 0.05, *HALF)
 FSDP = ("--train.parallel", "fsdp")
+BF16 = ("--train.precision", "bf16")
 
 
 def losses(folder: Path, name: str = "loss") -> list[float]:
@@ -69,11 +70,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ditlab) -> Path:
         train(folder / "fsdp-to-2", *HALF, *FSDP),
         ["sample", str(folder / "alone"), "--count", "11", "--batch", "2", *map(str, archive)],
     ]
-    compiled = (*CLIP, "--train.compile", "on")
+    compiled = (*CLIP, "--train.compile", "on", "--train.microbatch", 16)
     two = [
         train(folder / "fsdp-to-2", *FSDP),
         train(folder / "compiled-ddp", *compiled),
         train(folder / "compiled-fsdp", *compiled, *FSDP),
+        train(folder / "rounded-ddp", *HALF, *BF16),
+        train(folder / "rounded-fsdp", *HALF, *BF16, *FSDP),
     ]
     first = together(4, json.dumps(four), script=COMMANDS)
     assert first.returncode == 0, first.stderr
@@ -113,6 +116,13 @@ def test_compiled_blocks_and_clipped_gradients_go_with_many_processes(runs: Path
     expected = losses(runs / "clip")
     assert not np.allclose(losses(runs / "free"), expected, rtol=1e-4)  # gradients were longer than the clip
     np.testing.assert_allclose(losses(runs / f"compiled-{name}"), expected, rtol=5e-6)
+
+
+def test_shards_in_bfloat16_round_what_copies_round(runs: Path):
+    """Products are in bfloat16; embeddings of labels, say, in float32."""
+    copies, shards = losses(runs / "rounded-ddp"), losses(runs / "rounded-fsdp")
+    np.testing.assert_allclose(shards, copies, rtol=2e-6)
+    assert not np.allclose(copies, losses(runs / "free"), rtol=1e-5)
 
 
 def test_a_block_is_one_graph_under_ddp(runs: Path):

@@ -108,6 +108,14 @@ def test_recompute_keeps_less_for_the_backward_pass():
     assert saved_bytes(made, CONFIG, CPU, 8) < kept / 2
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # torch's own, which it hides
+def test_compiled_parts_keep_less_and_are_not_compiled_afterwards():
+    made, config = make_task(tokens=8), replace(CONFIG, compile="on", precision="bf16")
+    eager = saved_bytes(made, replace(config, compile="off"), CPU, 8)
+    assert 0.5 * eager < saved_bytes(made, config, CPU, 8) < 0.9 * eager
+    assert saved_bytes(made, replace(config, compile="off"), CPU, 8) == eager
+
+
 def test_what_is_kept_grows_with_the_images_and_decides_the_part(monkeypatch: pytest.MonkeyPatch):
     made = make_task(tokens=8)
     one, two, four = (saved_bytes(made, CONFIG, CPU, count) for count in (1, 2, 4))
