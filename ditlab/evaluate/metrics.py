@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from ditlab.errors import UserError
@@ -9,6 +11,7 @@ from ditlab.evaluate.statistics import BLOCK
 
 SCORED = 5000  # images in a part of the Inception score
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as published
+ALL_PAIRS = 6000  # images of both sets up to which the kernel is computed once, for all pairs
 RESAMPLES = 10  # of the Frechet distance: its standard deviation is then known to a quarter
 Array = np.ndarray
 
@@ -66,24 +69,38 @@ def kernel_distance(real: Array, generated: Array, seed: int = 0) -> tuple[float
             f"{len(real)} real and {len(generated)} generated samples are too few for a kernel distance; at least 4 of each"
         )
     random = np.random.default_rng(seed)
-    values = []
-    for _ in range(SUBSETS):
-        x, y = (features[random.choice(len(features), size, replace=False)] for features in (real, generated))
-        values.append(discrepancy(x, y))
+    sets, subsets = (real, generated), range(SUBSETS)
+    drawn = [[random.choice(len(features), size, replace=False) for features in sets] for _ in subsets]
+    if len(real) + len(generated) <= ALL_PAIRS:
+        chosen = [np.zeros((SUBSETS, len(features))) for features in sets]
+        for k, rows in product(subsets, range(2)):
+            chosen[rows][k, drawn[k][rows]] = 1
+        values = discrepancies(real, generated, *chosen)
+    else:
+        ones = np.ones((1, size))
+        values = [discrepancies(real[x], generated[y], ones, ones)[0] for x, y in drawn]
     return float(np.mean(values)), float(np.std(values))
 
 
-def discrepancy(x: Array, y: Array) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of x (n, D) and y (n, D) under the kernel (x.y / D + 1)^3."""
-    count, width = x.shape
+def discrepancies(x: Array, y: Array, chosen_x: Array, chosen_y: Array) -> Array:
+    """Unbiased estimates (S,) of the squared maximum mean discrepancy of subsets of x (N, D) and y (M, D).
 
-    def kernel(a: Array, b: Array) -> Array:
-        product = a @ b.T / width + 1
-        return product * product * product  # `** 3` calls pow for each pair
+    The kernel is (x.y / D + 1)^3. ``chosen_x`` (S, N) and ``chosen_y`` (S, M) are 1 for the members of each subset, all of
+    one size, and 0 elsewhere: the sum over the pairs of a subset is a product with its row.
+    """
+    x, y, size = np.asarray(x, np.float64), np.asarray(y, np.float64), chosen_x[0].sum()
 
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y)))
-    return float(within / (count * (count - 1)) - 2 * kernel(x, y).mean())
+    def kernel(products: Array) -> Array:
+        scaled = products / x.shape[1] + 1
+        return scaled * scaled * scaled  # `** 3` calls pow for each pair
+
+    def pairs(a: Array, b: Array, chosen_a: Array, chosen_b: Array) -> Array:
+        return ((chosen_a @ kernel(a @ b.T)) * chosen_b).sum(axis=1)
+
+    within = sum(
+        pairs(a, a, rows, rows) - rows @ kernel((a * a).sum(axis=1)) for a, rows in ((x, chosen_x), (y, chosen_y))
+    )
+    return within / (size * (size - 1)) - 2 * pairs(x, y, chosen_x, chosen_y) / size**2
 
 
 def inception_score(probabilities: Array, size: int = SCORED) -> tuple[float, float]:

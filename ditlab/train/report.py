@@ -54,7 +54,9 @@ def loss_figure(rows: list[dict]) -> bytes:
     from matplotlib.ticker import EngFormatter
 
     images, timed = [row["images"] for row in rows], "loss_by_time" in rows[-1]
-    figure = Figure(figsize=(15 if timed else 11, 4), layout="constrained")
+    width = 15 if timed else 11  # inches
+    figure = Figure(figsize=(width, 4))  # a constrained layout would draw everything twice
+    figure.subplots_adjust(left=0.85 / width, right=1 - 0.2 / width, bottom=0.14, top=0.91, wspace=0.2)
     axes = list(figure.subplots(1, 3 if timed else 2))
     held_out = [(row["images"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
     axes[0].plot(images, [row["loss"] for row in rows])
@@ -72,7 +74,8 @@ def loss_figure(rows: list[dict]) -> bytes:
     axes[-1].set(title="images/s")
     axes[-1].set_ylim(bottom=0)
     for axis in axes:
-        axis.xaxis.set_major_formatter(EngFormatter(sep="", unit=" images"))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_xlabel("images")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

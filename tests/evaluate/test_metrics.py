@@ -16,7 +16,7 @@ from ditlab.evaluate import metrics
 from ditlab.evaluate.metrics import (
     RESAMPLES,
     check_count,
-    discrepancy,
+    discrepancies,
     frechet_distance,
     frechet_spread,
     inception_score,
@@ -172,6 +172,11 @@ def test_a_spread_of_fewer_samples_than_features_is_finite():
     assert 0 < frechet_spread(rows(20, 50, 0), *gaussian(rows(90, 50, 1))) < np.inf
 
 
+def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
+    (value,) = discrepancies(x, y, np.ones((1, len(x))), np.ones((1, len(y))))
+    return value
+
+
 @pytest.mark.parametrize(("count", "width", "shift"), [(2, 3, 0.0), (50, 8, 0.2), (200, 64, 0.0), (300, 5, 3.0)])
 def test_the_discrepancy_is_torchmetrics(count: int, width: int, shift: float):
     x, y = rows(count, width, 0), rows(count, width, 1, shift)
@@ -195,6 +200,13 @@ def test_the_kernel_distance_is_that_of_torchmetrics():
     assert 0.7 < std / spread < 1.4
 
 
+def test_sets_too_large_for_all_pairs_give_the_same_distance(monkeypatch: pytest.MonkeyPatch):
+    real, made = rows(90, 5, 0), rows(70, 5, 1, 0.3)
+    expected = kernel_distance(real, made)
+    monkeypatch.setattr(metrics, "ALL_PAIRS", 159)
+    assert kernel_distance(real, made) == pytest.approx(expected, rel=1e-9)
+
+
 def test_real_against_real_has_a_kernel_distance_of_zero_on_average():
     random = np.random.default_rng(0)
     values = [kernel_distance(random.normal(size=(60, 4)), random.normal(size=(60, 4)))[0] for _ in range(40)]
@@ -205,10 +217,15 @@ def test_real_against_real_has_a_kernel_distance_of_zero_on_average():
 @pytest.mark.parametrize(("real", "made", "size"), [(9, 30, 4), (30, 7, 3), (90, 80, 20)])
 def test_subsets_are_never_the_whole_set(monkeypatch: pytest.MonkeyPatch, real: int, made: int, size: int):
     sizes = set()
+
+    def seen(x: np.ndarray, y: np.ndarray, *chosen: np.ndarray) -> np.ndarray:
+        sizes.update(row.sum() for rows in chosen for row in rows)
+        return discrepancies(x, y, *chosen)
+
     monkeypatch.setattr(metrics, "SUBSET", 20)
-    monkeypatch.setattr(metrics, "discrepancy", lambda x, y: sizes.add((len(x), len(y))) or discrepancy(x, y))
+    monkeypatch.setattr(metrics, "discrepancies", seen)
     value, std = kernel_distance(rows(real, 3, 0), rows(made, 3, 1))
-    assert sizes == {(size, size)}
+    assert sizes == {size}
     assert std > 0
     assert (value, std) == kernel_distance(rows(real, 3, 0), rows(made, 3, 1), seed=0)
     assert (value, std) != kernel_distance(rows(real, 3, 0), rows(made, 3, 1), seed=1)

@@ -30,19 +30,11 @@ NAME = "FD-EffNetLite0@64"
 COUNT = 1290  # samples, ten more than the features of EfficientNet
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache folder for all tests here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def opened(source: object, count: int = 0, label_order: str = "turn", **settings: object) -> Samples:
+def opened(source: object, count: int = 0, label_order: str = "turn", batch: int = 100, **settings: object) -> Samples:
     def sampling(model: Pipeline) -> SampleConfig:
         return replace(model.defaults, **{"sampler": "euler", "steps": 2, **settings})  # type: ignore[arg-type]
 
-    return open_samples(str(source), count, 3, label_order, 100, sampling, ALONE)
+    return open_samples(str(source), count, 3, label_order, batch, sampling, ALONE)
 
 
 def evaluated(samples: Samples, out: Path | None = None, **config: str) -> Evaluation:
@@ -293,7 +285,7 @@ from ditlab.recipes.samples import open_samples
 processes, (recipe, out, *sources) = join(), sys.argv[1:]
 for number, source in enumerate(sources):
     sampling = lambda model: replace(model.defaults, sampler="euler", steps=2)
-    samples = open_samples(source, 290, 3, "turn", 100, sampling, processes)
+    samples = open_samples(source, 120, 3, "turn", 50, sampling, processes)
     config, place, lines = EvaluationConfig(recipe=recipe), Path(out) / str(number), []
     found = evaluate_samples(samples, config, place, torch.device("cpu"), processes, lines.append)
     assert (found is not None) == processes.is_main
@@ -302,7 +294,7 @@ leave()
 
 
 def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    samples = np.concatenate(list(opened(few, 290).batches()))
+    samples = np.concatenate(list(opened(few, 120, batch=50).batches()))
     np.savez(tmp_path / "made.npz", samples)
     save_pngs(samples, tmp_path / "made")
     sources = [few, tmp_path / "made.npz", tmp_path / "made"]
@@ -311,7 +303,7 @@ def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path, monkey
     monkeypatch.undo()
     assert ended.returncode == 0, ended.stderr
     for number, source in enumerate(sources):
-        alone = evaluated(opened(source, 290), tmp_path / "alone" / str(number), recipe=str(few))
+        alone = evaluated(opened(source, 120, batch=50), tmp_path / "alone" / str(number), recipe=str(few))
         (many,) = read_results(tmp_path / "many" / str(number))
         assert many.how == alone.how
         for ours, theirs in ((many.numbers, alone.numbers), (many.floor, alone.floor)):
