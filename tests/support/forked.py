@@ -100,14 +100,14 @@ def together(
     processes = ranks(count, *arguments, script=script)
     code, end = 0, time.monotonic() + timeout
     while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        failed = next((code for process in processes if (code := process.poll())), 0)
+        failed = [found for process in processes if (found := process.poll())]
         if failed and not code:
-            code, end = failed, time.monotonic() + 1
+            code, end = min(failed), time.monotonic() + 1  # a kill before the errors it causes
         time.sleep(0.01)
     for process in processes:
         process.kill()
     ended = [process.wait() for process in processes]
-    code = code or next((each.returncode for each in ended if each.returncode), 0)
+    code = code or min((each.returncode for each in ended if each.returncode), default=0)
     return subprocess.CompletedProcess(
         "ditlab", code, "".join(each.stdout for each in ended), "".join(each.stderr for each in ended)
     )
