@@ -93,6 +93,9 @@ def test_the_demo_measures_the_machine_and_ends_with_pictures_and_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(demo_run, "sample_shipped", lambda *arguments: sample_shipped(*arguments, steps=2))
+    recipe, file = find_recipe("digits")
+    quick = replace(recipe, sample=replace(recipe.sample, steps=3))
+    monkeypatch.setattr(demo_run, "find_recipe", lambda name: (quick, file) if name == "digits" else find_recipe(name))
     lines: list[str] = []
     rows = run_demo(tmp_path / "demo", lines.append, images=1280, count=100)
     assert len(rows) == 3

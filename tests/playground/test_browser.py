@@ -41,8 +41,11 @@ pytestmark = [
 def browser() -> Iterator[BrowserContext]:
     """One browser with one cache, so that the page's scripts load once."""
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened.new_context()
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--disable-extensions"],
+        )
+        yield opened.new_context(reduced_motion="reduce")
         opened.close()
 
 

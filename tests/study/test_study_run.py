@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -13,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import COMMAND, run_tiny, tiny_plan
+from forked import Forked
+from tiny import COMMAND, STUDY, run_tiny, tiny_plan
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ditlab.errors import UserError
@@ -55,13 +54,13 @@ def test_a_killed_study_resumes_names_the_failed_training_and_reports(plan: Plan
     out, lines = tmp_path / "study", []
     first, broken = sorted(plan.runs, key=lambda run: run.name, reverse=True)  # adaLN-Zero costs more and runs first
     plan.save(out)
-    with subprocess.Popen([*COMMAND, str(out)], stdout=subprocess.DEVNULL) as study:
-        try:
-            ready = lambda: (out / "results" / f"{first.name}.json").exists() and len(workers(out)) == 1  # noqa: E731
-            assert within(250, lambda: study.poll() is not None or ready())
-            assert study.poll() is None  # the second training has not ended
-        finally:
-            os.kill(study.pid, signal.SIGKILL)
+    study = Forked(out, script=STUDY)
+    try:
+        ready = lambda: (out / "results" / f"{first.name}.json").exists() and len(workers(out)) == 1  # noqa: E731
+        assert within(250, lambda: study.poll() is not None or ready())
+        assert study.poll() is None  # the second training has not ended
+    finally:
+        study.kill()
     assert within(30, lambda: not workers(out))  # they end with the study
     modified = (out / "results" / f"{first.name}.json").stat().st_mtime_ns
     assert [path.stem for path in (out / "results").glob("*.json")] == [first.name]

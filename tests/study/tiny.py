@@ -20,7 +20,8 @@ from ditlab.study.study_run import Result, StudyRun
 
 HERE = Path(__file__).parent
 PATHS = [str(HERE.parent.parent), str(HERE)]
-COMMAND = (sys.executable, "-c", f"import sys; sys.path[:0] = {PATHS}; import tiny; tiny.main()")
+STUDY = f"import sys; sys.path[:0] = {PATHS}; import tiny; tiny.main()"
+COMMAND = (sys.executable, "-c", STUDY)
 PRESETS["folder"] = ({"M": (1, 16, 2)}, (4,), "M", 4, 256, 4e-3, 48)
 
 
