@@ -88,6 +88,13 @@ def test_every_folder_has_its_page_and_its_tests(folder: str):
     assert f"{folder}/" in (ROOT / "README.md").read_text()
 
 
+def test_prose_of_the_documents_wraps_at_120():
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for block in path.read_text().split("```")[::2]:  # no code
+            lines = [line for line in block.splitlines() if not line.startswith(("|", "!"))]
+            assert max(map(len, lines), default=0) <= 120, path
+
+
 def test_every_link_of_the_documents_leads_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
