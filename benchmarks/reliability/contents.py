@@ -58,7 +58,9 @@ def content(run: Path) -> dict[str, bytes]:
         dcp.load(tensors, storage_reader=reader, no_dist=True)
         for name, tensor in tensors.items():
             found[f"{path.name} {name}"] = tensor.numpy().tobytes()
-        found[f"{path.name} state"] = (path / "state.json").read_bytes()
+        state = json.loads((path / "state.json").read_text())
+        state.pop("microbatch", None)  # what was found to fit, stored unless it was given
+        found[f"{path.name} state"] = json.dumps(state).encode()
     for path in [*run.glob("samples/*"), *run.glob("*.safetensors"), *run.glob("*.npy")]:
         found[str(path.relative_to(run))] = path.read_bytes()
     for path in () if run.name.endswith("-latents") else run.rglob("*.part"):
