@@ -302,7 +302,7 @@ class Pipeline:
             config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
         given = {"steps": steps, "sampler": sampler, "precision": precision}
         config = replace(config, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        labels = [labels] if isinstance(labels, str | int) else list(labels or ())
+        labels = [] if labels is None else [labels] if isinstance(labels, str | int) else list(labels)
         count = count if count is not None else len(labels) or 16
         return np.concatenate(list(self.batches(labels, seed, count, config, batch, size=size)))
 

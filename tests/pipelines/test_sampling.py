@@ -94,6 +94,11 @@ def test_labels_are_given_out_in_turn(make: Callable):
     assert apart(in_turn[::2], dogs[::2]) > 5
 
 
+def test_labels_may_be_an_array(make: Callable):
+    model = make()
+    np.testing.assert_array_equal(model.sample(np.array([2, 0]), steps=2), model.sample([2, 0], steps=2))  # type: ignore[arg-type]
+
+
 def test_a_label_given_is_what_the_network_is_told(make: Callable):
     """Samples of a model whose label table has been turned round are those of the other labels."""
     model, turned = make(), make()
