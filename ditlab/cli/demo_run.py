@@ -132,12 +132,11 @@ def _train_length(recipe: Recipe, out: Path, device: torch.device, began: float,
     return replace(recipe, train=replace(recipe.train, images=images))
 
 
-def sample_shipped(out: Path, log: Callable[[str], None], steps: int | None = None) -> None:
+def sample_shipped(out: Path, log: Callable[[str], None]) -> None:
     """Draw samples of the shipped FashionMNIST model, one class a row."""
     model = Pipeline.load("fashion").to(default_device())
-    steps = steps or model.defaults.steps
-    images = model.sample([label for label in range(10) for _ in range(5)], seed=0, steps=steps)
-    settings = {"model": "fashion", "seed": 0, "steps": steps}
+    images = model.sample([label for label in range(10) for _ in range(5)], seed=0)
+    settings = {"model": "fashion", "seed": 0, "steps": model.defaults.steps}
     write_png(grid(images, 5, model.names), out / "fashion.png", settings)
     log(f"samples of the shipped FashionMNIST model: {out / 'fashion.png'}")
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ditlab.cli import demo_run
-from ditlab.cli.demo_run import COUNT, SHORTEST, Judge, Speeds, plan_images, run_demo, sample_shipped
+from ditlab.cli.demo_run import COUNT, SHORTEST, Judge, Speeds, plan_images, run_demo
 from ditlab.data import DataConfig, Images, open_data
+from ditlab.pipelines import Pipeline
 from ditlab.recipes import find_recipe
 
 LIMIT = 360  # seconds that the whole demo may take
@@ -92,7 +93,10 @@ def test_a_recipe_shorter_than_the_shortest_length_keeps_its_own():
 def test_the_demo_measures_the_machine_and_ends_with_pictures_and_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(demo_run, "sample_shipped", lambda *arguments: sample_shipped(*arguments, steps=2))
+    fashion = Pipeline.load("fashion")
+    fashion.defaults = replace(fashion.defaults, steps=2)
+    load = Pipeline.load
+    monkeypatch.setattr(Pipeline, "load", lambda path: fashion if path == "fashion" else load(path))
     recipe, file = find_recipe("digits")
     quick = replace(recipe, sample=replace(recipe.sample, steps=3))
     monkeypatch.setattr(demo_run, "find_recipe", lambda name: (quick, file) if name == "digits" else find_recipe(name))
