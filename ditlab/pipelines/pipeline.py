@@ -56,8 +56,7 @@ class Pipeline:
         self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
         self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
         self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
-        self._prepared: Denoiser | None = None  # by ``prepare``
-        self._compiled = False
+        self._prepared, self._compiled = None, False  # by ``prepare``
 
     @property
     def size(self) -> tuple[int, int]:
@@ -89,7 +88,7 @@ class Pipeline:
         """Move everything to a device."""
         self.denoiser.to(device)
         self.autoencoder.to(device)
-        self._prepared = None
+        self._prepared, self._compiled = None, False
         return self
 
     def prepare(self, config: SampleConfig, compiled: bool = False) -> Pipeline:
@@ -97,9 +96,10 @@ class Pipeline:
 
         ``compiled``: blocks are compiled, a last batch is filled up to the size of the others. UserError without a compiler.
         """
-        self._prepared, self._compiled = self.denoiser.prepared(config.bf16_on(self.device)), compiled
         if compiled:
             check_compiler(self.device, "no --compile")
+        self._prepared, self._compiled = self.denoiser.prepared(config.bf16_on(self.device)), compiled
+        if compiled:
             for block in self._prepared.network.block_list():
                 block.compile(dynamic=False)
         return self
