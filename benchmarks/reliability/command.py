@@ -13,6 +13,8 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from .forking import run_forked
+
 
 class Failed(Exception):  # noqa: N818 - the result of a drill, not a fault of the program
     """A drill failed: part of a run was lost, or a message is missing."""
@@ -22,17 +24,6 @@ def expect(condition: object, message: str) -> None:
     """Raise Failed unless a condition holds."""
     if not condition:
         raise Failed(message)
-
-
-def _run_forked(words: list[str], log: Path, before: str) -> None:
-    """Run a command in a forked process that has the imports."""
-    for ending, number in ((".out", 1), (".err", 2)):
-        os.dup2(os.open(log.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    exec(before, {})
-    from ditlab.cli.main import run
-
-    sys.argv = ["ditlab", *words]
-    run()
 
 
 class Command:
@@ -53,7 +44,7 @@ class Command:
         for ending in (".out", ".err"):  # the process may be killed before it opens them
             log.with_suffix(ending).touch()
         if fork:
-            forked = fork.Process(target=_run_forked, args=(words, log, before))
+            forked = fork.Process(target=run_forked, args=(words, log, before))
             forked.start()
             self._code, pid = lambda: forked.exitcode, forked.pid
         else:

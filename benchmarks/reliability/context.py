@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import shutil
 import subprocess
 import threading
@@ -11,11 +10,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from .command import Command, Failed, expect
 from .contents import newest, same
+from .forking import fork_context
 
 FLAGS = {
     "model.depth": 2, "model.width": 32, "model.heads": 2, "train.batch": 32, "train.precision": "fp32",
@@ -26,10 +25,6 @@ QUICK = {**FLAGS, "train.images": 3200, "train.samples": 1600}
 SMALL = {**FLAGS, "model.width": 16, "train.images": 1280, "train.checkpoint": 160, "train.samples": 1280}
 OFTEN = {"train.log": 32, "train.checkpoint": 1600, "train.images": 3200, "train.samples": 1600}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-IMPORTS = [  # of a training run, also those inside functions
-    "ditlab.cli.main", "ditlab.cli.train", "ditlab.recipes", "tyro", "torch._dynamo", "torch.profiler", "sklearn.datasets",
-    "matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.ticker",
-]  # fmt: skip
 
 KL_RECIPE = '''"""Digits in latents: 8x8 to 4x4 with two channels."""
 
@@ -77,10 +72,7 @@ class DrillContext:
             "pair": ("digits", TORCHRUN, flags),
             "latents": (str(recipe), (), {}),
         }
-        self._fork: ForkServerContext | None = None
-        if quick:
-            self._fork = multiprocessing.get_context("forkserver")
-            self._fork.set_forkserver_preload(IMPORTS)
+        self._fork = fork_context() if quick else None
         self._numbers = itertools.count()
         self._started: list[Command] = []
         self._disks: list[Path] = []
