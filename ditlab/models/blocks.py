@@ -8,6 +8,7 @@ time a frame: a group of L / G tokens shares its modulation, which is computed o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -110,7 +111,7 @@ class MLP(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """The contract of a design.
 
     Attributes:
@@ -127,13 +128,13 @@ class Block(nn.Module):
         tokens, mask = conditioning.as_tokens(time)
         return Context(tokens, mask), None
 
+    @abstractmethod
     def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
         """Transform tokens x (N, L, D) and, in designs that change it, the context.
 
         Context and modulation input c (N, G, D) come from ``prepare``; ``shared`` (N, G, vectors D) is the modulation that
         all blocks of the network have in common.
         """
-        raise NotImplementedError
 
 
 class AdaLNZeroBlock(Block):

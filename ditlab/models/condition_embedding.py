@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -68,7 +69,7 @@ class TimestepEmbedding(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionConfig:
+class ConditionConfig(ABC):
     """A condition of a network; ``name`` is that of the ``Condition``'s entry and of the embedding module."""
 
     kind: ClassVar[str]
@@ -80,13 +81,13 @@ class ConditionConfig:
     null: bool = True
     """It has a learned null, which guidance needs."""
 
+    @abstractmethod
     def build(self, width: int) -> nn.Module | None:
         """The embedding, called with an ``Entry``; None for channels, which need none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blank(self, count: int, latent: LatentSpec) -> Tensor:
         """A value of ``count`` samples, of the shape and type that the network expects."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
