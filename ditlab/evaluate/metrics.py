@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 
 from ditlab.errors import UserError
@@ -69,12 +67,12 @@ def kernel_distance(real: Array, generated: Array, seed: int = 0) -> tuple[float
             f"{len(real)} real and {len(generated)} generated samples are too few for a kernel distance; at least 4 of each"
         )
     random = np.random.default_rng(seed)
-    sets, subsets = (real, generated), range(SUBSETS)
-    drawn = [[random.choice(len(features), size, replace=False) for features in sets] for _ in subsets]
-    if len(real) + len(generated) <= ALL_PAIRS:
-        chosen = [np.zeros((SUBSETS, len(features))) for features in sets]
-        for k, rows in product(subsets, range(2)):
-            chosen[rows][k, drawn[k][rows]] = 1
+    counts = len(real), len(generated)
+    drawn = [[random.choice(count, size, replace=False) for count in counts] for _ in range(SUBSETS)]
+    if sum(counts) <= ALL_PAIRS:
+        chosen = [np.zeros((SUBSETS, count)) for count in counts]
+        for members, rows in zip(chosen, zip(*drawn, strict=True), strict=True):
+            np.put_along_axis(members, np.stack(rows), 1, axis=1)
         values = discrepancies(real, generated, *chosen)
     else:
         ones = np.ones((1, size))
