@@ -437,7 +437,7 @@ def test_the_pages_checkpoints_and_exchange_are_what_the_command_says(training):
 def test_the_pages_launches_are_ones_that_torchrun_and_ditlab_take(ditlab):
     from torch.distributed.run import get_args_parser
 
-    lines = re.findall(r"^(?:TORCH\w+=1 )?(torchrun .*)$", PAGE.read_text(), flags=re.MULTILINE)
+    lines = re.findall(r"^(?:TORCH\w+=1 )?(torchrun .*)$", PAGE.read_text().replace("\\\n", ""), flags=re.MULTILINE)
     assert len(lines) == 4
     for line in lines:
         given = get_args_parser().parse_args(shlex.split(line)[1:])
