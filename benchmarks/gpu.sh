@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every measurement that needs a GPU, in ten minutes, most important first, each with its own time limit:
-#   bash benchmarks/gpu.sh FOLDER [DEVICE]      DEVICE cpu rehearses the commands
+#   bash benchmarks/gpu.sh FOLDER [DEVICE]      DEVICE cpu rehearses the commands; there training exceeds its limits
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out="${1:?give a folder for the results}"

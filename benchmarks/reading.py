@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from table import Row, arguments, compare, in_turn, show
-from training import SHAPE, Step, ours
+from training import SHAPE, Pass, ours
 
 from ditlab.data import DataConfig, DataOrder
 from ditlab.data.arrays import ArraySource
@@ -42,7 +42,7 @@ def cache_of(rows: int, folder: Path) -> LatentCache:
 def measure(device: torch.device, count: int, rounds: int) -> Iterator[Row]:
     """Reading alone, and reading with the draws of a step, each against the network."""
     batch = 16
-    step = Step(ours(DiTConfig.named("S/2"), device, compiled=True), batch, device, "bf16")
+    step = Pass(ours(DiTConfig.named("S/2"), device, compiled=True), batch, device, "bf16")
     loss = DiffusionConfig().build_loss()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -197,7 +198,9 @@ def main() -> None:
         return
     # The clients run in another process, so that they do not delay the server's threads.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        rows = measure_batching(model, lambda *load: pool.submit(measure, *load, expected).result(), each, many)
+        rows = measure_batching(
+            model, lambda *load: pool.submit(partial(measure, expected=expected), *load).result(), each, many
+        )
     table = Table(title=title, title_justify="left")
     for column in ("clients", "requests", "images/s", "p50, s", "p99, s", "wrong images", "memory growth, MiB"):
         table.add_column(column, justify="left" if column == "requests" else "right")
