@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,12 +58,17 @@ def thread_pool(device: torch.device, name: str) -> ThreadPoolExecutor:
 
 @contextmanager
 def matmul_precision(tf32: bool) -> Iterator[None]:
-    """Compute float32 matrix products in TF32 or in full float32 within the context."""
+    """Compute float32 matrix products in TF32 or in full float32 within the context.
+
+    torch.compile reads these settings and raises an error for those of the newer interface, ``fp32_precision``.
+    """
     import torch
 
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")  # from PyTorch 2.9
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
