@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ditlab.data.decode import DecodeError
-from ditlab.data.layout import Layout, arrange, image_name
+from ditlab.data.layout import Layout, arrange
+from ditlab.data.listing import clean_name, ending
 from ditlab.data.source import MEMORY_LIMIT, EncodedSource, Once, call, printable, stamps_of
 from ditlab.errors import UserError
 
@@ -30,21 +31,22 @@ _COMPRESSED = (_GZIP, _BZIP2, _XZ, _ZSTD)
 _CHUNK = 4 * 2**20
 
 
-def open_archive(path: Path, split: str, once: Once = call) -> EncodedSource:
+def open_archive(path: Path, split: str, label: str = "", once: Once = call) -> EncodedSource:
     """The images of an archive, classes and splits as in a folder; its first bytes, not its name, tell the format.
 
     Raises a UserError if it is damaged, not an archive or too large for memory, or see ``layout.arrange``.
     """
-    with _checked(path):
+    with checked(path):
         with path.open("rb") as file:
             magic = file.read(6)
         if magic.startswith(b"PK"):
-            return ZipSource(path, split)
-        return TarSource(path, split, _decompressed(path, magic) if magic.startswith(_COMPRESSED) else None, once)
+            return ZipSource(path, split, label)
+        content = _decompressed(path, magic) if magic.startswith(_COMPRESSED) else None
+        return TarSource(path, split, label, content, once)
 
 
 @contextmanager
-def _checked(path: Path) -> Iterator[None]:
+def checked(path: Path) -> Iterator[None]:
     """Turn the errors of a damaged archive into a UserError."""
     try:
         yield
@@ -61,12 +63,12 @@ class TarSource(EncodedSource):
     ``content`` is the decompressed archive; None reads members from the file.
     """
 
-    def __init__(self, path: Path, split: str, content: BytesIO | None, once: Once = call) -> None:
-        layout, self._members = once(lambda: _list(path, split, content))
+    def __init__(self, path: Path, split: str, label: str, content: BytesIO | None, once: Once = call) -> None:
+        layout, self._members = once(lambda: _list(path, split, label, content))
         self._content = content
         self._file = path.open("rb") if content is None else content
         sizes = [size for _, size in self._members]
-        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path))
+        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), layout.notes)
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes."""
@@ -84,18 +86,20 @@ class TarSource(EncodedSource):
 class ZipSource(EncodedSource):
     """A zip archive whose members are read one at a time under a lock and decoded outside it."""
 
-    def __init__(self, path: Path, split: str) -> None:
+    def __init__(self, path: Path, split: str, label: str = "") -> None:
         self._zip = zipfile.ZipFile(path)
         self._lock = threading.Lock()
-        found = {image_name(info.filename.replace("\\", "/")): info for info in self._zip.infolist()}
+        found = {
+            clean_name(info.filename.replace("\\", "/")): info for info in self._zip.infolist() if not info.is_dir()
+        }
         members = {name: info for name, info in found.items() if name is not None}
         locked = [printable(name) for name, info in members.items() if info.flag_bits & 1]
         if locked:
             raise UserError(f"{path} is encrypted (first: {locked[0]}); give an archive without a password")
-        layout = arrange(members, split, str(path))
+        layout = arrange(members, split, str(path), label, lambda name: self._zip.read(members[name]))
         self._members = [members[layout.prefix + file] for file in layout.files]
         sizes = [info.file_size for info in self._members]
-        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path))
+        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), layout.notes)
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes, verified by its checksum."""
@@ -110,24 +114,36 @@ class ZipSource(EncodedSource):
             self._zip.close()
 
 
-def _list(path: Path, split: str, content: BytesIO | None) -> tuple[Layout, list[tuple[int, int]]]:
+def _list(path: Path, split: str, label: str, content: BytesIO | None) -> tuple[Layout, list[tuple[int, int]]]:
     """The images of a split, and start and bytes of each member."""
-    with _checked(path), nullcontext(content) if content else path.open("rb") as file:
-        members = _tar_members(file)
-    layout = arrange(members, split, str(path))
+    with checked(path), nullcontext(content) if content else path.open("rb") as file:
+        members = tar_members(file)
+
+        def read(name: str) -> bytes:
+            start, size = members[name]
+            file.seek(start)
+            return file.read(size)
+
+        layout = arrange(members, split, str(path), label, read)
     return layout, [members[layout.prefix + file] for file in layout.files]
 
 
-def _tar_members(file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Start and bytes of each image member by cleaned name; links are followed, the last member of a name counts."""
+def tar_members(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Start and bytes of each member by cleaned name; links are followed, the last member of a name counts.
+
+    Members of a plain tar inside are below a folder of its name: ImageNet is a tar of a tar for each class.
+    """
     members: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            name = image_name(member.name)
+            name = clean_name(member.name)
             if name is None:
                 continue
-            if member.isreg() and not member.issparse():
+            if member.isreg() and ending(name) == ".tar":
+                file.seek(member.offset_data)
+                members |= {f"{name[:-4]}/{inner}": found for inner, found in tar_members(file).items()}
+            elif member.isreg() and not member.issparse():
                 members[name] = (member.offset_data, member.size)
             elif member.islnk():
                 links[name] = posixpath.normpath(member.linkname).lstrip("/")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ditlab.errors import UserError, nearest
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "valid", "test")
 FITS = ("crop", "pad")
 CHANNELS = {0: "0 (as the first image)", 1: "1 (grayscale)", 3: "3 (RGB)", 4: "4 (RGBA)"}
 
@@ -24,7 +24,11 @@ class DataConfig:
     fashion and mnist the folder that contains the four IDX files."""
 
     split: str = "train"
-    """The split to use: train or test."""
+    """The split to use: train, valid or test. Without a test split, test is the valid one."""
+
+    label: str = ""
+    """Where classes come from: a column of metadata.jsonl, metadata.csv or a parquet file; folder, filename
+    (class_0001.png) or none. Empty: the first of a table, folders and file names that gives classes."""
 
     size: tuple[int, ...] = ()
     """Image size in pixels: empty keeps images as they are, one number is a square, two numbers are H W."""

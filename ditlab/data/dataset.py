@@ -32,6 +32,7 @@ class DataInfo:
     shape: tuple[int, int, int]  # (C, H, W) of every image
     names: tuple[str, ...]  # classes in label order, () without classes
     fingerprint: str  # hex; equal for equal images and preprocessing, without mirroring, which is drawn later
+    notes: tuple[str, ...] = ()  # lines for the user: what was skipped, where the classes come from
 
     def describe(self) -> str:
         """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
@@ -82,7 +83,8 @@ class Dataset:
         if info is None:
             fingerprint = self._fingerprint(self.source)
             self._shape = self._first_shape()
-            info = DataInfo(self.source.title, len(self._chosen), self._shape, self.source.names, fingerprint)
+            source = self.source
+            info = DataInfo(source.title, len(self._chosen), self._shape, source.names, fingerprint, source.notes)
         self.info = info
         self.names, self.shape, self.fingerprint = info.names, info.shape, info.fingerprint
 

@@ -12,7 +12,8 @@ from ditlab.data.config import DataConfig, check_config
 from ditlab.data.dataset import DataInfo, Dataset
 from ditlab.data.folder import FolderSource
 from ditlab.data.idx import KNOWN, open_known
-from ditlab.data.layout import EXPECTED, EXTENSIONS
+from ditlab.data.layout import EXPECTED
+from ditlab.data.listing import ending, extensions
 from ditlab.data.parquet import ParquetSource, parquet_files
 from ditlab.data.source import Once, Source, call
 from ditlab.errors import UserError, nearest
@@ -52,22 +53,24 @@ def _open_path(config: DataConfig, once: Once) -> Source:
     if path.is_dir():
         if once(lambda: _holds_parquet(path, config.source)):
             return ParquetSource(str(path), parquet_files(path, config.split))
-        return FolderSource(path, config.split, once)
+        return FolderSource(path, config.split, config.label, once)
     if not path.exists():
         raise UserError(f"{path} does not exist; {EXPECTED}, or give an archive or a .parquet file")
-    if name.endswith(EXTENSIONS):
+    if ending(name) in extensions():
         raise UserError(f"{path} is one image; give the folder that contains it")
     if name.endswith(".parquet") or config.source == "parquet":
         return ParquetSource(str(path), parquet_files(path, config.split))
     if name.endswith(ARCHIVE_SUFFIXES) or config.source == "archive":
-        return open_archive(path, config.split, once)
+        return open_archive(path, config.split, config.label, once)
     raise UserError(f"{path} is neither a folder nor a known file; expected {', '.join(ARCHIVE_SUFFIXES)} or .parquet")
 
 
 def _holds_parquet(folder: Path, source: str) -> bool:
-    """Whether parquet files are what to read in a folder: there are some, and no images unless parquet was asked for."""
-    images = source != "parquet" and any(file.suffix.lower() in EXTENSIONS for file in folder.rglob("*"))
-    return not images and any(folder.rglob("*.parquet"))
+    """Whether parquet files are what to read in a folder: there are some, larger than the images next to them."""
+    parquet = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
+    if not parquet or source == "parquet":
+        return parquet > 0
+    return parquet > sum(file.stat().st_size for file in folder.rglob("*") if ending(file.name) in extensions())
 
 
 SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {

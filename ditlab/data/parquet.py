@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ditlab.data.decode import DecodeError
-from ditlab.data.layout import SPLIT_FOLDERS
 from ditlab.data.source import MEMORY_LIMIT, EncodedSource, stamps_of
+from ditlab.data.splits import FALLBACKS, split_in
 from ditlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,25 +71,20 @@ class ParquetSource(EncodedSource):
 
 
 def parquet_files(path: Path, split: str) -> list[Path]:
-    """The parquet files of a split: a file itself, or those in a folder whose names start with the split's name.
+    """The parquet files of a split: a file itself, or those in a folder whose names or folders name the split.
 
-    If no file name starts with a split (``train-``, ``test-``, ``validation-``), all files are train.
+    If none names a split (``train-00000-of-00001.parquet``, ``default/train/0000.parquet``), all files are train.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    chosen = [file for prefix in SPLIT_FOLDERS[split] for file in files if _split_prefix(file) == prefix]
-    if split == "train" and not chosen and (path.is_file() or not any(_split_prefix(file) for file in files)):
+    of = {file: split_in(file.name if path.is_file() else str(file.relative_to(path))) for file in files}
+    wanted = next((kind for kind in FALLBACKS[split] if kind in of.values()), None)
+    chosen = [file for file in files if wanted and of[file] == wanted]
+    if split == "train" and not chosen and (path.is_file() or not any(of.values())):
         chosen = files
     if not chosen:
         listed = ", ".join(file.name for file in files[:3])
         raise UserError(f"{path} has no {split} split ({listed}); expected files named {split}-*.parquet")
-    # Only one kind of file: test-*.parquet before validation-*.parquet.
-    return [file for file in chosen if _split_prefix(file) == _split_prefix(chosen[0])]
-
-
-def _split_prefix(file: Path) -> str:
-    known = [folder for folders in SPLIT_FOLDERS.values() for folder in folders]
-    stem = file.name.lower()
-    return next((name for name in known if stem.startswith((f"{name}-", f"{name}.", f"{name}_"))), "")
+    return chosen
 
 
 def _field(column: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray:

@@ -56,6 +56,7 @@ class Source(ABC):
     labels: np.ndarray  # int64 (N,), all 0 if the images have no classes
     threaded: bool  # whether decoding is slow enough for a thread pool to pay off
     stamps: Stamps  # of the folders and files, by absolute path, that change when images are added or removed
+    notes: tuple[str, ...] = ()  # lines for the user: what was skipped, where the classes come from
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,10 +85,10 @@ class EncodedSource(Source):
 
     def __init__(
         self, title: str, files: Sequence[str], sizes: Sequence[int], labels: np.ndarray, names: tuple[str, ...],
-        stamps: Stamps,
+        stamps: Stamps, notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.title, self.files, self.sizes, self.labels, self.names = title, files, sizes, labels, names
-        self.stamps = stamps
+        self.stamps, self.notes = stamps, notes
         # For a tiny image, Pillow's Python code, which holds the interpreter lock, takes longer than the decoding.
         self.threaded = len(sizes) > 0 and sum(sizes) / len(sizes) > _WORTH_THREADS
 

@@ -65,7 +65,8 @@ def open_images(recipe: Recipe | AutoencoderRecipe, context: RunContext, relist:
     once = context.processes.broadcast_from_main
     info = None if relist or isinstance(recipe, AutoencoderRecipe) else once(lambda: _indexed(recipe, context))
     dataset = open_data(recipe.data, once, info)
-    context.log(dataset.describe())
+    for line in (dataset.describe(), *dataset.info.notes):
+        context.log(line)
     return dataset
 
 
