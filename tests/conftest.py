@@ -125,6 +125,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All tests share one cache folder, not the user's: features of real images are computed once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared_folder(tmp_path_factory) / "cache"))
+        patch.setenv("HF_DATASETS_CACHE", str(shared_folder(tmp_path_factory) / "tables"))
         yield
 
 

@@ -12,7 +12,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ ARCHIVE_SUFFIXES = (
 _GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
 _COMPRESSED = (_GZIP, _BZIP2, _XZ, _ZSTD)
 _CHUNK = 4 * 2**20
+_UTF8 = 0x800  # flag of a zip member whose name is UTF-8
 
 
 def open_archive(path: Path, split: str, label: str = "", once: Once = call) -> EncodedSource:
@@ -89,9 +90,8 @@ class ZipSource(EncodedSource):
     def __init__(self, path: Path, split: str, label: str = "") -> None:
         self._zip = zipfile.ZipFile(path)
         self._lock = threading.Lock()
-        found = {
-            clean_name(info.filename.replace("\\", "/")): info for info in self._zip.infolist() if not info.is_dir()
-        }
+        listed = [info for info in self._zip.infolist() if not info.is_dir()]
+        found = {clean_name(_zip_name(info).replace("\\", "/")): info for info in listed}
         members = {name: info for name, info in found.items() if name is not None}
         locked = [printable(name) for name, info in members.items() if info.flag_bits & 1]
         if locked:
@@ -99,7 +99,11 @@ class ZipSource(EncodedSource):
         layout = arrange(members, split, str(path), label, lambda name: self._zip.read(members[name]))
         self._members = [members[layout.prefix + file] for file in layout.files]
         sizes = [info.file_size for info in self._members]
-        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), layout.notes)
+        old = sum(not (info.filename.isascii() or info.flag_bits & _UTF8 or _is_utf8(info)) for info in listed)
+        notes = (f"{old:,} names of unknown code page, read as that of DOS (437)",) * (old > 0)
+        super().__init__(
+            str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), (*layout.notes, *notes)
+        )
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes, verified by its checksum."""
@@ -112,6 +116,18 @@ class ZipSource(EncodedSource):
     def __del__(self) -> None:
         if hasattr(self, "_zip"):
             self._zip.close()
+
+
+def _is_utf8(info: zipfile.ZipInfo) -> bool:
+    """Whether the name of a member, decoded from the code page of DOS for want of a mark, is UTF-8."""
+    with suppress(UnicodeError):
+        return bool(info.filename.encode("cp437").decode())
+    return False
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    marked = info.filename.isascii() or info.flag_bits & _UTF8
+    return info.filename.encode("cp437").decode() if not marked and _is_utf8(info) else info.filename
 
 
 def _list(path: Path, split: str, label: str, content: BytesIO | None) -> tuple[Layout, list[tuple[int, int]]]:
@@ -184,5 +200,5 @@ def _decompressor(path: Path, raw: IO[bytes], magic: bytes) -> Any:
     try:
         import zstandard
     except ImportError as error:
-        raise UserError(f"{path} needs the package zstandard; pip install 'ditlab[formats]'") from error
+        raise UserError(f"{path} needs the package zstandard; pip install 'ditlab[data]'") from error
     return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)

@@ -7,7 +7,7 @@ import json
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from ditlab.data.listing import ending
 from ditlab.data.source import printable
 from ditlab.errors import UserError, nearest
 
-COLUMNS = ("label", "labels", "class", "class_name", "category")  # of classes, the first that there is
+COLUMNS = (  # of classes, the first that there is
+    "label", "labels", "class", "class_name", "label_name", "category", "fine_label", "fine_labels", "target", "cls",
+)  # fmt: skip
 CAMERAS = (  # words before a number that are no classes
     "img", "image", "images", "dsc", "dscn", "dscf", "pxl", "photo", "pic", "picture", "frame", "screenshot", "vid", "gopr",
     "sample", "file",
@@ -56,20 +58,26 @@ def find_classes(
     return np.zeros(len(images), np.int64), (), tuple(notes)
 
 
+def named_classes(values: list[Any], names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int64 (N,) of values that are numbers of ``names``; classes without images keep their number.
+
+    Raises a UserError as ``encode_classes`` does, and for a number that has no name.
+    """
+    _check_classes(values, where)
+    if not all(isinstance(value, int) for value in values):
+        return encode_classes(values, where)
+    if max(values) >= len(names):
+        raise UserError(f"{where} contains label {max(values)} but {len(names)} class names; repair the table")
+    return np.array(values, np.int64), tuple(printable(unicodedata.normalize("NFC", name)) for name in names)
+
+
 def encode_classes(values: list[Any], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels int64 (N,) of values of one kind, and their names in NFC: numbers in their order, others by name.
 
     Raises a UserError for lists, missing and hidden (-1) classes.
     """
-    what, without = f"the classes of {where}", "--data.label none trains without classes"
-    if any(isinstance(value, list | dict | tuple) for value in values):
-        raise UserError(f"{what} are lists, several for an image; give a column with one for each, or {without}")
-    missing = sum(value is None or value == "" for value in values)
-    if missing:
-        raise UserError(f"{what} are missing for {missing:,} of {len(values):,} images; complete them, or {without}")
+    _check_classes(values, where)
     if all(isinstance(value, int) for value in values):
-        if min(values) < 0:
-            raise UserError(f"{what} are hidden ({min(values)}), as in a test split without answers; {without}")
         classes: list[Any] = sorted(set(values))
     else:
         values = [unicodedata.normalize("NFC", str(value)) for value in values]
@@ -79,77 +87,139 @@ def encode_classes(values: list[Any], where: str) -> tuple[np.ndarray, tuple[str
     return labels, tuple(printable(str(value)) for value in classes)
 
 
+def _check_classes(values: list[Any], where: str) -> None:
+    what, without = f"the classes of {where}", "--data.label none trains without classes"
+    if any(isinstance(value, list | dict | tuple) for value in values):
+        raise UserError(f"{what} are lists, several for an image; give a column with one for each, or {without}")
+    missing = sum(value is None or value == "" for value in values)
+    if missing:
+        raise UserError(f"{what} are missing for {missing:,} of {len(values):,} images; complete them, or {without}")
+    numbers = [value for value in values if isinstance(value, int)]
+    if numbers and min(numbers) < 0:
+        raise UserError(f"{what} are hidden ({min(numbers)}), as in a test split without answers; {without}")
+
+
+def choose_column(columns: Mapping[str, Sequence[Any]], where: str) -> tuple[str, tuple[str, ...]]:
+    """The column of classes among those of a table, empty if there is none, and notes.
+
+    Columns whose names say so come first, then those with few values; names of classes come before numbers. A column with
+    another whole number for every image is one of numbers of images.
+    """
+    known = [name for name in COLUMNS if name in columns]
+    for chosen, guessed in ((known, False), ([name for name in columns if name not in COLUMNS], True)):
+        usable = [name for name in chosen if _is_class(columns[name], guessed)]
+        usable.sort(key=lambda name: all(isinstance(value, int) for value in columns[name]))
+        if usable:
+            column = usable[0]
+            guess = f"classes from column {printable(column)} of {where} (--data.label none trains without)"
+            return column, (guess,) if guessed else ()
+    listed = ", ".join(
+        printable(name) + " (another whole number for every image)" * _numbers_images(values)
+        for name, values in columns.items()
+    )
+    return "", (f"{where}: no column of classes among {listed}; --data.label COLUMN names one",) if columns else ()
+
+
+def _is_class(values: Sequence[Any], guessed: bool) -> bool:
+    """Whether a column may be one of classes; a guessed one has few values, all of them text or whole numbers."""
+    if any(isinstance(value, list | dict) for value in values):
+        return not guessed
+    if _numbers_images(values):
+        return False
+    count = len(set(values))
+    return not guessed or (2 <= count <= len(values) // 2 and all(isinstance(value, str | int) for value in values))
+
+
+def _numbers_images(values: Sequence[Any]) -> bool:
+    """Whether a column has another whole number for every image."""
+    return len(values) > 2 and all(isinstance(value, int) for value in values) and len(set(values)) == len(values)
+
+
 def _of_table(images: Sequence[str], tables: Sequence[str], read: Read, label: str, where: str) -> Found:
-    rows, source = _rows(tables, read, where)
+    rows, source = _rows(images, tables, read, where)
     if not rows:
         return None, ""
-    columns = sorted({column for row in rows.values() for column in row})
-    column = label or next((name for name in COLUMNS if name in columns), "")
-    if column not in columns:
-        if label:
-            raise UserError(f"{source} in {where} has no column {label!r}; {nearest(label, columns)}")
-        return (
-            None,
-            f"{source} is not used: no column of classes among {', '.join(columns)}; --data.label COLUMN names one",
-        )
-    found = [rows.get(image, {}).get(column) for image in images]
-    if all(value is None for value in found):
+    found = [rows.get(unicodedata.normalize("NFC", image), {}) for image in images]
+    if not any(found):
         return None, f"{source} is not used: it names none of the images" if source != "dataset.json" else ""
-    numbers = all(isinstance(value, int) for value in found)
-    if not label and numbers and len(found) > 2 and len(set(found)) == len(found):
-        return None, f"{source} is not used: column {column} has another whole number for every image"
-    return found, f"classes from {source}, column {column}" if column != "label" else f"classes from {source}"
+    names = sorted({column for row in found for column in row})
+    if label and label not in names:
+        raise UserError(f"{source} in {where} has no column {label!r}; {nearest(label, names)}")
+    columns = {name: _numbers([row.get(name) for row in found]) for name in ([label] if label else names)}
+    column, notes = (label, ()) if label else choose_column(columns, source)
+    if not column:
+        return None, " ".join(notes)
+    if all(value is None for value in columns[column]):
+        return None, ""
+    return columns[column], " ".join(notes) or f"classes from {source}" + f", column {column}" * (column != "label")
 
 
-def _rows(tables: Sequence[str], read: Read, where: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """By image the columns of the table that is there, and its name."""
+def _rows(
+    images: Sequence[str], tables: Sequence[str], read: Read, where: str
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """By image name in NFC the columns of the table that is there, and its name."""
     rows, source = dict[str, dict[str, Any]](), ""
-    stems = {name.removesuffix(".cls"): name for name in tables if ending(name) == ".cls"}
     for table in tables:
         folder, name = posixpath.split(table)
         if source and name != source:  # metadata.jsonl may be in several folders
             break
+        if name not in ("metadata.jsonl", "metadata.csv", "dataset.json"):
+            continue
         try:
-            if name in ("metadata.jsonl", "metadata.csv"):
-                text = read(table).decode("utf-8-sig")
-                lines = (
-                    csv.DictReader(text.splitlines()) if name.endswith("csv") else map(json.loads, text.splitlines())
-                )
-                for row in lines:
-                    file = row.pop("file_name")
-                    rows[posixpath.normpath(posixpath.join(folder, file))] = row
-            elif name == "dataset.json":
-                for file, value in json.loads(read(table)).get("labels") or ():
-                    rows[posixpath.normpath(posixpath.join(folder, file))] = {"label": value}
-            else:
-                continue
+            for file, row in _table_rows(name, read(table)):
+                rows[unicodedata.normalize("NFC", posixpath.normpath(posixpath.join(folder, file)))] = row
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             reason = "no column file_name" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{table} in {where} cannot be read ({reason}); repair it, or give --data.label folder"
             ) from error
-        source = name
-    if rows:
-        return _numbers(rows), source
-    if stems:
-        return {stem: {"label": _cls(read(name))} for stem, name in stems.items()}, ".cls files"
+        source = name if rows else source
+    return (rows, source) if rows else _sidecars(images, tables, read)
+
+
+def _table_rows(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File name and columns of each row of metadata.jsonl, metadata.csv or dataset.json."""
+    if name == "dataset.json":
+        for file, value in json.loads(content).get("labels") or ():
+            yield file, {"label": value}
+        return
+    lines = content.decode("utf-8-sig").splitlines()
+    for row in csv.DictReader(lines) if name.endswith("csv") else (json.loads(line) for line in lines if line.strip()):
+        yield row.pop("file_name"), row
+
+
+def _sidecars(images: Sequence[str], tables: Sequence[str], read: Read) -> tuple[dict[str, dict[str, Any]], str]:
+    """Rows from a file next to each image, 000123.cls or 000123.json, as in a WebDataset."""
+    names = set(tables)
+    for kind in (".cls", ".json"):
+        rows = dict[str, dict[str, Any]]()
+        for image in images:
+            folder, base = posixpath.split(image)
+            stems = (posixpath.splitext(base)[0], base.split(".", 1)[0])
+            file = next((path for stem in stems if (path := posixpath.join(folder, stem) + kind) in names), None)
+            if file is not None and (row := _sidecar(kind, read(file))):
+                rows[unicodedata.normalize("NFC", image)] = row
+        if rows:
+            return rows, f"{kind} files"
     return {}, ""
 
 
-def _numbers(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A CSV's whole numbers are text; a column of nothing else is one of numbers."""
-    columns = {column for row in rows.values() for column in row}
-    for column in columns:
-        values = [row.get(column) for row in rows.values()]
-        if all(isinstance(value, str) and re.fullmatch(r"-?\d+", value) for value in values):
-            for row in rows.values():
-                row[column] = int(row[column])
-    return rows
-
-
-def _cls(content: bytes) -> int | str:
+def _sidecar(kind: str, content: bytes) -> dict[str, Any]:
     text = content.decode("utf-8", "replace").strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else text
+    if kind == ".cls":
+        return {"label": int(text) if re.fullmatch(r"-?\d+", text) else text}
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _numbers(values: list[Any]) -> list[Any]:
+    """A CSV's whole numbers are text; a column of nothing else is one of numbers."""
+    if all(isinstance(value, str) and re.fullmatch(r"-?\d+", value) for value in values):
+        return [int(value) for value in values]
+    return values
 
 
 def _of_folders(folders: Sequence[str], label: str, where: str) -> Found:

@@ -9,7 +9,7 @@ from ditlab.errors import UserError, nearest
 
 SPLITS = ("train", "valid", "test")
 FITS = ("crop", "pad")
-CHANNELS = {0: "0 (as the first image)", 1: "1 (grayscale)", 3: "3 (RGB)", 4: "4 (RGBA)"}
+CHANNELS = {0: "0 (as the images)", 1: "1 (grayscale)", 3: "3 (RGB)", 4: "4 (RGBA)"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class DataConfig:
     """Where the images come from: digits, fashion, mnist, folder, archive or parquet."""
 
     path: str = ""
-    """The folder of images, the archive (.tar, .tar.gz, .tar.zst, .zip, ...) or the .parquet file or folder; for
-    fashion and mnist the folder that contains the four IDX files."""
+    """The folder of images, the archive (.tar, .tar.gz, .tar.zst, .zip, ...), the table (.parquet, .arrow, or a folder of
+    them), or a URL of one of these (hf://datasets/OWNER/NAME, s3://...); for fashion and mnist the folder of the IDX files."""
 
     split: str = "train"
     """The split to use: train, valid or test. Without a test split, test is the valid one."""
@@ -30,6 +30,9 @@ class DataConfig:
     """Where classes come from: a column of metadata.jsonl, metadata.csv or a parquet file; folder, filename
     (class_0001.png) or none. Empty: the first of a table, folders and file names that gives classes."""
 
+    image: str = ""
+    """The column of images of a table that has several."""
+
     size: tuple[int, ...] = ()
     """Image size in pixels: empty keeps images as they are, one number is a square, two numbers are H W."""
 
@@ -37,7 +40,7 @@ class DataConfig:
     """How an image is brought to the size: crop scales it to cover the size and cuts the centre; pad centres it on black."""
 
     channels: int = 0
-    """1 grayscale, 3 RGB, 4 RGBA; 0 uses the channels of the first image."""
+    """1 grayscale, 3 RGB, 4 RGBA; 0 uses those of the images, RGB where they differ."""
 
     flip: bool = False
     """Mirror images left to right at random during training."""

@@ -15,6 +15,7 @@ import numpy as np
 from ditlab.data.config import DataConfig, target_size
 from ditlab.data.decode import DecodeError
 from ditlab.data.source import Source
+from ditlab.data.summary import Look, by, check_sizes, look_at, summary
 from ditlab.data.transforms import centre_crop, centre_pad
 from ditlab.errors import UserError
 
@@ -32,7 +33,8 @@ class DataInfo:
     shape: tuple[int, int, int]  # (C, H, W) of every image
     names: tuple[str, ...]  # classes in label order, () without classes
     fingerprint: str  # hex; equal for equal images and preprocessing, without mirroring, which is drawn later
-    notes: tuple[str, ...] = ()  # lines for the user: what was skipped, where the classes come from
+    counts: tuple[int, ...] = ()  # images of each class, in label order
+    notes: tuple[str, ...] = ()  # lines for the user: classes, sizes, what was skipped
 
     def describe(self) -> str:
         """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
@@ -80,11 +82,15 @@ class Dataset:
         self.skipped: dict[int, str] = {}
         self._target = target_size(config)
         self._shape: tuple[int, int, int] | None = info and info.shape
+        self._channels = info.shape[0] if info else config.channels
         if info is None:
-            fingerprint = self._fingerprint(self.source)
+            fingerprint, source = self._fingerprint(self.source), self.source
+            self._channels = self._channels or self.look.channels
+            check_sizes(self.look, source, config)
             self._shape = self._first_shape()
-            source = self.source
-            info = DataInfo(source.title, len(self._chosen), self._shape, source.names, fingerprint, source.notes)
+            counts = tuple(np.bincount(self.labels, minlength=len(source.names)).tolist()) if source.names else ()
+            notes = summary(source, self.labels, self.look, config)
+            info = DataInfo(source.title, len(self._chosen), self._shape, source.names, fingerprint, counts, notes)
         self.info = info
         self.names, self.shape, self.fingerprint = info.names, info.shape, info.fingerprint
 
@@ -106,6 +112,11 @@ class Dataset:
         """Indices in the source of the images used, int64 (N,)."""
         count, limit = len(self.source), self.config.limit
         return _subset(count, limit) if 0 < limit < count else np.arange(count)
+
+    @cached_property
+    def look(self) -> Look:
+        """Shapes of some of the images, from their headers."""
+        return look_at(self.source, self._chosen)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -183,7 +194,7 @@ class Dataset:
             return None
         row = int(self._chosen[index])
         try:
-            image = self.source.decode(row, self.config.channels if self._shape is None else self._shape[0])
+            image = self.source.decode(row, self._channels)
         except DecodeError as error:
             self.skipped[index] = f"{self.source.name(row)}: {error}"
             return None
@@ -193,13 +204,13 @@ class Dataset:
                 return centre_crop(image, self._target)
             if size[0] > self._target[0] or size[1] > self._target[1]:
                 raise UserError(
-                    f"{self.source.name(row)} has size {_by(size)} (HxW), larger than {_by(self._target)}; "
+                    f"{self.source.name(row)} has size {by(size)} (HxW), larger than {by(self._target)}; "
                     "give a larger --data.size, or --data.fit crop"
                 )
             return centre_pad(image, self._target)
         if self._shape is not None and size != self._shape[1:]:
             raise UserError(
-                f"{self.source.name(row)} has size {_by(size)} (HxW), the first image has {_by(self._shape[1:])}; "
+                f"{self.source.name(row)} has size {by(size)} (HxW), the first image has {by(self._shape[1:])}; "
                 "give --data.size to bring all images to one size"
             )
         return image
@@ -214,7 +225,7 @@ class Dataset:
     def _nothing_readable(self) -> UserError:
         return UserError(
             f"none of the {len(self._chosen):,} images of {self.source.title} can be decoded (first: {self.skipped[0]}); "
-            "give images in PNG, JPEG, WebP, BMP, GIF or TIFF"
+            "give images in PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or what else Pillow reads"
         )
 
     def _fingerprint(self, source: Source) -> str:
@@ -225,10 +236,6 @@ class Dataset:
         for part in source.identity():
             digest.update(part)
         return digest.hexdigest()
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def _subset(count: int, limit: int) -> np.ndarray:

@@ -6,14 +6,17 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ditlab.data.archive import checked, tar_members
 from ditlab.data.decode import DecodeError
 from ditlab.data.layout import Layout, arrange
-from ditlab.data.listing import clean_name, ending, extensions
-from ditlab.data.source import EncodedSource, Once, Stamps, call, stamp
+from ditlab.data.listing import SYSTEM, clean_name, ending, extensions
+from ditlab.data.source import EncodedSource, Once, Stamps, call, printable, stamp
 from ditlab.errors import UserError
+
+_LISTED = 12  # folders named in a note
 
 Member = tuple[str, int, int]  # path of the file below the root, the start (-1: the whole file) and the number of bytes
 
@@ -74,7 +77,18 @@ def _list(root: Path, split: str, label: str) -> tuple[Layout, list[Member], Sta
             return file.read(size)
 
     layout = arrange(members, split, str(root), label, read, shards)
+    empty = _without_images(os.path.abspath(root / layout.prefix), stamps, layout)  # noqa: PTH100 - as in _walk
+    if empty:
+        listed = printable(", ".join(empty[:_LISTED])) + ", ..." * (len(empty) > _LISTED)
+        layout = replace(layout, notes=(*layout.notes, f"folders without images, which are no classes: {listed}"))
     return layout, [members[layout.prefix + file] for file in layout.files], stamps
+
+
+def _without_images(folder: str, stamps: Stamps, layout: Layout) -> list[str]:
+    """Names of the folders in ``folder`` without images, where other folders have some."""
+    used = {file.split("/", 1)[0] for file in layout.files if "/" in file}
+    inside = {os.path.basename(path) for path in stamps if os.path.dirname(path) == folder}  # noqa: PTH119, PTH120
+    return sorted(name for name in inside - used if name.lower() not in SYSTEM) if used else []
 
 
 def _archives(root: Path, tars: list[str], others: dict[str, Member]) -> tuple[dict[str, Member], set[str]]:

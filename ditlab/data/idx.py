@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ditlab.data.arrays import ArraySource
-from ditlab.data.parquet import ParquetSource
 from ditlab.data.source import Source, stamps_of
+from ditlab.data.tables import open_table
 from ditlab.errors import UserError
 from ditlab.runtime.files import cache_home
 
@@ -57,7 +57,7 @@ def open_known(name: str, path: str, split: str) -> Source:
     if path:
         wanted = ", ".join(_file_names(split))
         raise UserError(f"{path} does not contain the {split} files of {name}; expected {wanted}, plain or .gz")
-    return ParquetSource(name, [_fetch(name, known, split)], known.names)
+    return open_table(_fetch(name, known, split), "train", names=known.names, title=name)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -119,7 +119,7 @@ def _fetch(name: str, known: KnownSet, split: str) -> Path:
         huggingface_hub.logging.set_verbosity(CRITICAL)  # the error below reports a failure
         return Path(huggingface_hub.hf_hub_download(known.repository, file, repo_type="dataset"))
     except ImportError as error:
-        advice = f"{known.advice}, or pip install 'ditlab[hub,formats]'"
+        advice = f"{known.advice}, or pip install 'ditlab[hub,data]'"
         raise UserError(f"{name} is not on this machine; {advice}") from error
     except Exception as error:  # the hub's client raises the errors of the HTTP library it uses
         failure = f"downloading {known.repository} failed ({type(error).__name__})"

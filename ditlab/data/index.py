@@ -31,7 +31,7 @@ def read_index(path: Path, config: DataConfig) -> DataInfo | None:
         if content["config"] != _key(config) or any(stamp(name) != old for name, old in content["stamps"].items()):
             return None
         info = content["info"]
-        lists = {name: tuple(info[name]) for name in ("shape", "names", "notes")}
+        lists = {name: tuple(info[name]) for name in ("shape", "names", "counts", "notes")}
         return DataInfo(**{**info, **lists})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -59,19 +59,12 @@ def arrange(
     folders = [name.split("/", 1)[1] if name.split("/", 1)[0] in shards else name for name in inner]
     images = [prefix + name for name in inner]
     tables = _table_first(files.tables, prefix)
-    labels, classes, notes = find_classes(_keys(images, tables), folders, tables, read, label, where)
-    return Layout(prefix, tuple(inner), labels, classes, (*files.notes, *notes))
+    labels, classes, notes = find_classes(images, folders, tables, read, label, where)
+    skipped = len(files.images) - len(inner)
+    others = (f"not used: {skipped:,} images of other splits",) if skipped else ()
+    return Layout(prefix, tuple(inner), labels, classes, (*others, *files.notes, *notes))
 
 
 def _table_first(tables: tuple[str, ...], prefix: str) -> list[str]:
-    """Tables in the folder of the split before others, metadata before dataset.json, .cls files last."""
-    return sorted(
-        tables, key=lambda name: (name.endswith(".cls"), not name.startswith(prefix), "dataset.json" in name, name)
-    )
-
-
-def _keys(images: list[str], tables: list[str]) -> list[str]:
-    """By what a table names an image: its full name, or with .cls files the name without its ending."""
-    if tables and all(name.endswith(".cls") for name in tables):
-        return [name.rsplit(".", 1)[0] for name in images]
-    return images
+    """Tables in the folder of the split before others, metadata before dataset.json."""
+    return sorted(tables, key=lambda name: (not name.startswith(prefix), "dataset.json" in name, name))

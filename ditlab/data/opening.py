@@ -14,8 +14,9 @@ from ditlab.data.folder import FolderSource
 from ditlab.data.idx import KNOWN, open_known
 from ditlab.data.layout import EXPECTED
 from ditlab.data.listing import ending, extensions
-from ditlab.data.parquet import ParquetSource, parquet_files
+from ditlab.data.remote import is_url, local_copy
 from ditlab.data.source import Once, Source, call
+from ditlab.data.tables import BUILDERS, open_table, tables_in
 from ditlab.errors import UserError, nearest
 
 
@@ -45,32 +46,33 @@ def _open_known(config: DataConfig, once: Once) -> Source:
 
 
 def _open_path(config: DataConfig, once: Once) -> Source:
-    """A folder, an archive or parquet files: what the path is decides, whichever of the three names was given."""
+    """A folder, an archive or a table: what the path is decides, whichever of the names of a source was given."""
     if not config.path:
-        raise UserError(f"data source {config.source!r} needs a path; give --data.path with a folder or a file")
-    path = Path(config.path).expanduser()
+        raise UserError(f"data source {config.source!r} needs a path; give --data.path with a folder, a file or a URL")
+    path = local_copy(config.path, once) if is_url(config.path) else Path(config.path).expanduser()
     name = path.name.lower()
     if path.is_dir():
-        if once(lambda: _holds_parquet(path, config.source)):
-            return ParquetSource(str(path), parquet_files(path, config.split))
+        if once(lambda: _is_table(path, config.source)):
+            return open_table(path, config.split, config.image, config.label, once=once)
         return FolderSource(path, config.split, config.label, once)
     if not path.exists():
         raise UserError(f"{path} does not exist; {EXPECTED}, or give an archive or a .parquet file")
     if ending(name) in extensions():
         raise UserError(f"{path} is one image; give the folder that contains it")
-    if name.endswith(".parquet") or config.source == "parquet":
-        return ParquetSource(str(path), parquet_files(path, config.split))
+    if ending(name) in BUILDERS or config.source == "parquet":
+        return open_table(path, config.split, config.image, config.label, once=once)
     if name.endswith(ARCHIVE_SUFFIXES) or config.source == "archive":
         return open_archive(path, config.split, config.label, once)
-    raise UserError(f"{path} is neither a folder nor a known file; expected {', '.join(ARCHIVE_SUFFIXES)} or .parquet")
+    known = ", ".join((*ARCHIVE_SUFFIXES, *BUILDERS))
+    raise UserError(f"{path} is neither a folder nor a known file; expected {known}")
 
 
-def _holds_parquet(folder: Path, source: str) -> bool:
-    """Whether parquet files are what to read in a folder: there are some, larger than the images next to them."""
-    parquet = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
-    if not parquet or source == "parquet":
-        return parquet > 0
-    return parquet > sum(file.stat().st_size for file in folder.rglob("*") if ending(file.name) in extensions())
+def _is_table(folder: Path, source: str) -> bool:
+    """Whether tables are what to read in a folder: there are some, larger than the images next to them."""
+    tables = sum(file.stat().st_size for file in tables_in(folder))
+    if not tables or source == "parquet":
+        return tables > 0
+    return tables > sum(file.stat().st_size for file in folder.rglob("*") if ending(file.name) in extensions())
 
 
 SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {

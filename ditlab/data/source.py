@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from ditlab.data.decode import decode_image
+from ditlab.data.decode import DecodeError, decode_image, image_shape
 
 T = TypeVar("T")
 Stamps = dict[str, list[int]]
@@ -72,6 +72,13 @@ class Source(ABC):
         Raises a DecodeError with the reason if the image is broken.
         """
 
+    def header(self, index: int) -> tuple[int, int, int] | None:
+        """Height, width and channels of image ``index`` as it is stored; None if it is broken."""
+        try:
+            return self.decode(index, 0).shape  # type: ignore[return-value]
+        except DecodeError:
+            return None
+
     @abstractmethod
     def identity(self) -> Iterator[bytes]:
         """Bytes to hash that differ for different images or labels."""
@@ -103,6 +110,13 @@ class EncodedSource(Source):
     def decode(self, index: int, channels: int) -> np.ndarray:
         """See Source.decode."""
         return decode_image(self.encoded(index), channels)
+
+    def header(self, index: int) -> tuple[int, int, int] | None:
+        """See Source.header; decodes no pixels."""
+        try:
+            return image_shape(self.encoded(index))
+        except DecodeError:
+            return None
 
     def identity(self) -> Iterator[bytes]:
         """Names, byte sizes and labels: differs unless a file was edited in place, and is much cheaper than content."""

@@ -175,4 +175,22 @@ def test_other_messages(tmp_path, photos, refuses, monkeypatch) -> None:
     refuses(lambda: archived(tmp_path / "locked.zip"), "encrypted", "a.png")
     (tmp_path / "photos.tar.zst").write_bytes(COMPRESS[".tar.zst"](tar_bytes(photos)))
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    refuses(lambda: archived(tmp_path / "photos.tar.zst"), "zstandard", "ditlab[formats]")
+    refuses(lambda: archived(tmp_path / "photos.tar.zst"), "zstandard", "ditlab[data]")
+
+
+@pytest.mark.parametrize(
+    ("raw", "names", "said"),
+    [
+        ("blåbær".encode(), ("blåbær",), False),  # UTF-8 without the mark, as older programs write
+        ("blåbær".encode("cp437"), ("blåbær",), True),
+        ("кот".encode("cp866"), ("кот".encode("cp866").decode("cp437"),), True),
+    ],
+)
+def test_zip_names_of_another_code_page_are_decoded_or_said(tmp_path, encode, pixels, raw, names, said) -> None:
+    placeholder = "x" * len(raw)
+    content = zip_bytes({f"{placeholder}/{index}.png": encode(pixels(index)) for index in range(2)})
+    (tmp_path / "a.zip").write_bytes(content.replace(placeholder.encode(), raw))
+    data = open_data(DataConfig("archive", str(tmp_path / "a.zip")))
+    assert data.names == names
+    assert any("code page" in note for note in data.info.notes) == said
+    assert len(data.load()) == 2

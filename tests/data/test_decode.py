@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
-from ditlab.data.decode import DecodeError, array_to_channels, decode_image
+from ditlab.data import decode
+from ditlab.data.decode import DecodeError, array_to_channels, decode_image, image_shape
 
 
 def save(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -94,6 +96,52 @@ def test_truncated_files_are_unreadable(pixels, kind: str) -> None:
     assert str(caught.value)
     assert "\n" not in str(caught.value)
     assert " at 0x" not in str(caught.value)
+
+
+def text_chunk(size: int) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("edits", "x" * size, zip=True)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {"pnginfo": text_chunk(80 * 2**20)}),  # more than Pillow allows by default
+        ("PNG", {"icc_profile": b"no profile"}),
+        ("JPEG", {"icc_profile": b"no profile"}),
+        ("JPEG", {"exif": b"Exif\0\0damaged"}),
+        ("JPEG", {"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"}),
+        ("WEBP", {"exif": b"Exif\0\0II*\0"}),
+        ("TIFF", {"tiffinfo": {65000: "a camera's own tag"}}),
+    ],
+)
+def test_metadata_of_any_size_and_damage_is_not_the_images(capfd, kind: str, options) -> None:
+    encoded = save(Image.new("RGB", (5, 3), (200, 40, 90)), kind, **options)
+    with warnings.catch_warnings(record=True) as warned:
+        assert decode_image(encoded, 0).shape == image_shape(encoded) == (3, 5, 3)
+    assert not warned
+    assert capfd.readouterr() == ("", "")
+
+
+def test_as_many_pixels_as_a_camera_makes(monkeypatch) -> None:
+    image = save(Image.new("1", (20_000, 9_000)))  # 180 million: an error in Pillow by default
+    assert image_shape(image) == (9_000, 20_000, 1)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 10**8)
+    with pytest.raises(DecodeError, match="20000x9000 are more than 100 million pixels"):
+        image_shape(image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_headers_give_the_shape_of_the_pixels(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for mode in ("L", "RGB"):
+        encoded = save(Image.new(mode, (8, 4)), "JPEG", exif=exif)
+        assert image_shape(encoded) == decode_image(encoded, 0).shape
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        encoded = save(Image.new(mode, (5, 3)))
+        assert image_shape(encoded) == decode_image(encoded, 0).shape
 
 
 def test_what_is_no_image(monkeypatch) -> None:

@@ -35,13 +35,23 @@ def png() -> bytes:
 
 
 def test_images_are_what_pillow_reads_whatever_the_ending() -> None:
-    content = {"a.jpg_large": png(), "b": png(), "c.dat": b"no image", "d.txt": png(), "e.AVIF": b"", "f.jfif": b"", "g.svg": b""}
+    content = {
+        "a.jpg_large": png(),
+        "b": png(),
+        "c.dat": b"no image",
+        "d.txt": png(),
+        "e.AVIF": b"",
+        "f.jfif": b"",
+        "g.svg": b"",
+    }
     files = select(content, content.__getitem__)
     assert files.images == ("a.jpg_large", "b", "e.AVIF", "f.jfif")
     assert files.notes == ("skipped: 1 .txt, 1 .svg, 1 .dat",)
 
 
-@pytest.mark.parametrize("folder", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+@pytest.mark.parametrize(
+    "folder", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+)
 def test_folders_of_systems_are_passed_over_and_named(folder: str) -> None:
     files = select(["cat/1.png", f"cat/{folder}/1.png/THUMB.jpg", f"{folder}/x.png"], lambda name: b"")
     assert files.images == ("cat/1.png",)
@@ -85,7 +95,9 @@ def test_wrapping_folder_is_entered() -> None:
 
 def test_a_folder_next_to_train_that_names_no_split_is_a_question(refuses) -> None:
     for files in (["train/1.png", "plane/1.png"], ["train/cat/1.png", "test/cat/1.png", "extra/cat/1.png"]):
-        refuses(lambda files=files: arrange(files, "train", "here"), "next to", "--data.path here/t", "--data.label folder")
+        refuses(
+            lambda files=files: arrange(files, "train", "here"), "next to", "--data.path here/t", "--data.label folder"
+        )
     assert arrange(["train/1.png", "plane/1.png"], "train", "here", "folder").names == ("plane", "train")
     assert arrange(["train/1.png", "plane/1.png", "bus/1.png"], "train", "here").names == ("bus", "plane", "train")
 
@@ -170,7 +182,9 @@ def test_columns_that_are_no_classes_are_said() -> None:
 
 
 def test_numbers_are_sorted_as_numbers_and_names_are_in_nfc() -> None:
-    assert labelled({f"{k}.png": b"" for k in range(22)} | {f"{k}.cls": str(k % 11) for k in range(22)}).names[-1] == "10"
+    assert (
+        labelled({f"{k}.png": b"" for k in range(22)} | {f"{k}.cls": str(k % 11) for k in range(22)}).names[-1] == "10"
+    )
     assert labelled({"Cafe\u0301/1.png": b"", "tea/1.png": b""}).names == ("Caf\u00e9", "tea")
 
 
