@@ -40,6 +40,7 @@ def sample(arguments: list[str]) -> None:
     options = parse(SampleOptions, arguments, "sample")
     from ditlab import pipelines
     from ditlab.interop.find import find_model
+    from ditlab.pipelines.labels import split_labels
     from ditlab.runtime.console import progress_bar
     from ditlab.runtime.device import default_device
     from ditlab.runtime.distributed import join
@@ -53,7 +54,7 @@ def sample(arguments: list[str]) -> None:
     model = find_model(options.run).to(default_device(processes))
     config = options.config(model)
     model.prepare(config, options.compile)
-    given = [label.strip() for label in options.labels.split(",") if label.strip()]
+    given = split_labels(options.labels, model.names)
     labels = model.random_labels(given, count, seed) if options.label_order == "random" else given
     indices = model.label_indices(labels, count).numpy()
     settings = {"model": options.run, "labels": given, "label_order": options.label_order, "seed": seed}

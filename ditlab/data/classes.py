@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ditlab.data.listing import ending
 from ditlab.data.source import printable
 from ditlab.errors import UserError, nearest
 

@@ -14,10 +14,11 @@ from ditlab.data.folder import FolderSource
 from ditlab.data.idx import KNOWN, open_known
 from ditlab.data.layout import EXPECTED
 from ditlab.data.listing import ending, extensions
-from ditlab.data.remote import is_url, local_copy
+from ditlab.data.remote import local_copy
 from ditlab.data.source import Once, Source, call
 from ditlab.data.tables import BUILDERS, open_table, tables_in
 from ditlab.errors import UserError, nearest
+from ditlab.runtime.files import is_url
 
 
 def open_data(config: DataConfig, once: Once = call, info: DataInfo | None = None) -> Dataset:

@@ -16,11 +16,6 @@ _THREADS = 8
 COMPLETE = ".complete"  # file next to a copy, written when it is whole
 
 
-def is_url(path: str) -> bool:
-    """Whether a string is a URL with a protocol, and not a path."""
-    return "://" in path
-
-
 def local_copy(url: str, once: Once = call) -> Path:
     """The folder or file that is a copy of ``url``, downloaded by one process at the first use.
 

@@ -4,7 +4,7 @@ from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
 from ditlab.encoders.cache import LatentCache, cache_key, encode
 from ditlab.encoders.pixels import float_to_uint8, uint8_to_float
 from ditlab.encoders.record import AUTOENCODERS, autoencoder_kind
-from ditlab.encoders.remote import RemoteCache, encode_remote, is_url
+from ditlab.encoders.remote import RemoteCache, encode_remote
 from ditlab.encoders.shards import is_complete
 from ditlab.encoders.statistics import ChannelStatistics
 from ditlab.encoders.vae import DiffusersAutoencoder, load_pretrained, new_kl
@@ -12,6 +12,6 @@ from ditlab.encoders.vae import DiffusersAutoencoder, load_pretrained, new_kl
 __all__ = [
     "AUTOENCODERS", "Autoencoder", "AutoencoderConfig", "ChannelStatistics", "DiffusersAutoencoder", "LatentCache",
     "RemoteCache", "autoencoder_kind", "cache_key", "encode", "encode_remote", "float_to_uint8", "is_complete",
-    "is_url", "load_pretrained", "new_kl", "uint8_to_float",
+    "load_pretrained", "new_kl", "uint8_to_float",
 ]  # fmt: skip
 # fmt: skip

@@ -30,11 +30,6 @@ THREADS = 8  # shards that a process downloads or uploads at the same time
 MARK = "url"  # file in the local folder: the URL that it is a complete copy of
 
 
-def is_url(place: str) -> bool:
-    """Whether a string is a URL with a protocol, and not a path."""
-    return "://" in place
-
-
 class RemoteCache:
     """The folder of a cache at a URL; a UserError if fsspec does not know or cannot use its protocol."""
 

@@ -1,7 +1,7 @@
 """The model file: ``model.safetensors`` and ``model.json``, everything that sampling needs.
 
 ``model.json``, format 2: ``network`` (kind and configuration), ``latent`` (channels, size), ``conditions``, ``process``,
-``autoencoder``, ``text_encoder``, ``sample`` (defaults), ``class_names``, ``facts``. Format 1 is read.
+``autoencoder``, ``text_encoder``, ``sample`` (defaults), ``class_names``, ``class_counts``, ``facts``. Format 1 is read.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class ModelParts:
         names: of the classes, in label order; empty where they have none.
         defaults: how it is sampled by default.
         facts: provenance: recipe, images trained on.
+        counts: training images of each class, in label order; empty where they are not known.
     """
 
     network: Network
@@ -50,6 +51,7 @@ class ModelParts:
     names: Sequence[str] = ()
     defaults: SampleConfig = field(default_factory=SampleConfig)
     facts: dict[str, object] = field(default_factory=dict)
+    counts: Sequence[int] = ()
 
 
 def save(parts: ModelParts, folder: Path, half: bool = False) -> None:
@@ -80,6 +82,7 @@ def save(parts: ModelParts, folder: Path, half: bool = False) -> None:
         "text_encoder": None,
         "sample": asdict(parts.defaults),
         "class_names": list(parts.names),
+        "class_counts": list(parts.counts),
         "facts": parts.facts,
     }
     files.write_file(folder / RECORD, json.dumps(record, indent=2) + "\n")
@@ -139,8 +142,9 @@ def _build(record: Mapping[str, Any]) -> ModelParts:
     defaults = SampleConfig(**{**sample, "guidance": GuidanceConfig(**sample["guidance"])})
     network = build(from_record(record["network"]), spec)
     return ModelParts(
-        network, process, restore(record["autoencoder"]), record["class_names"], defaults, record["facts"]
-    )
+        network, process, restore(record["autoencoder"]), record["class_names"], defaults, record["facts"],
+        [int(count) for count in record.get("class_counts", ())],
+    )  # fmt: skip
 
 
 def from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,11 +74,12 @@ def grid(
 def sample_grid(model: Pipeline, count: int, seed: int, processes: Processes = ALONE) -> Image.Image | None:
     """About ``count`` samples in a square, one row per class; every process makes some, the main one returns the picture."""
     columns = max(1, round(count**0.5))
-    rows, classes = max(1, count // columns), model.classes
-    labels = [row % classes for row in range(rows) for _ in range(columns)] if classes else None
+    rows, known = max(1, count // columns), model.trained_labels
+    shown = [known[row % len(known)] for row in range(rows)] if known else []
+    labels = [label for label in shown for _ in range(columns)] or None
     batch = min(64, -(-rows * columns // processes.size))
     images = gather(model.batches(labels, seed, rows * columns, model.defaults, batch, processes), processes)
-    names = [model.names[row % classes] for row in range(rows)] if classes and model.names else ()
+    names = [model.names[label] for label in shown] if model.names else ()
     return grid(images, columns, names) if processes.is_main else None
 
 

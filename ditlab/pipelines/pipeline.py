@@ -25,9 +25,10 @@ from ditlab.diffusion import (
     sample,
 )
 from ditlab.encoders import Autoencoder, float_to_uint8
-from ditlab.errors import UserError, nearest
+from ditlab.errors import UserError
 from ditlab.models import NULL, Condition, Network
 from ditlab.pipelines import model_file
+from ditlab.pipelines.labels import find_label
 from ditlab.pipelines.sampling import SampleConfig, image_generator, image_generators, normal
 from ditlab.runtime.device import check_compiler
 from ditlab.runtime.distributed import ALONE, Processes
@@ -47,15 +48,17 @@ class Pipeline:
         names: of the classes, in label order; empty where they have none.
         defaults: how it is sampled by default.
         facts: provenance, as the images it was trained on.
+        counts: training images of each class, in label order; empty where they are not known.
     """
 
     def __init__(
         self, network: Network, diffusion: DiffusionConfig, autoencoder: Autoencoder, names: Sequence[str] = (),
-        defaults: SampleConfig | None = None, facts: dict[str, object] | None = None,
+        defaults: SampleConfig | None = None, facts: dict[str, object] | None = None, counts: Sequence[int] = (),
     ):  # fmt: skip
         self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
         self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
         self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
+        self.counts = tuple(counts)
         self._prepared, self._compiled = None, False  # by ``prepare``
 
     @property
@@ -105,37 +108,22 @@ class Pipeline:
         return self
 
     def label(self, wanted: str | int) -> int:
-        """The index of a label given by name, in any case, or by number.
+        """The index of a label given by name, in any case, or by number, see ``labels.find_label``.
 
         Raises:
             UserError: unknown or out of range.
         """
         if not self.classes:
             raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")
-        if isinstance(wanted, str):  # names first, since names may be numbers; exact case before any case
-            if wanted in self.names:
-                return self.names.index(wanted)
-            lowered = [name.lower() for name in self.names]
-            if wanted.lower() in lowered:
-                return lowered.index(wanted.lower())
-        try:
-            number = int(wanted)
-        except ValueError:
-            known = self.names or map(str, range(self.classes))
-            raise UserError(f"unknown label {wanted!r}; {nearest(str(wanted), known)}") from None
-        if not 0 <= number < self.classes:
-            raise UserError(
-                f"label {wanted} is out of range: this model has {self.classes} classes, 0 to {self.classes - 1}"
-            )
-        return number
+        return find_label(wanted, self.names, self.classes)
 
     def label_indices(self, labels: Labels, count: int) -> Tensor:
-        """Labels of images 0 .. count - 1, int64 (count,): those given, or every class, in turn."""
+        """Labels of images 0 .. count - 1, int64 (count,): those given, or every trained class, in turn."""
         chosen = self._chosen(labels) or [NULL]
         return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
     def random_labels(self, labels: Labels, count: int, seed: int) -> list[int]:
-        """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all classes, as in the paper's code.
+        """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all trained classes.
 
         The label of image k depends on the seed alone, not on the count.
         """
@@ -146,7 +134,12 @@ class Pipeline:
     def _chosen(self, labels: Labels) -> list[int]:
         """Indices of the labels given, or of all classes; UserError for an unknown label."""
         given = [labels] if isinstance(labels, str | int) else list(labels or ())
-        return [self.label(label) for label in given] or list(range(self.classes))
+        return [self.label(label) for label in given] or self.trained_labels
+
+    @property
+    def trained_labels(self) -> list[int]:
+        """The labels of classes with training images; all where the counts are not known."""
+        return [label for label in range(self.classes) if not self.counts or self.counts[label]]
 
     def check(self, config: SampleConfig) -> None:
         """Raise UserError where this model cannot be sampled with ``config``."""
@@ -309,7 +302,7 @@ class Pipeline:
     def save(self, folder: Path, half: bool = False) -> None:
         """Write ``model.safetensors`` and ``model.json``, see ``model_file.save``."""
         parts = model_file.ModelParts(
-            self.network, self.diffusion, self.autoencoder, self.names, self.defaults, self.facts
+            self.network, self.diffusion, self.autoencoder, self.names, self.defaults, self.facts, self.counts
         )
         model_file.save(parts, folder, half)
 
@@ -317,4 +310,4 @@ class Pipeline:
     def load(cls, path: str | Path) -> Pipeline:
         """Read a run folder, a ``model.safetensors``, or a shipped model by its name, see ``model_file.load``."""
         parts = model_file.load(path)
-        return cls(parts.network, parts.process, parts.autoencoder, parts.names, parts.defaults, parts.facts)
+        return cls(*vars(parts).values())

@@ -16,7 +16,8 @@ from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_
 from ditlab.encoders import Autoencoder, LatentCache, record
 from ditlab.errors import UserError
 from ditlab.recipes.held_out import encode_held_out, held_out_images
-from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, refuse_other, save_recipe
+from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, absolute, refuse_other, save_recipe
+from ditlab.recipes.trained_data import refuse_other_data, save_data
 from ditlab.runtime import files
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import ALONE, Processes
@@ -101,6 +102,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, context: RunContext) -> None:
     Raises UserError for a recipe of another kind of autoencoder, a folder that holds another run, or a full disk.
     """
     recipe.check()
+    recipe = absolute(recipe)
     context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
     with locked(context.out, "the autoencoder", context.processes):
         _train_autoencoder(recipe, context)
@@ -112,12 +114,19 @@ def train_own_autoencoder(recipe: Recipe, context: RunContext) -> None:
     train_autoencoder(recipe.autoencoder_recipe(), replace(context, out=autoencoder_folder(recipe, context)))
 
 
+def save_settings(recipe: Recipe | AutoencoderRecipe, dataset: Dataset, folder: Path) -> None:
+    """Write the recipe and the description of its images into a run folder."""
+    save_recipe(recipe, folder)
+    save_data(dataset.info, folder)
+
+
 def _train_autoencoder(recipe: AutoencoderRecipe, context: RunContext) -> None:
     dataset = open_images(recipe, context)
+    context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out))
     autoencoder = encoders.new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
     latent = autoencoder.latent_shape(dataset.shape[1:])
     from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
-    context.processes.broadcast_from_main(lambda: save_recipe(recipe, context.out))
+    context.processes.broadcast_from_main(lambda: save_settings(recipe, dataset, context.out))
     images = load_images(dataset, context)
     parameters = f"{sum(parameter.numel() for parameter in autoencoder.parameters()):,}"
     context.log(f"autoencoder: {from_to}, {parameters} parameters")
@@ -193,7 +202,7 @@ def _finished(config: TrainConfig, folder: Path) -> bool:
 
 def cache_folder(recipe: Recipe, context: RunContext) -> Path:
     """Folder of the recipe's latents; for latents at a URL, of their local copy."""
-    local = recipe.latents and not encoders.is_url(recipe.latents)
+    local = recipe.latents and not files.is_url(recipe.latents)
     return Path(recipe.latents) if local else context.sibling("latents")
 
 
@@ -212,7 +221,7 @@ def encode_dataset(recipe: Recipe, context: RunContext, dataset: Dataset, autoen
                 tasks[what] = bar.add_task(what, rate="")
             bar.update(tasks[what], completed=done, total=total)
 
-        if encoders.is_url(recipe.latents):
+        if files.is_url(recipe.latents):
             skipped = encoders.encode_remote(
                 recipe.latents, dataset, autoencoder, folder, flip=flip, device=context.device, progress=show,
                 processes=context.processes,
@@ -226,7 +235,7 @@ def encode_dataset(recipe: Recipe, context: RunContext, dataset: Dataset, autoen
         context.processes.broadcast_from_main(lambda: encode_held_out(recipe, folder, autoencoder, context.device))
     _log_skipped(skipped, context.log)
     cache = LatentCache(folder, encoders.cache_key(dataset, autoencoder, flip))
-    at = f", a copy of {recipe.latents}" if encoders.is_url(recipe.latents) else ""
+    at = f", a copy of {recipe.latents}" if files.is_url(recipe.latents) else ""
     context.log(f"latents: {len(cache):,} of {'x'.join(map(str, cache.shape))} in {folder}{at}")
     return cache
 

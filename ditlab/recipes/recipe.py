@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import AutoencoderConfig, RemoteCache, autoencoder_kind, is_url
+from ditlab.encoders import AutoencoderConfig, RemoteCache, autoencoder_kind
 from ditlab.errors import UserError, nearest
 from ditlab.models import DiTConfig, LatentSpec, NetworkConfig, NetworkSpec, labelled
 from ditlab.models.network import of_record, to_record
@@ -32,6 +34,7 @@ AUTOENCODER_TRAIN = TrainConfig(
     samples=64_000,
 )
 
+R = TypeVar("R", bound="Recipe | AutoencoderRecipe")
 AUTOENCODER_KIND = "autoencoder"  # of a recipe.json
 
 # Fields of training that may change when a run is resumed: its length, its output, and how it is computed.
@@ -121,7 +124,7 @@ class Recipe:
             raise UserError(f"--sample-images {self.sample_images} must be 1 or more")
         self.train.check()
         self.diffusion.check()
-        if is_url(self.latents):
+        if files.is_url(self.latents):
             RemoteCache(self.latents)  # raises for a URL that cannot be opened
         if autoencoder_kind(self.autoencoder.kind).trained:
             self.autoencoder_recipe().check("autoencoder-train")
@@ -223,7 +226,8 @@ def read_recipe(path: Path) -> Recipe | AutoencoderRecipe:
 def refuse_other(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
     """Check that a run folder is empty, or holds a run of this recipe to resume.
 
-    The length of a run, its output and how it is computed may change; every other field must be the same.
+    The length of a run, its output, how it is computed and where its images are may change; every other field must be the
+    same. That the images are the same is checked when they have been listed, see ``refuse_other_data``.
 
     Raises:
         UserError: the folder holds a run with other settings (the first differences are named), one that went further, or
@@ -255,9 +259,22 @@ def _fields(recipe: Recipe | AutoencoderRecipe, like: Recipe | AutoencoderRecipe
     if isinstance(like, AutoencoderRecipe) and isinstance(recipe, Recipe):
         recipe = recipe.autoencoder_recipe()
     network = {"model": recipe.model.kind} if isinstance(recipe, Recipe) else {}
-    free = ("name", "sample_images", "latents", *(f"train.{name}" for name in FREE))
+    free = ("name", "sample_images", "latents", "data.path", *(f"train.{name}" for name in FREE))
     fields = {name: value for name, value in flatten(recipe) if name not in free and not name.startswith("sample.")}
     return {**network, **fields}
+
+
+def absolute(recipe: R) -> R:
+    """The recipe with absolute paths of its images, its autoencoder and its latents, so that a run can be used anywhere."""
+
+    def local(path: str) -> str:
+        return path if not path or files.is_url(path) else os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - keeps links
+
+    recipe = replace(recipe, data=replace(recipe.data, path=local(recipe.data.path)))
+    config = recipe.autoencoder
+    if autoencoder_kind(config.kind).trained or Path(config.path).expanduser().exists():  # others are names on the hub
+        recipe = replace(recipe, autoencoder=replace(config, path=local(config.path)))
+    return replace(recipe, latents=local(recipe.latents)) if isinstance(recipe, Recipe) else recipe
 
 
 def save_recipe(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:

@@ -16,7 +16,8 @@ from ditlab.pipelines import Pipeline
 from ditlab.recipes import prepare
 from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import RunContext, cache_folder
-from ditlab.recipes.recipe import Recipe, network_spec, refuse_other, save_recipe
+from ditlab.recipes.recipe import Recipe, absolute, network_spec, refuse_other
+from ditlab.recipes.trained_data import refuse_other_data
 from ditlab.train import DiffusionTask, HeldOutLoss, ModelFile, SampleGrid
 
 
@@ -31,6 +32,7 @@ def encode_latents(recipe: Recipe, context: RunContext) -> Path:
     if not autoencoder_kind(recipe.autoencoder.kind).latents:
         raise UserError(f"recipe {recipe.name!r} works on pixels: there is nothing to encode")
     recipe.check()
+    recipe = absolute(recipe)
     dataset = prepare.open_images(recipe, context, relist=True)
     autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
     _check_size(recipe, autoencoder.factor, *dataset.shape[1:])
@@ -39,9 +41,12 @@ def encode_latents(recipe: Recipe, context: RunContext) -> Path:
 
 
 def build_model(
-    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...]
-) -> Pipeline:
+    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...],
+    counts: tuple[int, ...] = (),
+) -> Pipeline:  # fmt: skip
     """The recipe's model with random weights, for images of shape ``pixels`` (C, H, W) and classes ``names``.
+
+    ``counts`` are the training images of each class, see Pipeline.
 
     Raises UserError for sizes that do not divide or settings that are incompatible.
     """
@@ -49,7 +54,7 @@ def build_model(
     _check_size(recipe, autoencoder.factor, *pixels[1:])
     spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names))
     network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
-    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name})
+    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name}, counts)
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
@@ -60,7 +65,9 @@ def _check_before(recipe: Recipe, dataset: Dataset) -> None:
     config = recipe.autoencoder
     kind = autoencoder_kind(config.kind)
     if (kind.trained and not config.path) or not kind.latents:  # others are loaded, and checked then
-        build_model(recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names)
+        build_model(
+            recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names, dataset.info.counts
+        )
 
 
 def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
@@ -70,8 +77,10 @@ def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
     """
     recipe.check()
     recipe.train.check_processes(context.processes.size)
+    recipe = absolute(recipe)
     context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
     dataset = prepare.open_images(recipe, context)
+    context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out))
     _check_before(recipe, dataset)
     with prepare.locked(context.out, "the run", context.processes):
         _train(recipe, context, dataset)
@@ -82,13 +91,13 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
     data: Images | LatentCache
     if autoencoder_kind(recipe.autoencoder.kind).latents:
         autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
-        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names, dataset.info.counts)
         data = prepare.encode_dataset(recipe, context, dataset, autoencoder)
     else:
         data = prepare.load_images(dataset, context)
         autoencoder = prepare.pixel_autoencoder(data)
-        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
-    context.processes.broadcast_from_main(lambda: save_recipe(recipe, context.out))
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names, dataset.info.counts)
+    context.processes.broadcast_from_main(lambda: prepare.save_settings(recipe, dataset, context.out))
     count = cost(recipe.model, model.network.spec)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
     context.log(

@@ -153,3 +153,8 @@ def clear_unfinished(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
             raise cannot_write(folder, error) from error
+
+
+def is_url(path: str) -> bool:
+    """Whether a string is a URL with a protocol, and not a path."""
+    return "://" in path

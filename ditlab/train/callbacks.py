@@ -150,7 +150,7 @@ class Reconstructions(Callback):
 
 def _around(network: Network, model: Pipeline) -> Pipeline:
     """The pipeline with another network."""
-    return Pipeline(network, model.diffusion, model.autoencoder, model.names, model.defaults, model.facts)
+    return Pipeline(network, model.diffusion, model.autoencoder, model.names, model.defaults, model.facts, model.counts)
 
 
 def _encoded(
