@@ -71,7 +71,7 @@ class Callback:
         return {}
 
     def on_metrics(self, event: Event, row: Row) -> None:
-        """Every row of metrics.jsonl, complete: images, loss, lr, held-out loss, images per second."""
+        """Every row of metrics.jsonl, complete: with ``loss`` as often as it is logged, ``held_out_loss`` with each picture."""
 
     def on_checkpoint(self, event: Event) -> Callable[[], None] | None:
         """Before every checkpoint. What it returns is called while training continues, before the checkpoint is written."""
