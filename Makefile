@@ -1,11 +1,12 @@
 # make demo: install, then run the main job end to end on this machine.
 # make test: install, then check and test.   make drills: install, then run the long failure drills.
+# make docs: install, then write the documentation to site/.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test types tests drills clean
+.PHONY: demo test types tests drills docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ditlab demo
@@ -24,6 +25,9 @@ tests:
 
 drills: $(VENV)/.test
 	$(BIN)/python benchmarks/drills.py --page docs/reliability.md
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from ditlab.errors import UserError
+    from ditlab.models.blocks import register_block
+    from ditlab.pipelines import Pipeline, Step
+    from ditlab.recipes import Recipe
+    from ditlab.recipes.api import evaluate, load, recipe, train
+    from ditlab.train import Callback, TensorBoard
 
 __version__ = "0.2.0"
+__all__ = [
+    "Callback", "Pipeline", "Recipe", "Step", "TensorBoard", "UserError", "evaluate", "load", "recipe", "register_block",
+    "train",
+]  # fmt: skip
+
+_API = "ditlab.recipes.api"
+_PLACES = {
+    "Callback": "ditlab.train", "Pipeline": "ditlab.pipelines", "Recipe": "ditlab.recipes", "Step": "ditlab.pipelines",
+    "TensorBoard": "ditlab.train", "UserError": "ditlab.errors", "load": _API, "recipe": _API,
+    "register_block": "ditlab.models.blocks",
+}  # fmt: skip
 
 
-def load(path: str | Path) -> Any:
-    """Load a trained model, a ``ditlab.pipelines.Pipeline``: ``load("fashion").sample()`` returns images.
+class CallablePackage(ModuleType):
+    """A package that is called as the function of its name: ``ditlab.train(...)`` and ``ditlab.evaluate(...)``.
 
-    Args:
-        path: a run folder, a ``model.safetensors``, the name of a shipped model, a folder of a diffusers DiTPipeline, or
-            ``user/name`` on the hub. A diffusers folder of a Stable Diffusion VAE gives the autoencoder alone.
-
-    Raises:
-        UserError: no readable model there.
+    The import of any module of the package makes it the attribute ``train`` of ditlab, in place of a function there.
     """
-    from ditlab.interop.find import find
 
-    return find(path)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.__wrapped__(*arguments, **named)
+
+    @property
+    def __wrapped__(self) -> Any:
+        return getattr(importlib.import_module(_API), self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.__wrapped__)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name at its first use: ``import ditlab`` alone imports no PyTorch."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in ("evaluate", "train"):
+        return importlib.import_module(f"ditlab.{name}")
+    raise AttributeError(f"module 'ditlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

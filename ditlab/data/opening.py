@@ -76,8 +76,18 @@ def _is_table(folder: Path, source: str) -> bool:
     return tables > sum(file.stat().st_size for file in folder.rglob("*") if ending(file.name) in extensions())
 
 
+def _open_given(config: DataConfig, once: Once) -> Source:
+    del once  # nothing is stored
+    if config.split != "train":
+        raise UserError(f"images given in Python have no {config.split} split")
+    raise UserError(
+        "the images were given in Python and are not stored: give them again, ditlab.train(recipe, data=...)"
+    )
+
+
 SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {
     "digits": _open_digits,
     **dict.fromkeys(KNOWN, _open_known),
     **dict.fromkeys(("folder", "archive", "parquet"), _open_path),
+    "given": _open_given,
 }

@@ -152,6 +152,8 @@ def _quiet(diffusers: Any) -> Iterator[None]:
 
 
 def _diffusers() -> Any:
-    import diffusers  # takes seconds
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # in a notebook without ipywidgets
+        import diffusers  # takes seconds
 
     return diffusers

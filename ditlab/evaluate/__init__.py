@@ -1,5 +1,8 @@
-"""Metrics of generated images."""
+"""Metrics of generated images; called, it is ``ditlab.recipes.api.evaluate``."""
 
+import sys
+
+from ditlab import CallablePackage
 from ditlab.evaluate.evaluator import Evaluator, ExtractedFeatures, Neighbours, extract_features, small_pixels
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate
 from ditlab.evaluate.measure import Number, floor, measure, metric_names
@@ -19,4 +22,5 @@ __all__ = [
     "precision_recall", "read_archive", "read_results", "read_statistics", "real_features", "small_pixels",
     "write_neighbours", "write_statistics",
 ]  # fmt: skip
-# fmt: skip
+
+sys.modules[__name__].__class__ = CallablePackage

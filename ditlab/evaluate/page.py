@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +46,17 @@ class Evaluation:
             (f"{name} {_arrow(name)}".rstrip(), str(number), str(self.floor.get(name, "")))
             for name, number in self.numbers.items()
         ]
+
+    def __str__(self) -> str:
+        """The samples, then a line for each metric."""
+        title = self.how.get("samples", "")
+        return "\n".join([title, *(f"{name}: {value} (real: {real or '-'})" for name, value, real in self.rows())])
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        rows = (HEADERS, *self.rows())
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
 
     def table(self) -> Table:
         """For the terminal."""

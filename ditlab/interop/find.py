@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ditlab.encoders import DiffusersAutoencoder, load_pretrained
 from ditlab.interop import diffusers_pipeline, hub
 from ditlab.pipelines import Pipeline
 
@@ -25,11 +24,3 @@ def find_model(name: str | Path) -> Pipeline:
     if HUB_ID.fullmatch(str(name)) and not local:
         return find_model(hub.download(str(name)))
     return Pipeline.load(name)
-
-
-def find(name: str | Path) -> Pipeline | DiffusersAutoencoder:
-    """Load a model as ``find_model`` does, or the autoencoder in a diffusers folder of a VAE."""
-    folder = Path(name)
-    if (folder / "config.json").is_file() and not (folder / "model.json").is_file():
-        return load_pretrained(str(folder))
-    return find_model(name)

@@ -9,13 +9,15 @@ time a frame: a group of L / G tokens shares its modulation, which is computed o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditlab.errors import UserError
 from ditlab.models.attention import EPSILON, CrossAttention, SelfAttention
 from ditlab.models.condition_embedding import Conditioning
 from ditlab.models.layout import Layout
@@ -36,8 +38,8 @@ Output = tuple[Tensor, Context | None]
 class BlockConfig:
     """The configuration of a block; the paper's by default."""
 
-    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"] = "adaln-zero"
-    """How timestep and label reach the blocks."""
+    block: str = "adaln-zero"
+    """How timestep and label reach the blocks: adaln-zero, adaln, cross-attention, in-context, or a registered name."""
     width: int = 384
     """Width of every token (the paper's hidden size d)."""
     heads: int = 6
@@ -226,6 +228,9 @@ class CrossAttentionBlock(Block):
         return x + self.mlp(self.norm2(x)), context
 
 
+B = TypeVar("B", bound=Block)
+
+
 class FinalLayer(nn.Module):
     """Norm and the Linear that turns tokens (N, L, D) into patches (N, L, out).
 
@@ -255,3 +260,29 @@ BLOCKS: dict[str, type[Block]] = {
     "cross-attention": CrossAttentionBlock,
     "in-context": InContextBlock,
 }
+PAPER_BLOCKS = tuple(BLOCKS)
+
+
+def register_block(name: str) -> Callable[[type[B]], type[B]]:
+    """Class decorator that makes a block design of your own a value of ``DiTConfig.block``.
+
+    ``@ditlab.register_block("parallel")`` before ``class ParallelBlock(Block)``. The class takes a ``BlockConfig`` and has the
+    methods that ``Block`` describes. A model with such a block is loaded where the name is registered: import the module
+    that does it first. Registering a name again replaces the class, as running a notebook's cell again does.
+
+    Args:
+        name: of the design, in recipes and model files.
+
+    Raises:
+        UserError: a name that the paper's designs have, or a class that is no Block.
+    """
+    if not name or name in PAPER_BLOCKS:
+        raise UserError(f"block name {name!r} is taken; choose one that is not {', '.join(PAPER_BLOCKS)}")
+
+    def register(design: type[B]) -> type[B]:
+        if not (isinstance(design, type) and issubclass(design, Block)):
+            raise UserError(f"block {name!r}: {design!r} is no subclass of ditlab.models.blocks.Block")
+        BLOCKS[name] = design
+        return design
+
+    return register

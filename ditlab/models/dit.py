@@ -59,7 +59,8 @@ class DiTConfig(BlockConfig):
     def check(self) -> None:
         """Raise UserError where values are out of range or do not go together."""
         if self.block not in BLOCKS:
-            raise UserError(f"unknown block {self.block!r}; {nearest(self.block, BLOCKS)}")
+            own = "one of your own is registered first: import the file with its register_block"
+            raise UserError(f"unknown block {self.block!r}; {nearest(self.block, BLOCKS)}; {own}")
         if min(self.depth, self.width, self.heads, self.patch) < 1:
             raise UserError(f"depth, width, heads and patch of a DiT are at least 1: {self}")
         if not 0 < self.mlp_ratio < 1000 or round(self.width * self.mlp_ratio) < 1:

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,10 +15,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from ditlab.diffusion import State
 from ditlab.pipelines.gather import gather
-from ditlab.pipelines.pipeline import Pipeline
 from ditlab.pipelines.sampling import SampleConfig
 from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE, Processes
+
+if TYPE_CHECKING:  # the pipeline imports this module
+    from ditlab.pipelines.pipeline import Pipeline
 
 BACKGROUND, TEXT = 255, 40
 TILE = 64  # pixels a side, at least, of an image in a grid
@@ -102,7 +105,7 @@ def filmstrip(
         UserError: the model cannot be sampled so.
     """
     indices = model.label_indices(labels, count)
-    return strip(model, list(model.denoise(indices, seed, 0, config)), frames)
+    return strip(model, list(model.states(indices, seed, 0, config)), frames)
 
 
 def strip(model: Pipeline, states: Sequence[State], frames: int = 10) -> Image.Image:

@@ -1,98 +1,39 @@
-"""A trained model with everything that sampling needs: conditions and seeds in, images out."""
+"""Sampling of a trained model: labels and seeds in, images out."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Never, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ditlab.diffusion import (
-    ClampedX0,
-    ClassifierFreeGuidance,
-    Denoiser,
-    DiffusionConfig,
-    Guidance,
-    GuidanceConfig,
-    Interpolated,
-    State,
-    Trajectory,
-    sample,
-)
-from ditlab.encoders import Autoencoder, float_to_uint8
+from ditlab.data.given import to_uint8
+from ditlab.diffusion import GuidanceConfig, Interpolated, State, Trajectory, sample
+from ditlab.encoders import float_to_uint8, uint8_to_float
 from ditlab.errors import UserError
-from ditlab.models import NULL, Condition, Network
-from ditlab.pipelines import model_file
-from ditlab.pipelines.labels import find_label
-from ditlab.pipelines.sampling import SampleConfig, image_generator, image_generators, normal
+from ditlab.models import Condition
+from ditlab.pipelines.images import ImageArray, Step, to_pil
+from ditlab.pipelines.model import Labels, Model, Size
+from ditlab.pipelines.sampling import SampleConfig, image_generator, image_generators, normal, refuse_unknown
 from ditlab.runtime.device import check_compiler
 from ditlab.runtime.distributed import ALONE, Processes
 
-LABEL_STREAM = 2**31  # random stream of labels: noise has those of the images, 0, 1, ...
-Labels = Sequence[str | int] | str | int | None
 Generators = Sequence[torch.Generator]
-Size = tuple[int, int]
+Precision = Literal["auto", "fp32", "bf16"]
+Callback = Callable[[Step], object]
+ENCODED = 64  # images encoded at a time
 
 
-class Pipeline:
-    """A trained diffusion network, its process and its autoencoder.
+class Pipeline(Model):
+    """A trained model that makes images; ``ditlab.load`` and ``ditlab.train`` return one.
 
-    Attributes:
-        denoiser: network, schedule and target.
-        autoencoder: from latents to pixels.
-        names: of the classes, in label order; empty where they have none.
-        defaults: how it is sampled by default.
-        facts: provenance, as the images it was trained on.
-        counts: training images of each class, in label order; empty where they are not known.
+    ``sample``, ``denoise``, ``encode`` and ``decode`` are what most programs need; the other methods are their parts. All
+    raise UserError for arguments that are not possible, print nothing, and may be called from any thread.
     """
-
-    def __init__(
-        self, network: Network, diffusion: DiffusionConfig, autoencoder: Autoencoder, names: Sequence[str] = (),
-        defaults: SampleConfig | None = None, facts: dict[str, object] | None = None, counts: Sequence[int] = (),
-    ):  # fmt: skip
-        self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
-        self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
-        self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
-        self.counts = tuple(counts)
-        self._prepared, self._compiled = None, False  # by ``prepare``
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of an image in pixels."""
-        rows, columns = self.network.spec.latent.size[-2:]
-        return rows * self.autoencoder.factor, columns * self.autoencoder.factor
-
-    @property
-    def pixels(self) -> tuple[int, int, int]:
-        """An image's shape (C, H, W)."""
-        return self.autoencoder.channels, *self.size
-
-    @property
-    def classes(self) -> int:
-        """Number of classes; 0 if the network is unconditional."""
-        return self.network.spec.classes
-
-    @property
-    def guidable(self) -> bool:
-        """Whether guidance is possible: the network has classes and their null."""
-        return self.classes > 0 and all(condition.null for condition in self.network.spec.conditions)
-
-    @property
-    def device(self) -> torch.device:
-        """The network's device."""
-        return next(self.network.parameters()).device
-
-    def to(self, device: torch.device | str) -> Pipeline:
-        """Move everything to a device."""
-        self.denoiser.to(device)
-        self.autoencoder.to(device)
-        self._prepared, self._compiled = None, False
-        return self
 
     def prepare(self, config: SampleConfig, compiled: bool = False) -> Pipeline:
         """Prepare for many batches with one configuration: the weights of now are cast to its precision once.
@@ -107,75 +48,23 @@ class Pipeline:
                 block.compile(dynamic=False)
         return self
 
-    def label(self, wanted: str | int) -> int:
-        """The index of a label given by name, in any case, or by number, see ``labels.find_label``.
-
-        Raises:
-            UserError: unknown or out of range.
-        """
-        if not self.classes:
-            raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")
-        return find_label(wanted, self.names, self.classes)
-
-    def label_indices(self, labels: Labels, count: int) -> Tensor:
-        """Labels of images 0 .. count - 1, int64 (count,): those given, or every trained class, in turn."""
-        chosen = self._chosen(labels) or [NULL]
-        return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
-
-    def random_labels(self, labels: Labels, count: int, seed: int) -> list[int]:
-        """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all trained classes.
-
-        The label of image k depends on the seed alone, not on the count.
-        """
-        chosen = self._chosen(labels)
-        random = np.random.default_rng([seed, LABEL_STREAM])
-        return [chosen[k] for k in random.integers(len(chosen), size=count)] if chosen else []
-
-    def _chosen(self, labels: Labels) -> list[int]:
-        """Indices of the labels given, or of all classes; UserError for an unknown label."""
-        given = [labels] if isinstance(labels, str | int) else list(labels or ())
-        return [self.label(label) for label in given] or self.trained_labels
-
-    @property
-    def trained_labels(self) -> list[int]:
-        """The labels of classes with training images; all where the counts are not known."""
-        return [label for label in range(self.classes) if not self.counts or self.counts[label]]
-
-    def check(self, config: SampleConfig) -> None:
-        """Raise UserError where this model cannot be sampled with ``config``."""
-        config.guidance.check()
-        if config.guidance.scale != 1 and not self.guidable:
-            why = "was trained with condition dropout 0" if self.classes else "is unconditional"
-            raise UserError(
-                f"guidance {config.guidance.scale} needs a null class, and this model {why}; use guidance 1"
-            )
-
-    def guidance(self, config: SampleConfig) -> Guidance:
-        """The guidance of ``config``, with predicted data clamped to its range where it has one."""
-        self.check(config)
-        guidance: Guidance = ClassifierFreeGuidance(config.guidance)
-        return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
-
-    def latent_shape(self, size: Size | None = None) -> tuple[int, ...]:
-        """(c, h, w) of a latent of images of ``size`` (H, W), by default the training size; UserError where it does not fit."""
-        if size is None or tuple(size) == self.size:
-            return self.network.spec.latent.shape
-        if not self.network.supports.tokens:
-            raise UserError(f"this model makes images of {self.size[0]}x{self.size[1]} only; a DiT makes other sizes")
-        return self.autoencoder.latent_shape(size)
-
     def trajectory(
-        self, condition: Condition, generators: Generators, config: SampleConfig, size: Size | None = None
-    ) -> Trajectory:
-        """A sampling of one image a generator, under a condition of as many samples; UserError where that is impossible."""
+        self, condition: Condition, generators: Generators, config: SampleConfig, size: Size | None = None,
+        start: Tensor | None = None,
+    ) -> Trajectory:  # fmt: skip
+        """A sampling of one image a generator, under a condition of as many samples; UserError where that is impossible.
+
+        ``start`` (N, c, h, w) replaces the first noise of the generators.
+        """
         shape, device = self.latent_shape(size), self.device
 
         def noise() -> Tensor:
             return normal(generators, shape, device)
 
         guidance, schedule = self.guidance(config), self.denoiser.schedule
-        condition = condition.to(device)
-        return Trajectory(config.sampler, schedule, config.steps, guidance, condition, noise(), noise)
+        first, condition = noise(), condition.to(device)
+        x = first if start is None else start.to(first)
+        return Trajectory(config.sampler, schedule, config.steps, guidance, condition, x, noise)
 
     def interpolation(
         self, first: tuple[int, int], last: tuple[int, int], count: int, config: SampleConfig
@@ -211,24 +100,21 @@ class Pipeline:
             denoiser = self.denoiser.cast(bf16)
         yield from sample(trajectory, denoiser)
 
-    def denoise(self, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
+    def states(self, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
         """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step."""
         generators = image_generators(seed, first, len(labels))
         yield from self.run(self.trajectory(Condition.of_labels(labels), generators, config), config)
 
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (N, c, h, w) as images uint8 (N, H, W, C)."""
-        return float_to_uint8(self.autoencoder.decode(latents)).permute(0, 2, 3, 1).cpu().numpy()
-
     def batches(
         self, labels: Labels, seed: int, count: int, config: SampleConfig, batch: int = 64,
         processes: Processes = ALONE, size: Size | None = None, starts: Iterable[int] | None = None,
+        noise: Tensor | None = None, callback: Callback | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); each process makes every world-size-th batch.
 
         With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is
-        made in halves, and so are those after it.
+        made in halves, and so are those after it. ``noise`` (count, c, h, w) replaces the images' own; ``callback`` gets
+        every step.
         """
         if count < 1 or batch < 1:
             raise UserError(f"count {count} and batch {batch} must be 1 or more")
@@ -238,11 +124,14 @@ class Pipeline:
             stop, made = min(first + batch, count), []
             while first < stop:
                 wanted = min(part, stop - first)
-                chosen = indices[first : first + wanted]
+                rows = torch.arange(first, first + wanted)
                 if self._compiled and wanted < part <= count:
-                    chosen = torch.cat([chosen, chosen[-1:].expand(part - wanted)])
+                    rows = torch.cat([rows, rows[-1:].expand(part - wanted)])
                 try:
-                    made.append(self._images(chosen, image_generators(seed, first, len(chosen)), config, size)[:wanted])
+                    generators = image_generators(seed, first, len(rows))
+                    begin = None if noise is None else noise[rows]
+                    trajectory = self.trajectory(Condition.of_labels(indices[rows]), generators, config, size, begin)
+                    made.append(self._finish(trajectory, config, first, wanted, callback))
                     first += wanted
                 except torch.OutOfMemoryError:
                     if part == 1:
@@ -250,11 +139,65 @@ class Pipeline:
                     part = (part + 1) // 2
             yield np.concatenate(made)
 
-    @torch.inference_mode()
-    def _images(self, labels: Tensor, generators: Generators, config: SampleConfig, size: Size | None) -> np.ndarray:
-        trajectory = self.trajectory(Condition.of_labels(labels), generators, config, size)
-        (last,) = deque(self.run(trajectory, config), maxlen=1)
-        return self.decode(last.x_s)
+    def _finish(
+        self, trajectory: Trajectory, config: SampleConfig, first: int, wanted: int, callback: Callback | None
+    ) -> np.ndarray:
+        """The first ``wanted`` images of a sampling, uint8 (N, H, W, C)."""
+        states = self.run(trajectory, config)
+        if callback is None:
+            (last,) = deque(states, maxlen=1)
+            return self.decode(last.x_s)[:wanted]
+        step = None
+        for step in self._steps(states, config, first, wanted):
+            callback(step)
+        assert step is not None
+        return step.images
+
+    def _steps(self, states: Iterable[State], config: SampleConfig, first: int, wanted: int) -> Iterator[Step]:
+        for index, state in enumerate(states, 1):
+            yield Step(index, config.steps, state.s.t, first, state.x_s[:wanted], state.x0[:wanted], self.decode)
+
+    def denoise(
+        self,
+        labels: Labels = None,
+        *,
+        guidance: float | GuidanceConfig | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        precision: Precision | None = None,
+        seed: int = 0,
+        count: int | None = None,
+        size: Size | None = None,
+        noise: np.ndarray | Tensor | None = None,
+        **unknown: Never,
+    ) -> Iterator[Step]:
+        """Make images step by step: an iterator over the steps of one batch.
+
+        Each ``Step`` has the current sample and the predicted clean one. The images of the last are those that ``sample``
+        returns for the same arguments, which are described there.
+        """
+        refuse_unknown(self.denoise, unknown)
+        config = self.defaults.changed(guidance, steps, sampler, precision)
+        chosen, count, start = self._request(labels, count, size, noise)
+        condition = Condition.of_labels(self.label_indices(chosen, count))
+        trajectory = self.trajectory(condition, image_generators(seed, 0, count), config, size, start)
+        return self._steps(self.run(trajectory, config), config, 0, count)
+
+    @overload
+    def sample(
+        self, labels: Labels = None, *, guidance: float | GuidanceConfig | None = None, steps: int | None = None,
+        sampler: str | None = None, precision: Precision | None = None, seed: int = 0, count: int | None = None,
+        batch: int = 64, size: Size | None = None, noise: np.ndarray | Tensor | None = None,
+        callback: Callback | None = None, return_type: Literal["numpy"] = "numpy", **unknown: Never,
+    ) -> ImageArray: ...  # fmt: skip
+
+    @overload
+    def sample(
+        self, labels: Labels = None, *, guidance: float | GuidanceConfig | None = None, steps: int | None = None,
+        sampler: str | None = None, precision: Precision | None = None, seed: int = 0, count: int | None = None,
+        batch: int = 64, size: Size | None = None, noise: np.ndarray | Tensor | None = None,
+        callback: Callback | None = None, return_type: Literal["pil"], **unknown: Never,
+    ) -> list[Image.Image]: ...  # fmt: skip
 
     def sample(
         self,
@@ -263,12 +206,16 @@ class Pipeline:
         guidance: float | GuidanceConfig | None = None,
         steps: int | None = None,
         sampler: str | None = None,
-        precision: Literal["auto", "fp32", "bf16"] | None = None,
+        precision: Precision | None = None,
         seed: int = 0,
         count: int | None = None,
         batch: int = 64,
         size: Size | None = None,
-    ) -> np.ndarray:
+        noise: np.ndarray | Tensor | None = None,
+        callback: Callback | None = None,
+        return_type: Literal["numpy", "pil"] = "numpy",
+        **unknown: Never,
+    ) -> ImageArray | list[Image.Image]:
         """Make images.
 
         Args:
@@ -278,36 +225,74 @@ class Pipeline:
             sampler: ddpm, ddim, euler, heun or dpm-solver.
             precision: fp32, bf16, or auto: bf16 on a GPU.
             seed: image k of a seed does not depend on the count and the batch.
-            count: number of images; by default as many as labels, or 16.
+            count: number of images; by default as many as noise or labels, or 16.
             batch: images at a time.
             size: (H, W) in pixels; by default the size the model was trained at.
+            noise: what sampling starts from, standard normal (N, c, h, w) in latents; by default drawn from the seed.
+            callback: called after every step with its ``Step``, for a progress bar or a preview.
+            return_type: numpy, or pil for a list of Pillow images.
+            unknown: other names, which are refused with the nearest.
 
         Returns:
-            uint8 (N, H, W, C).
+            uint8 (N, H, W, C), or a list of N Pillow images.
 
         Raises:
-            UserError: an unknown label or sampler, guidance the model was not trained for, or an impossible size.
+            UserError: an unknown argument, label or sampler, guidance the model was not trained for, noise of another
+                shape, or an impossible size.
         """
-        config = self.defaults
-        if isinstance(guidance, GuidanceConfig):
-            config = replace(config, guidance=guidance)
-        elif guidance is not None:
-            config = replace(config, guidance=replace(config.guidance, scale=float(guidance)))
-        given = {"steps": steps, "sampler": sampler, "precision": precision}
-        config = replace(config, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        labels = [] if labels is None else [labels] if isinstance(labels, str | int) else list(labels)
-        count = count if count is not None else len(labels) or 16
-        return np.concatenate(list(self.batches(labels, seed, count, config, batch, size=size)))
+        refuse_unknown(self.sample, unknown)
+        if return_type not in ("numpy", "pil"):
+            raise UserError(f"unknown return_type {return_type!r}; known: numpy, pil")
+        config = self.defaults.changed(guidance, steps, sampler, precision)
+        chosen, count, start = self._request(labels, count, size, noise)
+        made = self.batches(chosen, seed, count, config, batch, size=size, noise=start, callback=callback)
+        images = np.concatenate(list(made))
+        return to_pil(images) if return_type == "pil" else images.view(ImageArray)
 
-    def save(self, folder: Path, half: bool = False) -> None:
-        """Write ``model.safetensors`` and ``model.json``, see ``model_file.save``."""
-        parts = model_file.ModelParts(
-            self.network, self.diffusion, self.autoencoder, self.names, self.defaults, self.facts, self.counts
-        )
-        model_file.save(parts, folder, half)
+    def _request(
+        self, labels: Any, count: int | None, size: Size | None, noise: np.ndarray | Tensor | None
+    ) -> tuple[list[str | int], int, Tensor | None]:
+        """Labels as a list, the number of images, and the noise as a tensor; UserError where they do not fit."""
+        single = isinstance(labels, str | int | np.integer)
+        chosen: list[str | int] = [] if labels is None else [labels] if single else list(labels)  # type: ignore[list-item]
+        if count is not None and count < 1:
+            raise UserError(f"count {count} must be 1 or more")
+        if noise is None:
+            return chosen, len(chosen) or 16 if count is None else count, None
+        start = torch.as_tensor(noise).float()
+        shape = self.latent_shape(size)
+        if start.dim() != 4 or start.shape[1:] != shape or not len(start) or count not in (None, len(start)):
+            expected = ", ".join(map(str, (count or "N", *shape)))
+            raise UserError(f"noise of shape {tuple(start.shape)}; this model starts from ({expected})")
+        if not start.isfinite().all():
+            raise UserError("noise has values that are NaN or Inf; give standard normal numbers")
+        return chosen, len(start), start
 
-    @classmethod
-    def load(cls, path: str | Path) -> Pipeline:
-        """Read a run folder, a ``model.safetensors``, or a shipped model by its name, see ``model_file.load``."""
-        parts = model_file.load(path)
-        return cls(*vars(parts).values())
+    @torch.inference_mode()
+    def encode(self, images: Any) -> Tensor:
+        """Latents (N, c, h, w), on the model's device, of images: the posterior's mean, normalised as in training.
+
+        Args:
+            images: uint8 or floats from 0 to 1, (N, H, W) or (N, H, W, C); or a list of Pillow images.
+
+        Raises:
+            UserError: other images, another number of channels, or a size that the autoencoder does not divide.
+        """
+        pixels = to_uint8(images)
+        if pixels.shape[3] != self.autoencoder.channels:
+            raise UserError(f"images of {pixels.shape[3]} channels; this model has {self.autoencoder.channels}")
+        shape, latents = self.autoencoder.latent_shape(pixels.shape[1:3]), []
+        for start in range(0, len(pixels), ENCODED):
+            x = uint8_to_float(pixels[start : start + ENCODED].transpose(0, 3, 1, 2), self.device)
+            latents.append(self.autoencoder.latent(self.autoencoder.encode(x), x.new_zeros(len(x), *shape)))
+        return torch.cat(latents)
+
+    @torch.inference_mode()
+    def decode(self, latents: np.ndarray | Tensor) -> ImageArray:
+        """Latents (N, c, h, w) as images uint8 (N, H, W, C); UserError for another shape."""
+        z = torch.as_tensor(latents, device=self.device)
+        if z.dim() != 4 or z.shape[1] != self.autoencoder.latent_channels:
+            expected = f"(N, {self.autoencoder.latent_channels}, h, w)"
+            raise UserError(f"latents of shape {tuple(z.shape)}; this model's are {expected}")
+        images = float_to_uint8(self.autoencoder.decode(z.float())).permute(0, 2, 3, 1).cpu().numpy()
+        return images.view(ImageArray)

@@ -13,6 +13,7 @@ from rich.progress import TaskID
 
 from ditlab import encoders
 from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_index
+from ditlab.data.source import Source
 from ditlab.encoders import Autoencoder, LatentCache, record
 from ditlab.errors import UserError
 from ditlab.recipes.held_out import encode_held_out, held_out_images
@@ -34,7 +35,8 @@ INDEX = "index.json"  # in a cache's folder: what a start needs to know of the i
 class RunContext:
     """Where and how a recipe runs: the run folder, the device, the console's log, processes that share the work.
 
-    With ``profile``, a profile of training steps is written.
+    With ``profile``, a profile of training steps is written. ``callbacks`` are the user's, of the network's training;
+    ``images``, given in Python, replace those of the recipe.
     """
 
     out: Path
@@ -42,6 +44,8 @@ class RunContext:
     log: Log
     processes: Processes = ALONE
     profile: bool = False
+    callbacks: tuple[Callback, ...] = ()
+    images: Source | None = None
 
     def sibling(self, name: str) -> Path:
         """A folder next to the run: RUN-autoencoder, RUN-latents."""
@@ -63,6 +67,10 @@ def open_images(recipe: Recipe | AutoencoderRecipe, context: RunContext, relist:
     With a finished latent cache the description is read from the cache's index and no image file is listed or opened,
     unless ``relist``. Otherwise the main process lists the files for all.
     """
+    if context.images is not None:
+        dataset = Dataset(context.images, recipe.data)
+        context.log(dataset.describe())
+        return dataset
     once = context.processes.broadcast_from_main
     info = None if relist or isinstance(recipe, AutoencoderRecipe) else once(lambda: _indexed(recipe, context))
     dataset = open_data(recipe.data, once, info)

@@ -111,6 +111,7 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
         HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out)),
         SampleGrid(model, recipe.sample_images, recipe.seed),
         ModelFile(model),
+        *context.callbacks,
     ]
     facts = {
         "data": dataset.describe() + (f", {len(data.skipped):,} skipped" if data.skipped else ""),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ditlab.runtime.distributed import Processes
+
+
+_bars = ContextVar("progress bars", default=True)
 
 
 def log(line: str) -> None:
@@ -37,6 +42,16 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> 
     return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within it no progress bar is shown, as the Python API prints nothing."""
+    token = _bars.set(False)
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
 def progress_bar(shown: bool = True) -> Progress:
     """A progress bar: task, progress, rate and time left. Tasks need a ``rate`` field."""
     from rich.console import Console
@@ -44,4 +59,5 @@ def progress_bar(shown: bool = True) -> Progress:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal))
+    shown = shown and console.is_terminal and _bars.get()
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown)

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
 
-from ditlab.models import DiTConfig
+from ditlab.models.blocks import PAPER_BLOCKS
 from ditlab.study import study
 from ditlab.study.figure import Series, draw
 from ditlab.study.preset import StudyPreset
 from ditlab.study.study_run import Result, StudyRun
 
-BLOCKS = get_type_hints(DiTConfig)["block"].__args__  # adaln-zero first
 PAPER = {"in-context": 35.24, "cross-attention": 26.14, "adaln": 25.21, "adaln-zero": 19.47}  # FID, XL/2 at 400K steps
 
 
 def runs(preset: StudyPreset) -> list[StudyRun]:
     """The default network with each block design."""
-    models = {block: replace(preset.default_dit, block=block) for block in BLOCKS}
+    models = {block: replace(preset.default_dit, block=block) for block in PAPER_BLOCKS}
     return [preset.run(block, {"block": block}, replace(preset.recipe, model=model)) for block, model in models.items()]
 
 

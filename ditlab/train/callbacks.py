@@ -32,8 +32,9 @@ class Event:
     """The state of training that callbacks get; ``task.module`` and ``ema.module`` may be sharded."""
 
     images: int  # trained on so far
+    total: int  # to train on in all
     last: bool  # whether training is complete
-    folder: Path
+    folder: Path  # of the run
     task: Task
     ema: EMA
     config: TrainConfig
@@ -52,7 +53,14 @@ class Event:
 
 
 class Callback:
-    """Hooks of the loop. Every process calls every hook; the time they take does not count as training time."""
+    """Hooks of the training loop; a subclass overrides those it needs.
+
+    Every process calls every hook, and only ``event.processes.is_main`` should write. Except for ``on_step``, the time they
+    take does not count as training time.
+    """
+
+    def on_step(self, event: Event) -> None:
+        """After every step. Reading a tensor here makes each step wait for the GPU."""
 
     def on_log(self, event: Event) -> Row:
         """Every ``--train.log`` images; returns entries of the row of metrics."""
@@ -62,9 +70,15 @@ class Callback:
         """Every ``--train.samples`` images; returns entries of the row of metrics."""
         return {}
 
+    def on_metrics(self, event: Event, row: Row) -> None:
+        """Every row of metrics.jsonl, complete: with ``loss`` as often as it is logged, ``held_out_loss`` with each picture."""
+
     def on_checkpoint(self, event: Event) -> Callable[[], None] | None:
         """Before every checkpoint. What it returns is called while training continues, before the checkpoint is written."""
         return None
+
+    def on_end(self, event: Event) -> None:
+        """After the last checkpoint of a run that is complete (``event.last``) or was stopped by SIGTERM."""
 
 
 class SampleGrid(Callback):

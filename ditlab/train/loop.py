@@ -78,6 +78,7 @@ def train(
             trainer.step(step, batch, draws, profiler)
             step += 1
             speed.add(config.batch)
+            outputs.stepped(step)
             watchdog.beat()
             profiler.step()
             stop.poll()
@@ -89,6 +90,7 @@ def train(
                 with speed.paused(), watchdog.paused():
                     outputs.write(step, due)
         checkpoints.wait()
+        outputs.end(step)
         processes.barrier()
     if step < config.steps:
         raise Stopped(f"stopped after {step * config.batch:,} of {total:,} images; run the same command to resume")
@@ -125,12 +127,31 @@ class _Outputs:
         images = step * trainer.config.batch
         self.metrics = trainer.processes.broadcast_from_main(lambda: Metrics(folder, images))
 
+    def _event(self, step: int) -> Event:
+        trainer, config = self.trainer, self.trainer.config
+        images, total, last = step * config.batch, config.steps * config.batch, step == config.steps
+        return Event(
+            images, total, last, self.folder, trainer.task, trainer.ema, config, trainer.processes, trainer.device
+        )
+
+    def stepped(self, step: int) -> None:
+        """After ``step`` steps: the callbacks of each."""
+        event = self._event(step)
+        for callback in self.callbacks:
+            callback.on_step(event)
+
+    def end(self, step: int) -> None:
+        """After the last checkpoint."""
+        event = self._event(step)
+        for callback in self.callbacks:
+            callback.on_end(event)
+
     def write(self, step: int, due: set[str]) -> None:
         """Everything that is due after ``step`` steps: ``log``, ``samples``, ``checkpoint``."""
         trainer, config, processes = self.trainer, self.trainer.config, self.trainer.processes
         trainer.check("checkpoint" in due)
-        images, last = step * config.batch, step == config.steps
-        event = Event(images, last, self.folder, trainer.task, trainer.ema, config, processes, trainer.device)
+        event = self._event(step)
+        images = event.images
         row: Row = {"images": images}
         if "log" in due:
             row |= trainer.metrics.result(processes) | {"lr": config.lr_at(step - 1)}
@@ -144,6 +165,8 @@ class _Outputs:
             row |= self.speed.row()
             if processes.is_main:
                 self.metrics.add(row)
+            for callback in self.callbacks:
+                callback.on_metrics(event, row)
         if "checkpoint" in due:
             before = [callback.on_checkpoint(event) for callback in self.callbacks]
             state = {"step": step, "images": images, "data": trainer.task.fingerprint}

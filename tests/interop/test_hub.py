@@ -116,10 +116,3 @@ def test_what_cannot_be_is_said_in_one_line(ask: Any, words: list[str], run: Pat
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_a_folder_of_a_vae_gives_the_autoencoder(model: Callable[..., Pipeline], tmp_path: Path):
-    ours: Any = model().autoencoder
-    ours.vae.save_pretrained(tmp_path / "vae")
-    found = load(tmp_path / "vae")
-    assert (found.latent_channels, found.factor, found.channels) == (3, 2, 1)

@@ -352,7 +352,7 @@ def test_a_model_that_is_there_is_kept_unless_forced(checkpoint: Path, vae: Path
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     torch.save(official.state_dict(network(depth=1)), checkpoint)
     official.import_checkpoint(checkpoint, out, str(vae), force=True)
-    assert len(ditlab.load(out).network.blocks) == 1
+    assert len(ditlab.load(out).network.block_list()) == 1
 
 
 def test_a_vae_of_other_channels_or_none_leaves_nothing_behind(checkpoint: Path, vae: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_flags_override_fields_and_json_keeps_them(depth, rate, sizes, flip, wor
         ({"data": {"size": 3}}, ["data: size is 3, must be a list of int"]),
         ({"data": {"size": ["a"]}}, ["data: size is 'a', must be int"]),
         ({"data": {"flip": 1}}, ["data: flip is 1, must be bool"]),
-        ({"model": {"block": "adaln-zro"}}, ["block is 'adaln-zro'", "did you mean 'adaln-zero'?"]),
+        ({"model": {"mlp": "swigl"}}, ["mlp is 'swigl'", "did you mean 'swiglu'?"]),
         ({"sample": {"guidance": {"scale": "high"}}}, ["sample: guidance: scale is 'high', must be float"]),
     ],
 )

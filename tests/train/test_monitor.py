@@ -22,7 +22,7 @@ MakeTask = Callable[..., DiffusionTask]
 
 
 def event(task: DiffusionTask, config: TrainConfig = CONFIG, images: int = 64, last: bool = True) -> Event:
-    return Event(images, last, Path(), task, EMA(task.module, 0.9), config, ALONE, CPU)
+    return Event(images, 64, last, Path(), task, EMA(task.module, 0.9), config, ALONE, CPU)
 
 
 @pytest.mark.parametrize("learned_variance", [True, False])

@@ -1,0 +1,194 @@
+"""The functions of the Python API: ``ditlab.load``, ``recipe``, ``train`` and ``evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ditlab.data.given import given_source, to_uint8
+from ditlab.errors import UserError
+from ditlab.evaluate import Evaluation
+from ditlab.interop.find import find_model
+from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.recipes.autoconfigure import autoconfigure
+from ditlab.recipes.changes import changed
+from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
+from ditlab.recipes.find import find_recipe
+from ditlab.recipes.prepare import RunContext
+from ditlab.recipes.recipe import Recipe
+from ditlab.recipes.run import train_recipe
+from ditlab.recipes.samples import open_samples
+from ditlab.runtime.console import log_nothing, without_bars
+from ditlab.runtime.device import default_device
+from ditlab.runtime.distributed import Processes, join
+from ditlab.train import Callback
+
+Log = Callable[[str], None]
+
+
+def load(path: str | Path) -> Pipeline:
+    """Load a trained model: ``ditlab.load("fashion").sample()`` returns images.
+
+    Args:
+        path: a run folder, a ``model.safetensors``, the name of a shipped model, a folder of a diffusers DiTPipeline, or
+            ``user/name`` on the hub.
+
+    Raises:
+        UserError: no readable model there.
+    """
+    return find_model(path)
+
+
+def recipe(name: str | Path | Recipe, /, **changes: Any) -> Recipe:
+    """A recipe, with other values where they are given.
+
+    ``recipe("digits", train={"steps": 100, "lr": 1e-3}, depth=6)``: a field of a section is given in a dictionary of its
+    section, or by its name alone if only one section has such a field.
+
+    Args:
+        name: of a recipe (digits, fashion, cifar10, folder, imagenet256, ...), a .py file, a run folder, or a recipe.
+        changes: other values. ``model`` also takes a name, as DiT-B/2. Steps of training are turned into images.
+
+    Raises:
+        UserError: an unknown recipe or field, answered with the nearest, or a value of another type.
+    """
+    found = name if isinstance(name, Recipe) else find_recipe(str(name))[0]
+    return changed(found, changes) if changes else found
+
+
+def train(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    data: Any = None,
+    callbacks: Sequence[Callback] = (),
+    device: str | torch.device | None = None,
+    log: Log | None = None,
+) -> Pipeline:
+    """Train a recipe to its end and return the model; a run that was interrupted is resumed from its last checkpoint.
+
+    Under torchrun every process calls this, and they share the work.
+
+    Args:
+        recipe: from ``ditlab.recipe``, or what that takes.
+        out: the run folder; by default runs/NAME.
+        data: images to train on in place of the recipe's: an array (N, H, W) or (N, H, W, C) of uint8 or of floats from 0 to
+            1, a tensor (N, C, H, W), a tuple (images, labels), or a map-style data set of PyTorch whose items are images or
+            (image, label). They are not stored; a run is resumed with the same images.
+        callbacks: called during the training of the network.
+        device: by default the GPU if there is one.
+        log: gets lines of text on the progress, as ``print`` does; by default nothing is printed.
+
+    Raises:
+        UserError: settings or images that are not possible, or a folder that holds another run.
+        Stopped: SIGTERM was received; everything is saved.
+    """
+    found = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))[0]
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UserError(f"callback {callback!r} is no ditlab.Callback; derive its class from that")
+    open_size, images = found.name == "folder", None
+    if data is not None:
+        images, open_size = given_source(data), False
+        found = replace(found, data=replace(found.data, source="given", path="", split="train"))
+    processes = join(found.train.timeout)
+    chosen, write = _device(device, processes), _log(log, processes)
+    context = RunContext(
+        Path("runs") / found.name if out is None else Path(out), chosen, write, processes,
+        callbacks=tuple(callbacks), images=images,
+    )  # fmt: skip
+    with without_bars():
+        return train_recipe(autoconfigure(found, chosen, write, open_size), context)
+
+
+def evaluate(
+    samples: Pipeline | str | Path,
+    *,
+    count: int = 0,
+    reference: str | Path = "train",
+    data: Any = None,
+    recipe: str | Path = "",
+    network: str = "efficientnet-lite0",
+    weights: str | Path = "",
+    guidance: float | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    log: Log | None = None,
+) -> Evaluation:
+    """Measure samples against real images; results, report and pictures are written as ``ditlab evaluate`` does.
+
+    Args:
+        samples: a model from ``ditlab.load`` or ``ditlab.train``, which is read from its file, or its path; a folder of
+            images; or an .npz with arr_0.
+        count: images to generate, or to draw from a folder or archive; 0 generates 10,000, or takes all there are.
+        reference: the real images: train or test, the split of the model's data, or an .npz of statistics or images.
+        data: real images as an array (N, H, W) or (N, H, W, C), in place of ``reference``; they are stored with the results.
+        recipe: recipe or run that names the real images, for samples that do not.
+        network: feature network, efficientnet-lite0 or inception (the one FID is defined with).
+        weights: file of the network's weights; by default the usual ones.
+        guidance: scale; like steps and sampler by default as the model says.
+        steps: sampling steps.
+        sampler: ddpm, ddim, euler, heun or dpm-solver.
+        seed: of the samples.
+        batch: images generated at a time.
+        out: folder of results.jsonl, report.md and pictures; by default next to the samples.
+        device: by default the GPU if there is one.
+        log: gets lines of text on the progress.
+
+    Raises:
+        UserError: samples or real images that are missing, too few, or of other sizes.
+    """
+    if isinstance(samples, Pipeline):
+        if samples.path is None:
+            raise UserError("this model is in no file: save it first, model.save(folder), and give the folder")
+        samples = samples.path
+
+    def sampling(model: Pipeline) -> SampleConfig:
+        config = model.defaults.changed(guidance, steps, sampler)
+        model.to(chosen).prepare(config)
+        return config
+
+    processes = join()
+    chosen, write = _device(device, processes), _log(log, processes)
+    with without_bars():
+        opened = open_samples(str(samples), count, seed, "turn", batch, sampling, processes)
+        folder = opened.folder if out is None else Path(out)
+        if data is not None:
+            reference = folder / "real.npz"
+            processes.broadcast_from_main(lambda: _store(to_uint8(data), reference))
+        config = EvaluationConfig(network, str(weights), str(reference), str(recipe))
+        evaluation = evaluate_samples(opened, config, folder, chosen, processes, write)
+    return processes.broadcast_from_main(lambda: evaluation)  # type: ignore[return-value]
+
+
+def _store(images: np.ndarray, path: str | Path) -> None:
+    """Write images uint8 (N, H, W, C) as an .npz with arr_0."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images)
+
+
+def _device(device: str | torch.device | None, processes: Processes) -> torch.device:
+    """A device by name; UserError for an unknown one, or a GPU that the machine does not have."""
+    if device is None:
+        return default_device(processes)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {device!r} is not available ({str(error).splitlines()[0]}); give cpu or cuda"
+        ) from error
+    return torch.device(device)
+
+
+def _log(log: Log | None, processes: Processes) -> Log:
+    return log if log is not None and processes.is_main else log_nothing
