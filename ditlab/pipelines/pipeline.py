@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,7 @@ from ditlab.encoders import Autoencoder, float_to_uint8
 from ditlab.errors import UserError, nearest
 from ditlab.models import NULL, Condition, Network
 from ditlab.pipelines import model_file
-from ditlab.pipelines.sampling import SampleConfig, image_generator, image_generators, normal
+from ditlab.pipelines.sampling import SampleConfig, Step, image_generator, image_generators, normal
 from ditlab.runtime.device import check_compiler
 from ditlab.runtime.distributed import ALONE, Processes
 
@@ -105,11 +104,7 @@ class Pipeline:
         return self
 
     def label(self, wanted: str | int) -> int:
-        """The index of a label given by name, in any case, or by number.
-
-        Raises:
-            UserError: unknown or out of range.
-        """
+        """The index of a label given by name, in any case, or by number; UserError if it is unknown or out of range."""
         if not self.classes:
             raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")
         if isinstance(wanted, str):  # names first, since names may be numbers; exact case before any case
@@ -231,17 +226,16 @@ class Pipeline:
     def batches(
         self, labels: Labels, seed: int, count: int, config: SampleConfig, batch: int = 64,
         processes: Processes = ALONE, size: Size | None = None, starts: Iterable[int] | None = None,
+        callback: Callable[[Step], None] = lambda step: None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); each process makes every world-size-th batch.
 
-        With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is
-        made in halves, and so are those after it.
+        With ``starts``, only those that start at these images. A batch too large for the GPU's memory is made in halves.
         """
         if count < 1 or batch < 1:
             raise UserError(f"count {count} and batch {batch} must be 1 or more")
         indices, part = self.label_indices(labels, count), batch
-        every = range(processes.rank * batch, count, processes.size * batch)
-        for first in every if starts is None else starts:
+        for first in range(processes.rank * batch, count, processes.size * batch) if starts is None else starts:
             stop, made = min(first + batch, count), []
             while first < stop:
                 wanted = min(part, stop - first)
@@ -249,7 +243,9 @@ class Pipeline:
                 if self._compiled and wanted < part <= count:
                     chosen = torch.cat([chosen, chosen[-1:].expand(part - wanted)])
                 try:
-                    made.append(self._images(chosen, image_generators(seed, first, len(chosen)), config, size)[:wanted])
+                    generators = image_generators(seed, first, len(chosen))
+                    trajectory = self.trajectory(Condition.of_labels(chosen), generators, config, size)
+                    made.append(self._finish(trajectory, config, first, wanted, callback))
                     first += wanted
                 except torch.OutOfMemoryError:
                     if part == 1:
@@ -258,10 +254,12 @@ class Pipeline:
             yield np.concatenate(made)
 
     @torch.inference_mode()
-    def _images(self, labels: Tensor, generators: Generators, config: SampleConfig, size: Size | None) -> np.ndarray:
-        trajectory = self.trajectory(Condition.of_labels(labels), generators, config, size)
-        (last,) = deque(self.run(trajectory, config), maxlen=1)
-        return self.decode(last.x_s)
+    def _finish(
+        self, trajectory: Trajectory, config: SampleConfig, first: int, wanted: int, callback: Callable[[Step], None]
+    ) -> np.ndarray:
+        for index, state in enumerate(self.run(trajectory, config), 1):
+            callback(Step(index, config.steps, first, state.x_s[:wanted]))
+        return self.decode(trajectory.x)[:wanted]
 
     def sample(
         self,

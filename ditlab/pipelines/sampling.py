@@ -31,6 +31,16 @@ class SampleConfig:
         return device.type == "cuda" if self.precision == "auto" else self.precision == "bf16"
 
 
+@dataclass(frozen=True)
+class Step:
+    """A finished sampling step of a batch."""
+
+    index: int  # from 1 to ``steps``
+    steps: int  # of the whole sampling
+    first: int  # index of the first image of the batch
+    x: torch.Tensor  # the current sample, latents (N, c, h, w)
+
+
 def image_generator(seed: int, index: int) -> torch.Generator:
     """The generator of image ``index`` of ``seed``, the source of all its random numbers, in order.
 
