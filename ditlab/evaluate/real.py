@@ -36,10 +36,10 @@ class RealImages:
     pooled: np.ndarray  # their features, float32 (K, D)
 
     def describe(self) -> str:
-        """One line: ``fashion: 60,000 images of 1x28x28, 10 classes, train``."""
+        """One line: ``fashion: 60,000 images of 1x28x28, 10 classes``."""
         skipped = len(self.dataset) - self.statistics.count
         unreadable = f", {skipped:,} unreadable, skipped" if skipped else ""
-        return f"{self.dataset.describe()}, {self.dataset.config.split}{unreadable}"
+        return f"{self.dataset.describe()}{unreadable}"
 
     def sample(self, count: int, half: int | None = None) -> np.ndarray:
         """At most ``count`` stored features, evenly over the data set; with ``half``, of one half only."""
