@@ -13,6 +13,7 @@ from ditlab.data import Dataset, open_data
 from ditlab.data.config import SPLITS
 from ditlab.errors import UserError, nearest
 from ditlab.evaluate import (
+    LEAST,
     Evaluation,
     Evaluator,
     FeatureNetwork,
@@ -117,6 +118,8 @@ def evaluate_samples(
     None in the others. UserError: too few samples or real images for any metric, or a setting that cannot be met.
     """
     processes.broadcast_from_main(lambda: read_results(out))  # fails before hours of sampling, as the next check does
+    if samples.count < LEAST:
+        raise UserError(f"{samples.count} samples are too few to be measured; at least {LEAST} needed")
     network, evaluator = build_evaluator(samples, config, device, processes, log)
 
     def real_floor() -> dict[str, Number]:

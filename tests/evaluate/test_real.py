@@ -280,7 +280,7 @@ def test_too_few_images_are_refused(
     digits: np.ndarray, draw: Callable, projection, tmp_path: Path, cache: Path, refuses: Callable, count: int
 ):
     config = DataConfig(source="folder", path=str(draw(digits[:count], tmp_path / "digits")))
-    refuses(lambda: real_features(open_data(config), projection), f"{count} image", "too few", "needs 2")
+    refuses(lambda: real_features(open_data(config), projection), f"{count} image", "too few", "at least 4")
     assert not list(next(cache.iterdir()).iterdir())
 
 
