@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,17 +17,25 @@ class EvaluateOptions(SamplingOptions):
     """Measure samples: Frechet distance, kernel distance, precision, recall, and memorised training images."""
 
     samples: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SAMPLES")]
-    """A run folder, a model.safetensors, a shipped model, a diffusers pipeline, a folder of images, or an .npz with arr_0."""
+    """A run folder, a model.safetensors, a shipped model, a diffusers pipeline, a folder or an archive of images, or an .npz
+    with arr_0."""
     count: int = 0
     """Images to generate, or to draw from a folder or archive; 0 generates 10,000, or takes all of the folder or archive."""
+    label_order: Literal["proportional", "turn", "random"] = "proportional"
+    """Classes of the images to generate. proportional: as often as in the training data; turn: equally often; random: each
+    drawn with the seed, all equally likely, as DiT's and ADM's scripts do."""
     network: str = "efficientnet-lite0"
     """Feature network: efficientnet-lite0 (weights come with ditlab[eval]) or inception (the one FID is defined with)."""
     weights: str = ""
     """File of Inception weights; by default the reference weights are downloaded once."""
     reference: str = "train"
-    """Real images: the train or test split of the data, or an .npz with statistics (mu, sigma), images (arr_0) or both."""
+    """Real images: a folder or an archive of images, an .npz with images (arr_0), statistics (mu, sigma) or both, or a split
+    of the data that the model was trained on: train or test."""
     recipe: str = ""
-    """Recipe or run that names the real images, for samples that do not."""
+    """Recipe or run whose data the splits are of, for samples that are no run."""
+    size: tuple[int, ...] = ()
+    """Crop and resize all images to this size in pixels, one number for a square or H W; empty: images are measured as they
+    are, and must be of one size."""
     out: str = ""
     """Folder of results.jsonl, report.md and pictures; a measurement is appended. Empty: next to the samples."""
 
@@ -52,10 +60,17 @@ def evaluate(arguments: list[str]) -> None:
         return config
 
     samples = open_samples(
-        options.samples, options.count, options.seed, options.label_order, options.batch, sampling, processes
+        options.samples,
+        options.count,
+        options.seed,
+        options.label_order,
+        options.batch,
+        sampling,
+        processes,
+        options.size,
     )
     out = Path(options.out) if options.out else samples.folder
-    config = EvaluationConfig(options.network, options.weights, options.reference, options.recipe)
+    config = EvaluationConfig(options.network, options.weights, options.reference, options.recipe, options.size)
     device, main_log = default_device(processes), main_process_log(processes)
     evaluation = evaluate_samples(samples, config, out, device, processes, main_log)
     if evaluation is not None:

@@ -37,7 +37,7 @@ _HINTS: dict[tuple[str, ...], str] = {
     ("--autoencoder-train.keep-checkpoints",): "autoencoder-train.keep",
     ("--autoencoder-train.microbatch",): "autoencoder-train.part",
     ("--data.path", "--path"): "data data-path data-dir dataset data-root train-data-dir",
-    ("--data.size", "--image"): "resolution image-size img-size size",
+    ("--data.size", "--image", "--size"): "resolution image-size img-size size",
     ("--data.flip",): "random-flip hflip",
     ("--autoencoder.path",): "vae vae-path pretrained-vae",
     ("--diffusion.condition-dropout",): "class-dropout-prob label-dropout uncond-prob diffusion.label-dropout",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -28,6 +28,8 @@ class SampleOptions(SamplingOptions):
     """Classes by name or number, separated by commas and used in turn; empty: all classes."""
     count: int = 64
     """Number of images."""
+    label_order: Literal["turn", "random"] = "turn"
+    """turn: every class equally often; random: each label drawn with the seed, as DiT's and ADM's scripts do."""
     out: str = "samples.png"
     """A .png is written as one grid, an .npz as an archive in ADM's layout, anything else as a folder of PNGs. Archives and
     folders are written batch by batch; the same command resumes an interrupted one."""

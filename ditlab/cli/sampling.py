@@ -27,8 +27,6 @@ class SamplingOptions:
     """ddpm, ddim, euler, heun or dpm-solver."""
     seed: int = 0
     """Image k of a seed does not depend on count and batch, up to one level of 255 of rounding."""
-    label_order: Literal["turn", "random"] = "turn"
-    """turn: every class equally often; random: each label drawn with the seed, as DiT's and ADM's scripts do."""
     batch: int = 64
     """Images at a time; reduced if they do not fit in GPU memory."""
     precision: Literal["auto", "fp32", "bf16"] | None = None

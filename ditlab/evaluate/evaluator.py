@@ -12,7 +12,7 @@ import torch
 from ditlab.data import Dataset, open_data
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate, rgb
-from ditlab.evaluate.measure import Number, can_measure_frechet, floor, measure
+from ditlab.evaluate.measure import Number, check_count, floor, measure, no_frechet
 from ditlab.evaluate.neighbours import PERCENT, memorisation, nearest_neighbours
 from ditlab.evaluate.real import BATCH, RealImages, extract, real_features
 from ditlab.evaluate.sample_archive import IMAGES, array_names, open_archive
@@ -64,17 +64,20 @@ class Evaluator:
         network: FeatureNetwork,
         processes: Processes = ALONE,
         progress: Progress = lambda done: None,
+        trained: bool = True,
     ) -> Evaluator | None:
-        """Measure against a data set, and if it is a training split, memorisation with its test split as held-out images.
+        """Measure against a data set; if it is a training split, also memorisation, with its test split as held-out images.
 
-        Returns None in all but the main process; for ``progress`` and errors see ``real_features``.
+        Without ``trained`` no split was trained on. Returns None in all but the main process; for ``progress`` and errors see
+        ``real_features``.
         """
+        train = trained and dataset.config.split == "train"
         real = real_features(dataset, network, processes, progress)
-        test = _test_split(dataset)
+        test = _test_split(dataset) if train else None
         held_out = None if test is None else real_features(test, network, processes)
         if held_out is not None and len(held_out.indices) < MIN_HELD_OUT:  # too many are unreadable
             held_out = None
-        return None if real is None else cls(network, real.statistics, real, dataset.config.split == "train", held_out)
+        return None if real is None else cls(network, real.statistics, real, train, held_out)
 
     @classmethod
     def from_file(
@@ -84,11 +87,13 @@ class Evaluator:
         size: tuple[int, int],
         processes: Processes = ALONE,
         progress: Progress = lambda done: None,
+        resize: bool = False,
     ) -> Evaluator | None:
         """Measure against an .npz with statistics (mu, sigma), images (arr_0), or both, as ADM's reference batches have.
 
         Statistics that the file lacks are computed from its images; without images there is no precision and recall.
-        ``size`` is the height and width of the samples. Returns None in all but the main process.
+        ``size`` is the height and width of the samples; with ``resize``, images without statistics are brought to it. Returns
+        None in all but the main process.
         UserError: the file cannot be read, or is of another network or image size.
         """
         names = array_names(path)
@@ -97,12 +102,11 @@ class Evaluator:
             reference = read_statistics(path)
             reference.check(path, network.distance, network.width, size)
         if IMAGES in names:
-            dataset = open_archive(path)
+            dataset = open_archive(path, size if resize and reference is None else ())
             if dataset.shape[1:] != size:
                 expected, found = ("x".join(map(str, sides)) for sides in (dataset.shape[1:], size))
-                raise UserError(
-                    f"{path} contains images of {expected}, but the samples are {found}; use images of one size"
-                )
+                how = f"give --size {expected.replace('x', ' ')} to crop and resize all images to one size"
+                raise UserError(f"{path} contains images of {expected}, but the samples are {found}; {how}")
             real = real_features(dataset, network, processes, progress)
         if not processes.is_main:
             return None
@@ -111,17 +115,17 @@ class Evaluator:
             reference = real.statistics
         return cls(network, reference, real)
 
-    @property
-    def can_measure_frechet(self) -> bool:
-        """Whether the real images are enough for a Frechet distance."""
-        return can_measure_frechet(self.reference)
+    def no_frechet(self, count: int) -> str:
+        """Why ``count`` samples have no Frechet distance, on one line; empty if they have. UserError: too few to measure."""
+        check_count(count, self.reference, self.real)
+        return no_frechet(count, self.reference)
 
     def measure(self, generated: ExtractedFeatures) -> dict[str, Number]:
         """The metrics of generated images. UserError: too few of them."""
         return measure(generated.features, self.reference, self.real)
 
     def floor(self) -> dict[str, Number]:
-        """The metrics of real images against real images; empty without images. UserError: too few of them."""
+        """The metrics of real images against real images; empty without images, or with too few of them."""
         return {} if self.real is None else floor(self.real)
 
     def neighbours(self, extracted: ExtractedFeatures) -> Neighbours | None:
@@ -205,8 +209,6 @@ def _to_rgb(images: np.ndarray) -> np.ndarray:
 
 def _test_split(dataset: Dataset) -> Dataset | None:
     """Up to SEARCHED images of the test split of a training split; None if it is missing, too small or of another shape."""
-    if dataset.config.split != "train":
-        return None
     try:
         test = open_data(replace(dataset.config, split="test", limit=SEARCHED))
     except UserError:

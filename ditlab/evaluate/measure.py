@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ditlab.errors import UserError
 from ditlab.evaluate.features import Features
-from ditlab.evaluate.metrics import check_count, frechet_distance, frechet_spread, inception_score, kernel_distance
+from ditlab.evaluate.metrics import LEAST, frechet_distance, frechet_spread, inception_score, kernel_distance
 from ditlab.evaluate.neighbours import precision_recall
 from ditlab.evaluate.real import RealImages
 from ditlab.evaluate.statistics import Reference, Statistics
@@ -40,15 +41,15 @@ def metric_names(distance: str) -> dict[str, str]:
 
 
 def measure(generated: Features, reference: Reference, real: RealImages | None = None) -> dict[str, Number]:
-    """Compare generated images with real ones: metrics by name. UserError: too few generated images.
+    """Compare generated images with real ones: metrics by name. UserError: ``check_count`` refuses their number.
 
     Precision and recall use all generated images and up to 10,000 real ones, as ADM's suite does. Without ``real`` there is
-    no kernel distance, precision or recall; without enough real images for it no Frechet distance.
+    no kernel distance, precision or recall; where ``no_frechet`` gives a reason, no Frechet distance.
     """
-    called, width = metric_names(reference.distance), generated.pooled.shape[1]
+    check_count(len(generated), reference, real)
+    called = metric_names(reference.distance)
     numbers: dict[str, Number] = {}
-    if can_measure_frechet(reference):
-        check_count(len(generated), width)
+    if not no_frechet(len(generated), reference):
         distance = frechet_distance(*_moments(generated.pooled), reference.mean, reference.covariance)
         spread = frechet_spread(generated.pooled, reference.mean, reference.covariance)
         numbers[called["frechet"]] = Number(distance, spread)
@@ -66,20 +67,39 @@ def floor(real: RealImages) -> dict[str, Number]:
     """The metrics of real images: those of even index measured against those of odd index.
 
     A distance falls with the number of images, so this is the floor for as many samples as a half has; for more samples it
-    is lower.
+    is lower. Without enough images for it no Frechet distance, and none at all of fewer than LEAST images in a half.
     """
     called, (even, odd) = metric_names(real.statistics.distance), real.halves
     numbers: dict[str, Number] = {}
-    if can_measure_frechet(real.statistics):
+    if not no_frechet(real.statistics.count, real.statistics):
         numbers[called["frechet"]] = Number(frechet_distance(even.mean, even.covariance, odd.mean, odd.covariance))
         if (first := _spatial_moments(even)) is not None and (second := _spatial_moments(odd)) is not None:
             numbers[called["spatial"]] = Number(frechet_distance(*first, *second))
-    return numbers | _pairwise(real.sample(REFERENCES, 0), real.sample(REFERENCES, 1), called["kernel"])
+    first, second = real.sample(REFERENCES, 0), real.sample(REFERENCES, 1)
+    return numbers | (_pairwise(first, second, called["kernel"]) if min(len(first), len(second)) >= LEAST else {})
 
 
-def can_measure_frechet(reference: Reference) -> bool:
-    """Whether the real images are more than their features, as a covariance needs; files without a count are trusted."""
-    return reference.count == 0 or reference.count > len(reference.mean)
+def no_frechet(count: int, reference: Reference) -> str:
+    """Why ``count`` samples have no Frechet distance to the reference, on one line; empty if they have one.
+
+    The covariance of D features needs D + 1 images; files of statistics without a count are trusted.
+    """
+    width = len(reference.mean)
+    for images, kind in ((count, "samples"), (reference.count or width + 1, "real images")):
+        if images <= width:
+            return (
+                f"{images:,} {kind} are too few for the covariance of {width:,} features; at least {width + 1:,} needed"
+            )
+    return ""
+
+
+def check_count(count: int, reference: Reference, real: RealImages | None) -> None:
+    """Raise UserError if ``count`` samples are too few for every metric."""
+    if real is None and (reason := no_frechet(count, reference)):
+        raise UserError(f"{reason}; with real images as the reference, other metrics measure as few as {LEAST}")
+    for images, kind in ((count, "samples"), (LEAST if real is None else len(real.indices), "real images")):
+        if images < LEAST:
+            raise UserError(f"{images} {kind} are too few to be measured; at least {LEAST} needed")
 
 
 def _moments(features: np.ndarray) -> Moments:

@@ -9,17 +9,10 @@ from ditlab.evaluate.statistics import BLOCK
 
 SCORED = 5000  # images in a part of the Inception score
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as published
+LEAST = 4  # images of each set, at least, in the kernel distance
 ALL_PAIRS = 6000  # images of both sets up to which the kernel is computed once, for all pairs
 RESAMPLES = 10  # of the Frechet distance: its standard deviation is then known to a quarter
 Array = np.ndarray
-
-
-def check_count(count: int, width: int) -> None:
-    """Raise UserError if ``count`` samples are too few for a covariance of ``width`` features."""
-    if count <= width:
-        raise UserError(
-            f"{count:,} samples are too few for the covariance of {width:,} features; at least {width + 1:,} needed"
-        )
 
 
 def frechet_distance(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> float:
@@ -59,12 +52,13 @@ def kernel_distance(real: Array, generated: Array, seed: int = 0) -> tuple[float
 
     The kernel is (x.y / D + 1)^3 and the estimate of a subset is unbiased. 100 subsets of 1000 samples are drawn from each set;
     from sets of fewer than 2000, subsets of half the smaller set, since subsets that are the whole set would not differ.
-    Features (N, D) and (M, D) to mean and standard deviation over the subsets. UserError: fewer than 4 samples in a set.
+    Features (N, D) and (M, D) to mean and standard deviation over the subsets. UserError: fewer than LEAST samples in a set.
     """
     size = min(SUBSET, len(real) // 2, len(generated) // 2)
-    if size < 2:
+    if size < LEAST // 2:
         raise UserError(
-            f"{len(real)} real and {len(generated)} generated samples are too few for a kernel distance; at least 4 of each"
+            f"{len(real)} real and {len(generated)} generated samples are too few for a kernel distance; "
+            f"at least {LEAST} of each"
         )
     random = np.random.default_rng(seed)
     counts = len(real), len(generated)

@@ -13,6 +13,7 @@ import numpy as np
 from ditlab.data import Dataset
 from ditlab.errors import UserError
 from ditlab.evaluate.features import FeatureNetwork, Features, concatenate
+from ditlab.evaluate.metrics import LEAST
 from ditlab.evaluate.sample_archive import npz_errors
 from ditlab.evaluate.statistics import Reference, Statistics, read_statistics, write_statistics
 from ditlab.runtime import files
@@ -36,10 +37,10 @@ class RealImages:
     pooled: np.ndarray  # their features, float32 (K, D)
 
     def describe(self) -> str:
-        """One line: ``fashion: 60,000 images of 1x28x28, 10 classes, train``."""
+        """One line: ``fashion: 60,000 images of 1x28x28, 10 classes``."""
         skipped = len(self.dataset) - self.statistics.count
         unreadable = f", {skipped:,} unreadable, skipped" if skipped else ""
-        return f"{self.dataset.describe()}, {self.dataset.config.split}{unreadable}"
+        return f"{self.dataset.describe()}{unreadable}"
 
     def sample(self, count: int, half: int | None = None) -> np.ndarray:
         """At most ``count`` stored features, evenly over the data set; with ``half``, of one half only."""
@@ -164,8 +165,8 @@ def _merged(dataset: Dataset, network: FeatureNetwork, shares: Sequence[_Share])
 def _reference(half: _Half, dataset: Dataset, network: FeatureNetwork) -> Reference:
     if half.pooled.count < 2:
         raise UserError(
-            f"{dataset.describe()}, {len(dataset.skipped)} of them unreadable: too few to measure against; a covariance of "
-            "each half needs 2, a distance many more"
+            f"{dataset.describe()}, {len(dataset.skipped)} of them unreadable: too few to measure against; at least {LEAST} "
+            "needed"
         )
     spatial = (None, None) if half.spatial is None else (half.spatial.mean, half.spatial.covariance)
     mean, covariance, count = half.pooled.mean, half.pooled.covariance, half.pooled.count

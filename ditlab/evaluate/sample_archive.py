@@ -41,10 +41,10 @@ class ArchiveSource(ArraySource):
             yield self.pixels[start : start + 1024].tobytes()
 
 
-def open_archive(path: Path) -> Dataset:
-    """The images of an archive as a data set without labels; errors as ``read_archive``."""
+def open_archive(path: Path, size: tuple[int, ...] = ()) -> Dataset:
+    """The images of an archive without labels, brought to ``size`` (H, W) if it is given; errors as ``read_archive``."""
     images = read_archive(path)
-    return Dataset(ArchiveSource(path.name, images, np.zeros(len(images), np.int64), ()), DataConfig())
+    return Dataset(ArchiveSource(path.name, images, np.zeros(len(images), np.int64), ()), DataConfig(size=size))
 
 
 def array_names(path: Path) -> list[str]:

@@ -160,7 +160,7 @@ def evaluate(
     processes = join()
     chosen, write = _device(device, processes), _log(log, processes)
     with without_bars():
-        opened = open_samples(str(samples), count, seed, "turn", batch, sampling, processes)
+        opened = open_samples(str(samples), count, seed, "proportional", batch, sampling, processes)
         folder = opened.folder if out is None else Path(out)
         if data is not None:
             reference = folder / "real.npz"

@@ -13,12 +13,12 @@ from ditlab.data import Dataset, open_data
 from ditlab.data.config import SPLITS
 from ditlab.errors import UserError, nearest
 from ditlab.evaluate import (
+    LEAST,
     Evaluation,
     Evaluator,
     FeatureNetwork,
     Number,
     append_result,
-    check_count,
     extract_features,
     feature_network,
     read_results,
@@ -26,7 +26,7 @@ from ditlab.evaluate import (
 )
 from ditlab.recipes.find import find_recipe
 from ditlab.recipes.prepare import Log
-from ditlab.recipes.samples import Samples
+from ditlab.recipes.samples import Samples, evaluate_flags, open_images
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import Processes
 
@@ -38,9 +38,10 @@ class EvaluationConfig:
     network: str = "efficientnet-lite0"  # name of the feature network
     weights: str = ""  # file of its weights; empty for the usual ones
     reference: str = (
-        "train"  # split of the data to measure against, train or test, or an .npz of statistics, images or both
+        "train"  # split of the data; or a folder or an archive of images, or an .npz of images or statistics
     )
     recipe: str = ""  # recipe or run whose data that is, for samples that do not name it
+    size: tuple[int, ...] = ()  # to which real images are cropped and resized, one number or (H, W); empty keeps them
 
 
 def build_evaluator(
@@ -58,36 +59,54 @@ def build_evaluator(
         processes.broadcast_from_main(load_weights)  # the main process downloads them, and reports errors for all
     network = feature_network(config.network, samples.size, config.weights, device)
     dataset = None if config.reference.endswith(".npz") else _real_images(samples, config)
-    source = config.reference if dataset is None else f"{dataset.describe()}, {config.reference}"
-    log(f"real images: {source}; features: {network.describe()}")
-    with progress_bar(shown=processes.is_main) as bar:
+    described = config.reference if dataset is None else dataset.describe()
+    split = f", {config.reference}" if config.reference in SPLITS else ""
+    log(f"real images: {described}{split}; features: {network.describe()}")
+    with progress_bar(shown=processes.is_main) as bar, evaluate_flags():
         task = bar.add_task("real images", total=None if dataset is None else len(dataset), rate="")
 
         def progress(done: int) -> None:
             bar.update(task, completed=done)
 
         if dataset is None:
-            return network, Evaluator.from_file(Path(config.reference), network, samples.size, processes, progress)
-        return network, Evaluator.of(dataset, network, processes, progress)
+            path, resize = Path(config.reference), bool(config.size)
+            return network, Evaluator.from_file(path, network, samples.size, processes, progress, resize)
+        return network, Evaluator.of(dataset, network, processes, progress, trained=config.reference in SPLITS)
 
 
 def _real_images(samples: Samples, config: EvaluationConfig) -> Dataset:
     """The data set to measure against; a UserError if it is unknown or of another image size."""
-    if config.reference not in SPLITS:
+    if config.reference in SPLITS:
+        dataset = _split(samples, config)
+    elif (path := Path(config.reference)).exists():
+        dataset = open_images(path, config.size)
+    else:
         raise UserError(
-            f"unknown --reference {config.reference!r}; {nearest(config.reference, SPLITS)}, or an .npz of statistics or images"
+            f"no --reference {config.reference!r}: {nearest(config.reference, SPLITS)}; or give a folder or an archive of "
+            "real images, or an .npz of images or statistics"
         )
+    if dataset.shape[1:] != samples.size:
+        real, generated = ("x".join(map(str, size)) for size in (dataset.shape[1:], samples.size))
+        how = f"give --size {generated.replace('x', ' ')} to crop and resize all images to one size"
+        raise UserError(f"the real images are {real}, but the samples {generated}; {how}")
+    return dataset
+
+
+def _split(samples: Samples, config: EvaluationConfig) -> Dataset:
+    """A split of the data set of a recipe, or of the run that the samples are of."""
     data = find_recipe(config.recipe)[0].data if config.recipe else samples.data
     if data is None:
         raise UserError(
-            "the data set of these samples is unknown: give --recipe with a recipe or a run, or --reference with an .npz of "
-            "statistics or images"
+            "the real images are unknown: give --reference with a folder or an archive of images or an .npz (./NAME for a "
+            "folder named as a split), or --recipe with a recipe or a run"
         )
-    dataset = open_data(replace(data, split=config.reference))
-    if dataset.shape[1:] != samples.size:
-        real, generated = ("x".join(map(str, size)) for size in (dataset.shape[1:], samples.size))
-        raise UserError(f"the real images are {real}, but the samples {generated}; measure images of one size")
-    return dataset
+    if data.source in ("folder", "archive", "parquet") and not data.path:
+        raise UserError(f"recipe {config.recipe!r} names no images: give their folder or archive with --reference")
+    data = replace(data, split=config.reference, size=config.size or data.size)
+    if samples.training is not None and samples.training.config == data:
+        return samples.training
+    with evaluate_flags():
+        return open_data(data)
 
 
 def evaluate_samples(
@@ -96,28 +115,33 @@ def evaluate_samples(
     """Measure samples, and draw the training images nearest to them.
 
     Adds to ``results.jsonl``, ``report.md`` and pictures in the folder ``out``. Returns the evaluation in the main process,
-    None in the others. UserError: too few samples, or a setting that cannot be met.
+    None in the others. UserError: too few samples or real images for any metric, or a setting that cannot be met.
     """
     processes.broadcast_from_main(lambda: read_results(out))  # fails before hours of sampling, as the next check does
+    if samples.count < LEAST:
+        raise UserError(f"{samples.count} samples are too few to be measured; at least {LEAST} needed")
     network, evaluator = build_evaluator(samples, config, device, processes, log)
 
     def real_floor() -> dict[str, Number]:
         assert evaluator is not None
-        if evaluator.can_measure_frechet:
-            check_count(samples.count, network.width)
+        if reason := evaluator.no_frechet(samples.count):
+            log(f"{network.distance} is skipped, the other metrics are measured: {reason}")
         return evaluator.floor()
 
     floor = processes.broadcast_from_main(real_floor)
+    if "labels" in samples.settings:
+        log(f"labels: {samples.settings['labels']}")
     with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("samples", total=samples.count, rate="")
 
-        def progress(done: int) -> None:
-            bar.update(task, completed=min(done, samples.count))
+        def progress(done: float, step: int = 0) -> None:
+            line = f"step {step} of {samples.steps} of a batch" if step else ""
+            bar.update(task, completed=min(done, samples.count), rate=line)
 
-        generated = extract_features(network, samples.batches(), processes, progress)
+        generated = extract_features(network, samples.batches(progress), processes, progress)
     if evaluator is None or generated is None:
         return None
-    numbers, settings = evaluator.measure(generated), samples.settings | _settings(evaluator, config)
+    numbers, settings = evaluator.measure(generated), samples.settings | _settings(evaluator, config, samples)
     neighbours = evaluator.neighbours(generated)
     if neighbours is not None:
         numbers, floor = numbers | neighbours.numbers, floor | neighbours.expected
@@ -128,26 +152,27 @@ def evaluate_samples(
     return evaluation
 
 
-def _settings(evaluator: Evaluator, config: EvaluationConfig) -> dict[str, str]:
+def _settings(evaluator: Evaluator, config: EvaluationConfig, samples: Samples) -> dict[str, str]:
     """Everything the numbers depend on, besides the samples."""
     network, reference, real = evaluator.network, evaluator.reference, evaluator.real
     settings = {"feature network": network.describe()}
+    if config.size:
+        settings["size"] = f"{'x'.join(map(str, samples.size))}: images of other sizes were cropped and resized"
     if config.reference.endswith(".npz"):
         parts = [config.reference, reference.images]
         if real is not None:
             parts.append(f"{real.statistics.count:,} images for precision and recall")
         settings["real images"] = ": ".join(part for part in parts if part)
     elif real is not None:
-        settings["real images"] = real.describe()
+        settings["real images"] = real.describe() + (f", {config.reference}" if config.reference in SPLITS else "")
     if real is not None:
         settings["real against real"] = " against ".join(f"{half.count:,} images" for half in real.halves)
-    if not evaluator.can_measure_frechet:
-        needed = f"{network.width:,} features; at least {network.width + 1:,} needed"
-        settings[network.distance] = (
-            f"not measured: {reference.count:,} real images are too few for a covariance of {needed}"
-        )
+    if reason := evaluator.no_frechet(samples.count):
+        settings[network.distance] = f"not measured: {reason}"
     if evaluator.train:
         held_out = evaluator.held_out
-        settings["held out"] = "none: memorisation is not measured" if held_out is None else held_out.describe()
+        settings["held out"] = (
+            "none: memorisation is not measured" if held_out is None else f"{held_out.describe()}, test"
+        )
     settings["ditlab, torch, date"] = f"{ditlab.__version__}, {torch.__version__}, {datetime.date.today()}"
     return settings

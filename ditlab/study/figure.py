@@ -31,7 +31,8 @@ def draw(
 ) -> list[str]:
     """Write a figure as PNG; returns the lines of Markdown that show it. Raises UserError if the file is not writable.
 
-    The axes in ``log`` ("x", "xy") are logarithmic; labels ``xticks`` are at x = 0, 1, 2, ...
+    The axes in ``log`` ("x", "xy") are logarithmic, y only if all its values are above 0; labels ``xticks`` are at x = 0, 1,
+    2, ...
     """
     import matplotlib
 
@@ -46,8 +47,8 @@ def draw(
             axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8, color=color)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_xscale("log" if "x" in log else "linear")
-    axes.set_yscale("log" if "y" in log else "linear")
-    if "y" in log:  # plain numbers: a distance seldom spans decades
+    if "y" in log and all(y > 0 for each in series for _, y, _ in each.points):
+        axes.set_yscale("log")  # plain numbers: a distance seldom spans decades
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     if xticks:  # after the scale, which resets them

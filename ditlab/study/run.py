@@ -15,7 +15,7 @@ import torch
 from ditlab.data import open_data
 from ditlab.encoders import autoencoder_kind
 from ditlab.errors import UserError
-from ditlab.evaluate import check_count
+from ditlab.evaluate import LEAST, feature_network, metric_names
 from ditlab.models import cost
 from ditlab.recipes import network_spec
 from ditlab.recipes.prepare import Log
@@ -67,14 +67,34 @@ def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] 
         title = STUDIES[plan.study].title
         log(f"{title}: {measured} of {len(runs)} runs measured, {len(waiting)} trainings to do in {out}")
         if waiting:
-            network, evaluator = build_evaluator(plan, default_device())  # fills the cache that all workers read
-            if evaluator.can_measure_frechet:
-                check_count(plan.preset.count, network.width)
+            log(f"metric: {choose_metric(plan)}")
+            build_evaluator(plan, default_device())  # fills the cache that all workers read
             plan.save(out)
             _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, log, worker)
         complete = [result for result in load_results(runs, out) if result is not None]
         log(f"report: {write_report(plan, complete, out)}")
         return complete
+
+
+def choose_metric(plan: Plan) -> str:
+    """The metric that compares the runs of a plan, and why where it is not the Frechet distance, known before any training.
+
+    UserError: fewer samples than it needs.
+    """
+    dataset, count = open_data(plan.recipe.data), plan.preset.count
+    network = feature_network(plan.network, (dataset.shape[1], dataset.shape[2]), plan.weights)
+    names, needed = metric_names(network.distance), network.width + 1
+    if len(dataset) >= needed > count:
+        raise UserError(
+            f"--count: {count:,} samples are too few for {names['frechet']}; a covariance of {network.width:,} features needs "
+            f"at least {needed:,}"
+        )
+    for images, kind in ((count, "--count: {} samples"), (len(dataset), "{} real images")):
+        if images < LEAST:
+            raise UserError(f"{kind.format(images)} are too few to be measured; at least {LEAST} needed")
+    if len(dataset) >= needed:
+        return names["frechet"]
+    return f"{names['kernel']}; {len(dataset):,} real images are too few for {names['frechet']}, which needs {needed:,}"
 
 
 def _trainings(runs: Sequence[StudyRun]) -> dict[str, float]:

@@ -38,7 +38,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
     """Fits, tables and figures."""
     metric, equal = results[0].metric, study.group_by(results, "times")[1.0]
     gmacs, distances = [result.network["gmacs"] for result in equal], [result.distance for result in equal]
-    line, power = fit(np.log10(gmacs), distances), fit(np.log10(gmacs), np.log10(distances))
+    line = fit(np.log10(gmacs), distances)
     parameters = fit(np.log10([result.network["parameters"] for result in equal]), distances)
     low, high = line.interval
     verdict = "as in the paper (-0.93)" if line.correlation <= -0.85 else "weaker than the paper's -0.93"
@@ -46,6 +46,13 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
     line_series = Series(f"fit, r = {line.correlation:.2f}", points, "--", "gray")
     columns = study.columns(metric, "tokens", "parameters", "GMACs", "training GMACs")
     columns["images/s"] = study.COLUMNS["images/s"]
+    law = "No power law: some values are not above 0."  # an unbiased kernel distance may be negative
+    if min(distances) > 0:
+        power = fit(np.log10(gmacs), np.log10(distances))
+        law = (
+            f"Power law: {metric} is proportional to GMACs to the power {power.slope:.3f} ± {power.error:.3f} (correlation of "
+            f"the logarithms {power.correlation:.3f})."
+        )
     models = {f"{size}/{patch}": seeds for (size, patch), seeds in study.group_by(equal, "size", "patch").items()}
     return [
         f"**Correlation of log GMACs with {metric}: {line.correlation:.3f}** (95% bootstrap interval {low:.2f} to {high:.2f}; "
@@ -53,8 +60,7 @@ def report(results: Sequence[Result], folder: Path) -> list[str]:
         f"{parameters.correlation:.3f}.",
         "",
         f"Linear fit: {metric} = {line.intercept:.4g} {line.slope:+.4g} (± {line.error:.2g}) log10 GMACs, residual "
-        f"{line.residual:.3g}. Power law: {metric} is proportional to GMACs to the power {power.slope:.3f} ± "
-        f"{power.error:.3f} (correlation of the logarithms {power.correlation:.3f}).",
+        f"{line.residual:.3g}. {law}",
         "",
         *study.results_table("model", models, columns),
         *_plot(equal, "gmacs", folder, "GMACs", "GMACs of a forward pass", "size", line_series),

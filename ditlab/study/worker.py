@@ -18,6 +18,7 @@ from ditlab.evaluate import Evaluator, FeatureNetwork, extract_features, feature
 from ditlab.models import cost
 from ditlab.pipelines import Pipeline, grid, write_png
 from ditlab.recipes import RunContext, train_recipe
+from ditlab.recipes.labels import choose_labels
 from ditlab.runtime.device import default_device, keep_memory
 from ditlab.study.plan import Plan
 from ditlab.study.study_run import RESULTS, Result, StudyRun, load_results
@@ -78,7 +79,9 @@ def _measure(
         rows_computed += len(arguments[-1])  # the output
 
     hook, start = pipeline.network.register_forward_hook(count), time.perf_counter()
-    batches = list(pipeline.batches(None, run.recipe.seed, run.count, run.sample, BATCH))
+    class_counts = None if evaluator.real is None else np.array(evaluator.real.dataset.info.counts, np.int64)
+    labels, _ = choose_labels(pipeline, "proportional", run.count, run.recipe.seed, class_counts)
+    batches = list(pipeline.batches(labels, run.recipe.seed, run.count, run.sample, BATCH))
     seconds = time.perf_counter() - start
     hook.remove()
     write_png(grid(batches[0][:PICTURE], PICTURE), out / f"{run.name}.png")

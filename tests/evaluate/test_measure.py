@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from ditlab.data import Dataset, open_data
 from ditlab.evaluate import neighbours
 from ditlab.evaluate.features import FeatureNetwork, Features
-from ditlab.evaluate.measure import Number, floor, measure, metric_names
+from ditlab.evaluate.measure import Number, floor, measure, metric_names, no_frechet
 from ditlab.evaluate.metrics import kernel_distance
 from ditlab.evaluate.neighbours import precision_recall
 from ditlab.evaluate.real import RealImages, real_features
@@ -120,10 +120,20 @@ def test_samples_as_good_as_real_images_have_the_floor(
     assert worse > 20 * reached
 
 
-def test_too_few_samples_are_refused_with_the_number_needed(features: RealImages, refuses: Callable):
-    generated = Features(features.pooled[:12])
-    refuses(lambda: measure(generated, features.statistics, features), "12 samples", "12 features", "at least 13")
+def test_too_few_samples_give_all_metrics_but_the_distance(features: RealImages, refuses: Callable):
+    for count in (4, 12):
+        few = Features(features.pooled[:count])
+        assert list(measure(few, features.statistics, features)) == ["KD-Projection@8", "precision", "recall"]
     assert "FD-Projection@8" in measure(Features(features.pooled[:13]), features.statistics, features)
+    reason = "12 samples are too few for the covariance of 12 features; at least 13 needed"
+    assert no_frechet(12, features.statistics) == reason
+    assert no_frechet(13, features.statistics) == ""
+    assert (
+        no_frechet(12, replace(features.statistics, count=0)) == reason
+    )  # in files of others the real images count as enough
+    refuses(lambda: measure(few, features.statistics), reason, "real images as the reference")
+    three = Features(features.pooled[:3])
+    refuses(lambda: measure(three, features.statistics, features), "3 samples", "at least 4")
 
 
 def test_too_few_real_images_give_all_metrics_but_the_distance(
@@ -134,6 +144,10 @@ def test_too_few_real_images_give_all_metrics_but_the_distance(
     generated = projection.extract(digits[:8])  # fewer than a covariance needs
     assert list(measure(generated, few.statistics, few)) == ["KD-Projection@8", "precision", "recall"]
     assert list(floor(few)) == ["KD-Projection@8", "precision", "recall"]
+    halves = real_features(open_data(replace(real.config, limit=5)), projection)
+    assert halves is not None
+    assert list(measure(generated, halves.statistics, halves)) == ["KD-Projection@8", "precision", "recall"]
+    assert floor(halves) == {}  # halves of 2 and 3
     one_more = real_features(open_data(replace(real.config, limit=13)), projection)
     assert one_more is not None
     assert "FD-Projection@8" in floor(one_more)

@@ -15,7 +15,6 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 from ditlab.evaluate import metrics
 from ditlab.evaluate.metrics import (
     RESAMPLES,
-    check_count,
     discrepancies,
     frechet_distance,
     frechet_spread,
@@ -270,7 +269,5 @@ def test_the_inception_score_keeps_its_bounds(count: int, classes: int, seed: in
 
 
 def test_too_few_samples_are_refused(refuses: Callable[..., str]):
-    check_count(1281, 1280)
-    refuses(lambda: check_count(1280, 1280), "1,280 samples", "1,280 features", "1,281")
     refuses(lambda: kernel_distance(np.zeros((3, 2)), np.zeros((9, 2))), "3 real", "9 generated", "at least 4")
     kernel_distance(rows(4, 2, 0), rows(4, 2, 1))

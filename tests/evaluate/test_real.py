@@ -50,7 +50,7 @@ def test_a_data_set_has_statistics_of_it_and_of_its_halves(real: Dataset, projec
     np.testing.assert_array_equal(found.indices, np.arange(601))
     np.testing.assert_allclose(found.pooled, expected, rtol=1e-5, atol=1e-5)
     assert found.pooled.dtype == np.float32
-    assert found.describe() == "digits: 601 images of 1x8x8, 10 classes, train"
+    assert found.describe() == "digits: 601 images of 1x8x8, 10 classes"
 
 
 def test_spatial_features_have_statistics_too(real: Dataset, complete: FeatureNetwork):
@@ -259,7 +259,7 @@ def test_unreadable_images_are_skipped_and_counted(
     np.testing.assert_array_equal(found.indices, left)
     expected = projection.extract(digits[left]).pooled
     np.testing.assert_allclose(found.statistics.mean, expected.astype(np.float64).mean(axis=0), rtol=1e-5)
-    assert found.describe().endswith("300 images of 1x8x8, no classes, train, 3 unreadable, skipped")
+    assert found.describe().endswith("300 images of 1x8x8, no classes, 3 unreadable, skipped")
     assert compute(open_data(config), projection).describe() == found.describe()  # the cache does not forget
     np.testing.assert_array_equal(found.images(np.array([0, 5, 6])), digits[[1, 6, 8]])
 
@@ -280,7 +280,7 @@ def test_too_few_images_are_refused(
     digits: np.ndarray, draw: Callable, projection, tmp_path: Path, cache: Path, refuses: Callable, count: int
 ):
     config = DataConfig(source="folder", path=str(draw(digits[:count], tmp_path / "digits")))
-    refuses(lambda: real_features(open_data(config), projection), f"{count} image", "too few", "needs 2")
+    refuses(lambda: real_features(open_data(config), projection), f"{count} image", "too few", "at least 4")
     assert not list(next(cache.iterdir()).iterdir())
 
 

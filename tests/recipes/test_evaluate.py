@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from forked import together
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from rich.progress import Progress, TaskID
 
 from ditlab.data import DataConfig, open_data
 from ditlab.diffusion import GuidanceConfig
@@ -22,7 +27,8 @@ from ditlab.evaluate import Evaluation, Number, Reference, read_results, read_st
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.pipelines.pictures import image_files
 from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
-from ditlab.recipes.samples import Samples, open_samples
+from ditlab.recipes.labels import LabelOrder, in_proportion
+from ditlab.recipes.samples import OnStep, Samples, open_samples
 from ditlab.runtime import files
 from ditlab.runtime.distributed import ALONE
 
@@ -30,14 +36,17 @@ NAME = "FD-EffNetLite0@64"
 COUNT = 1290  # samples, ten more than the features of EfficientNet
 
 
-def opened(source: object, count: int = 0, label_order: str = "turn", batch: int = 100, **settings: object) -> Samples:
+def opened(
+    source: object, count: int = 0, label_order: LabelOrder = "turn", batch: int = 100, size: tuple[int, ...] = (),
+    **settings: object,
+) -> Samples:  # fmt: skip
     def sampling(model: Pipeline) -> SampleConfig:
         return replace(model.defaults, **{"sampler": "euler", "steps": 2, **settings})  # type: ignore[arg-type]
 
-    return open_samples(str(source), count, 3, label_order, batch, sampling, ALONE)
+    return open_samples(str(source), count, 3, label_order, batch, sampling, ALONE, size)
 
 
-def evaluated(samples: Samples, out: Path | None = None, **config: str) -> Evaluation:
+def evaluated(samples: Samples, out: Path | None = None, **config: Any) -> Evaluation:
     lines: list[str] = []
     found = evaluate_samples(
         samples, EvaluationConfig(**config), out or samples.folder, torch.device("cpu"), ALONE, lines.append
@@ -159,7 +168,7 @@ def test_samples_of_a_model_a_folder_and_an_archive_give_the_same_numbers(few: P
     archive = evaluated(opened(tmp_path / "made.npz"), recipe=str(few))
     folder = evaluated(opened(tmp_path / "made"), recipe=str(few))
     assert list(model.numbers) == ["KD-EffNetLite0@64", "precision", "recall"]
-    assert values(archive.numbers) == values(folder.numbers)
+    assert values(archive.numbers) == pytest.approx(values(folder.numbers), rel=1e-5)  # grey, and its RGB in the folder
     for name in ("precision", "recall"):
         assert archive.numbers[name].value == pytest.approx(model.numbers[name].value, abs=1e-9)
     for name, place in (("few/evaluation", model), ("made-evaluation", folder)):
@@ -167,7 +176,7 @@ def test_samples_of_a_model_a_folder_and_an_archive_give_the_same_numbers(few: P
     assert archive.how["samples"] == "120 images of made.npz"
     assert folder.how["samples"] == "120 images of made/"
     assert model.how[NAME] == (
-        "not measured: 300 real images are too few for a covariance of 1,280 features; at least 1,281 needed"
+        "not measured: 120 samples are too few for the covariance of 1,280 features; at least 1,281 needed"
     )
     for found in (archive, folder):
         assert found.how["model"] == "unknown: the images were read from files"
@@ -200,9 +209,9 @@ def test_images_of_files_are_drawn_from_all_classes(tmp_path: Path):
         assert np.bincount(drawn[:, 0, 0, 0], minlength=10).min() >= 3
         everything = opened(tmp_path / name)
         assert everything.count == 400
-        assert sorted(image.tobytes() for image in np.concatenate(list(everything.batches()))) == sorted(
-            image.tobytes() for image in images
-        )
+        read = np.concatenate(list(everything.batches()))
+        assert read.shape[3] == (1 if name == "all.npz" else 3)  # files are read as RGB
+        assert sorted(image.tobytes() for image in read[..., :1]) == sorted(image.tobytes() for image in images)
         assert opened(tmp_path / name, 500).count == 400
 
 
@@ -317,19 +326,172 @@ def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path, monkey
 def never(samples: Samples) -> Samples:
     """Samples that fail when they are read."""
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches(on_step: OnStep) -> Iterator[np.ndarray]:
+        del on_step
         raise AssertionError("samples were read before everything was checked")
 
     return replace(samples, batches=batches)
 
 
-def test_too_few_samples_are_refused_before_any_is_generated(
-    run: Path, whole: Evaluation, refuses: Callable, tree: Callable
+def test_samples_too_few_for_any_metric_are_refused_before_any_is_generated(
+    run: Path, whole: Evaluation, refuses: Callable, tree: Callable, tmp_path: Path
 ):
     before = tree(run)
-    samples = never(opened(run, 1280))
-    refuses(lambda: evaluated(samples), "1,280 samples", "1,280 features", "at least 1,281")
+    refuses(lambda: evaluated(never(opened(run, 3))), "3 samples", "at least 4")
+    statistics = reference(tmp_path)  # without images there is nothing but the distance
+    refuses(lambda: evaluated(never(opened(run, 1280)), reference=statistics), "1,280 samples", "1,281")
     assert tree(run) == before
+
+
+def test_few_samples_are_measured_without_the_frechet_distance(run: Path, whole: Evaluation, tmp_path: Path):
+    lines: list[str] = []
+    samples, config = opened(run, 40), EvaluationConfig()
+    found = evaluate_samples(samples, config, tmp_path / "out", torch.device("cpu"), ALONE, lines.append)
+    assert found is not None
+    assert list(found.numbers) == ["KD-EffNetLite0@64", "precision", "recall"]
+    assert set(found.numbers) <= set(found.floor)
+    reason = "40 samples are too few for the covariance of 1,280 features; at least 1,281 needed"
+    assert f"{NAME} is skipped, the other metrics are measured: {reason}" in lines
+    assert found.how[NAME] == f"not measured: {reason}"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of 40 images of other sizes each, one with classes; the first as a zip and an .npz too; all grey but one."""
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, size in (("made", (24, 20)), ("real/cat", (24, 20)), ("mixed", (30, 20)), ("large", (48, 40))):
+        (root / name).mkdir(parents=True)
+        for index in range(40):
+            shape = (*size, 3) if index == 7 else size
+            shape = (21, 33) if (name, index) == ("mixed", 5) else shape
+            Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(root / name / f"{index:02d}.png")
+    with zipfile.ZipFile(root / "made.zip", "w") as archive:
+        for path in sorted((root / "made").iterdir()):
+            archive.write(path, path.name)
+    np.savez(
+        root / "made.npz",
+        np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted((root / "made").iterdir())]),
+    )
+    return root
+
+
+def test_folders_archives_and_npz_are_measured_against_each_other(photos: Path, tmp_path: Path):
+    """Neither side is of a model or a recipe."""
+    expected = evaluated(opened(photos / "made"), tmp_path, reference=str(photos / "real"))
+    assert list(expected.numbers) == ["KD-EffNetLite0@64", "precision", "recall"]
+    assert list(expected.floor) == list(expected.numbers)
+    assert expected.how["real images"] == f"{photos / 'real'}: 40 images of 3x24x20, 1 class"
+    assert not {"held out", "nearest", "labels"} & expected.how.keys()  # nobody trained on them
+    for name in ("made.zip", "made.npz"):
+        found = evaluated(opened(photos / name), tmp_path, reference=str(photos / "real"))
+        assert found.how["samples"] == f"40 images of {name}"
+        assert values(found.numbers) == pytest.approx(values(expected.numbers), rel=1e-5)
+        same = evaluated(opened(photos / "made"), tmp_path, reference=str(photos / name))
+        assert (same.numbers["precision"].value, same.numbers["recall"].value) == (1, 1)
+
+
+def test_images_of_several_sizes_are_refused_or_resized_as_asked(
+    photos: Path, few: Path, tmp_path: Path, refuses: Callable
+):
+    for source, against in (("made", "large"), ("large", "made.npz"), ("made", "large.npz")):
+        if against == "large.npz":
+            np.savez(tmp_path / against, np.zeros((9, 48, 40, 3), np.uint8))
+        place = (tmp_path if against == "large.npz" else photos) / against
+        refuses(
+            lambda source=source, place=place: evaluated(never(opened(photos / source)), reference=str(place)),
+            "48x40",
+            "--size",
+        )
+    line = refuses(
+        lambda: evaluated(opened(photos / "made"), tmp_path, reference=str(photos / "mixed")), "30x20", "24x20"
+    )
+    assert "--data.size" not in line
+    same = {"reference": str(photos / "mixed"), "out": tmp_path / "mixed"}
+    line = refuses(lambda: evaluated(opened(photos / "mixed"), **same), "05.png", "--size")
+    assert "--data" not in line
+    for source in ("mixed", "made.npz", "large"):
+        found = evaluated(
+            opened(photos / source, size=(12, 16)), tmp_path / "out", reference=str(photos / "mixed"), size=(12, 16)
+        )
+        assert found.how["size"].startswith("12x16")
+        assert "3x12x16" in found.how["real images"]
+        assert (found.numbers["precision"].value == 1) == (source == "mixed")
+    model = evaluated(opened(few, 20, size=(16,)), tmp_path / "out", reference=str(photos / "made.npz"), size=(16,))
+    assert "1 x" not in model.how["real images"]
+    assert "3x16x16" in model.how["real images"]
+
+
+def test_labels_are_in_the_proportions_of_the_training_data(few: Path, tmp_path: Path):
+    """Of 300 digits, and of a data set with an empty class; without one, in turn, and that is said."""
+    samples, model = opened(few, 60, "proportional"), Pipeline.load(few)
+    counts = np.bincount(open_data(DataConfig(limit=300)).labels, minlength=10)
+    assert (
+        samples.settings["labels"]
+        == f"in proportion to the training data, {counts.min()} to {counts.max()} images per class"
+    )
+    labels = in_proportion(counts, 60).tolist()
+    config = replace(model.defaults, sampler="euler", steps=2)
+    expected = np.concatenate(list(model.batches(labels, 3, 60, config, 100)))
+    np.testing.assert_array_equal(np.concatenate(list(samples.batches())), expected)
+    recipe = json.loads((few / "recipe.json").read_text())
+    recipe["data"] |= {"source": "folder", "path": str(tmp_path / "gone")}
+    (few / "recipe.json").write_text(json.dumps(recipe))
+    samples = opened(few, 60, "proportional")
+    assert samples.settings["labels"] == "every class in turn: the class counts of the training data are unknown"
+    turn = np.concatenate(list(opened(few, 60, "turn").batches()))
+    np.testing.assert_array_equal(np.concatenate(list(samples.batches())), turn)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40).filter(any), st.integers(1, 300))
+def test_any_first_labels_are_in_proportion(class_counts: list[int], count: int):
+    counts = np.array(class_counts)
+    labels = in_proportion(counts, count)
+    assert len(labels) == count
+    np.testing.assert_array_equal(in_proportion(counts, count + 50)[:count], labels)
+    drawn = np.bincount(labels, minlength=len(counts))
+    assert not drawn[counts == 0].any()
+    # Webster's method: no label could go from one class to another and bring the shares nearer to those of the data.
+    chosen = drawn > 0
+    assert ((drawn[chosen] - 0.5) / counts[chosen]).max() <= (
+        (drawn + 0.5)[counts > 0] / counts[counts > 0]
+    ).min() + 1e-9
+
+
+def test_labels_of_classes_of_one_size_are_in_turn():
+    np.testing.assert_array_equal(in_proportion(np.full(7, 31), 100), np.arange(100) % 7)
+
+
+class Recorded(Progress):
+    """A progress bar that is not drawn."""
+
+    def __init__(self, shown: bool) -> None:
+        super().__init__(disable=True)
+        self.seen: list[tuple[str, Any, str]] = []
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self.seen.append((self.tasks[task_id].description, fields["completed"], fields.get("rate", "")))
+
+
+def test_the_progress_bar_shows_every_step(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bars: list[Recorded] = []
+    monkeypatch.setattr("ditlab.recipes.evaluate.progress_bar", lambda shown: bars.append(Recorded(shown)) or bars[-1])
+    evaluated(opened(few, 10, batch=8), tmp_path)
+    lines = [("samples", images, f"step {step} of 2 of a batch") for images, step in ((4, 1), (8, 2), (9, 1), (10, 2))]
+    lines = [*lines[:2], ("samples", 8, ""), *lines[2:], ("samples", 10, "")]
+    assert bars[-1].seen == lines
+    assert bars[0].seen[-1][:2] == ("real images", 300)
+
+
+def test_the_progress_of_sampling_is_by_step(few: Path):
+    seen: list[tuple[float, int]] = []
+    samples = opened(few, 10, batch=4, steps=3)
+    made = [len(images) for images in samples.batches(lambda done, step: seen.append((done, step)))]
+    assert made == [4, 4, 2]
+    assert samples.steps == 3
+    assert [step for _, step in seen] == [1, 2, 3] * 3
+    done = [4 / 3, 8 / 3, 4, 4 + 4 / 3, 4 + 8 / 3, 8, 8 + 2 / 3, 8 + 4 / 3, 10]
+    assert [images for images, _ in seen] == pytest.approx(done)
 
 
 def reference(folder: Path, **others: object) -> str:
@@ -345,6 +507,8 @@ def reference(folder: Path, **others: object) -> str:
         ({"reference": "vaildation"}, ("'vaildation'", "train, test", ".npz")),
         ({"reference": "test"}, ("digits has no test split",)),
         ({"reference": "nowhere.npz"}, ("nowhere.npz", "No such file")),
+        ({"recipe": "folder"}, ("'folder'", "names no images", "--reference")),
+        ({"recipe": "imagenet256"}, ("'imagenet256'", "names no images", "--reference")),
         ({"recipe": "digts"}, ("'digts'", "did you mean 'digits'?")),
         ({"network": "incepton"}, ("'incepton'", "did you mean 'inception'?")),
         ({"network": "inception", "weights": "nowhere.pth"}, ("no weights at nowhere.pth",)),
@@ -422,8 +586,8 @@ def test_a_source_without_samples_is_one_line(elsewhere: Path, few: Path, refuse
         "nowhere.npz": ("nowhere.npz",),
         "unfinished": ("without a finished model", "ditlab train unfinished"),
         "nothing": ("nothing contains no images",),
-        "runs/typo": ("no samples at runs/typo", "a folder of images", "fashion"),
-        "one.png": ("no samples at one.png",),
+        "runs/typo": ("no samples at runs/typo", "a folder or an archive of images", "fashion"),
+        "one.png": ("one.png is one image",),
         "runs/model.safetensors": ("no model in runs/model.safetensors",),
     }.items():
         refuses(partial(opened, source), *words)

@@ -92,3 +92,12 @@ def test_the_ablation_gives_the_effect_of_each_step(tmp_path: Path, plan: Callab
     assert re.search(r"\| \+ rectified flow \| 97 \| -3 \|  \|  \|", page)
     assert re.search(r"\| \+ beta2 0.95 \| 94 \| -3 \| 94 \| -3 \|", page)  # alone and added up are the same run
     assert re.search(r"\| \+ logit-normal t \| 91 \| -3 \| 70 \| -27 \|", page)
+
+
+@pytest.mark.parametrize("study", ["scaling", "sampling"])  # those that draw or fit logarithms
+def test_a_metric_below_zero_is_reported(study: str, plan: Callable[[str], Plan], tmp_path: Path) -> None:
+    """As an unbiased kernel distance near its floor may be."""
+    results = results_by_law(study, lambda run, gmacs: -0.01 - 0.001 * math.log10(gmacs))
+    page = write_report(plan(study), results, tmp_path).read_text()
+    assert "nan" not in page
+    assert ("No power law" in page) == (study == "scaling")
