@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ditlab import __version__
 from ditlab.cli.convert import export, import_, push
+from ditlab.cli.data import data
 from ditlab.cli.demo import demo
 from ditlab.cli.evaluate import evaluate
 from ditlab.cli.inspect import inspect
@@ -24,8 +25,8 @@ from ditlab.runtime.device import keep_memory
 # Not tyro's SubcommandApp: it builds the parsers of all commands before it reads the first word, and which flags `train`
 # has depends on the recipe and the network, whose import takes PyTorch.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "autoencoder": autoencoder, "encode": encode, "sample": sample, "evaluate": evaluate, "study": study,
-    "play": play, "inspect": inspect, "import": import_, "export": export, "push": push, "demo": demo,
+    "data": data, "train": train, "autoencoder": autoencoder, "encode": encode, "sample": sample, "evaluate": evaluate,
+    "study": study, "play": play, "inspect": inspect, "import": import_, "export": export, "push": push, "demo": demo,
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def arrange(
     tables = _table_first(files.tables, prefix)
     labels, classes, notes = find_classes(images, folders, tables, read, label, where)
     skipped = len(files.images) - len(inner)
-    others = (f"not used: {skipped:,} images of other splits",) if skipped else ()
+    others = (f"not used: {skipped:,} image{'s' * (skipped != 1)} of other splits",) if skipped else ()
     return Layout(prefix, tuple(inner), labels, classes, (*others, *files.notes, *notes))
 
 
