@@ -17,12 +17,10 @@ def find_label(wanted: str | int, names: Sequence[str], classes: int) -> int:
         UserError: unknown or out of range.
     """
     if isinstance(wanted, str):
-        given, known = _nfc(wanted), [_nfc(name) for name in names]
-        if given in known:
-            return known.index(given)
-        lowered = [name.lower() for name in known]
-        if given.lower() in lowered:
-            return lowered.index(given.lower())
+        for form in (_nfc, _key):
+            known = [form(name) for name in names]
+            if form(wanted) in known:
+                return known.index(form(wanted))
     try:
         number = int(wanted)
     except ValueError:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the pipeline imports this module
 
 BACKGROUND, TEXT = 255, 40
 TILE = 64  # pixels a side, at least, of an image in a grid
+NAME_BYTES = 200  # of a class in the name of a file
 
 
 def grid(
@@ -143,8 +144,9 @@ def image_files(
 ) -> Iterator[tuple[str, bytes]]:
     """Images uint8 (N, H, W, C) as PNG files, one each: name and content. ``first`` is the number of the first image."""
     for index, (image, label) in enumerate(zip(images, labels, strict=True), first):
-        name = f"-{names[label]}" if names and label >= 0 else ""
-        yield f"{index:06d}{name.replace('/', '_')}.png", png(single(image), {**settings, "image": index})
+        name = f"-{names[label].replace('/', '_')}" if names and label >= 0 else ""
+        short = name.encode()[:NAME_BYTES].decode("utf-8", "ignore")  # a class may have as long a name as a file
+        yield f"{index:06d}{short}.png", png(single(image), {**settings, "image": index})
 
 
 def single(image: np.ndarray) -> Image.Image:

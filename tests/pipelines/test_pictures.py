@@ -9,6 +9,7 @@ from PIL import Image
 
 from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.pipelines import SampleConfig, filmstrip, grid, write_png
+from ditlab.pipelines.pictures import image_files
 
 WHITE = 255
 
@@ -210,3 +211,11 @@ def test_text_on_pictures_with_transparency_is_opaque():
     picture = np.asarray(grid(images(2, 8, 8, 4), 2, ("row",), ("a", "b")))
     assert (picture[:12, :, 3] == 255).all()
     assert picture[:16, :, 0].min() < 100
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "猫" * 85])
+def test_a_class_of_any_legal_folder_name_gives_a_legal_file_name(name: str, tmp_path) -> None:
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    ((file, content),) = image_files(images, np.zeros(1, np.int64), [name], {})
+    (tmp_path / f".{file}.tmp").write_bytes(content)  # as files are written before they are renamed
+    assert file.startswith(f"000000-{name[:40]}")

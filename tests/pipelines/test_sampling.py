@@ -94,6 +94,16 @@ def test_labels_are_given_out_in_turn(make: Callable):
     assert apart(in_turn[::2], dogs[::2]) > 5
 
 
+def test_a_class_without_training_images_is_sampled_only_by_name(make: Callable, tmp_path):
+    model = make()
+    model.counts = (3, 0, 1)
+    model.save(tmp_path)
+    loaded = Pipeline.load(tmp_path)
+    assert loaded.label_indices(None, 4).tolist() == [0, 2, 0, 2]
+    assert set(loaded.random_labels(None, 50, 0)) == {0, 2}
+    assert loaded.label_indices(["dog"], 2).tolist() == [1, 1]
+
+
 def test_labels_may_be_an_array(make: Callable):
     model = make()
     np.testing.assert_array_equal(model.sample(np.array([2, 0]), steps=2), model.sample([2, 0], steps=2))  # type: ignore[arg-type]
