@@ -53,4 +53,4 @@ def _differences(there: dict, info: DataInfo) -> list[str]:
     shapes = ["x".join(map(str, shape)) for shape in (there["shape"], info.shape)]
     if shapes[0] != shapes[1]:
         found.append(f"of {shapes[0]} there, {shapes[1]} here")
-    return found or ["names, sizes or classes of files differ"]
+    return found or ["their pixels, names, sizes or labels differ"]

@@ -403,7 +403,7 @@ def test_images_of_several_sizes_are_refused_or_resized_as_asked(
             "--size",
         )
     line = refuses(
-        lambda: evaluated(opened(photos / "made"), tmp_path, reference=str(photos / "mixed")), "30x20", "24x20"
+        lambda: evaluated(opened(photos / "made"), tmp_path, reference=str(photos / "mixed")), "30x20", "21x33"
     )
     assert "--data.size" not in line
     same = {"reference": str(photos / "mixed"), "out": tmp_path / "mixed"}
@@ -422,8 +422,12 @@ def test_images_of_several_sizes_are_refused_or_resized_as_asked(
 
 
 def test_labels_are_in_the_proportions_of_the_training_data(few: Path, tmp_path: Path):
-    """Of 300 digits, and of a data set with an empty class; without one, in turn, and that is said."""
-    samples, model = opened(few, 60, "proportional"), Pipeline.load(few)
+    """By the model's own counts; for a model without them, by those of its 300 digits; without both, in turn."""
+    model = Pipeline.load(few)
+    assert f"{min(model.counts)} to {max(model.counts)} images" in opened(few, 60, "proportional").settings["labels"]
+    record = json.loads((few / "model.json").read_text())
+    (few / "model.json").write_text(json.dumps({**record, "class_counts": []}))
+    samples = opened(few, 60, "proportional")
     counts = np.bincount(open_data(DataConfig(limit=300)).labels, minlength=10)
     assert (
         samples.settings["labels"]
@@ -504,7 +508,7 @@ def reference(folder: Path, **others: object) -> str:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"reference": "vaildation"}, ("'vaildation'", "train, test", ".npz")),
+        ({"reference": "vaildation"}, ("'vaildation'", "train, valid, test", ".npz")),
         ({"reference": "test"}, ("digits has no test split",)),
         ({"reference": "nowhere.npz"}, ("nowhere.npz", "No such file")),
         ({"recipe": "folder"}, ("'folder'", "names no images", "--reference")),
@@ -559,8 +563,7 @@ def test_a_folder_of_mixed_sizes_is_refused(few: Path, tmp_path: Path, refuses: 
     (tmp_path / "mixed").mkdir()
     for index in range(20):
         Image.new("L", shapes[index == 15][::-1]).save(tmp_path / "mixed" / f"{index:02d}.png")
-    samples = opened(tmp_path / "mixed")
-    line = refuses(lambda: evaluated(samples, recipe=str(few)), "mixed sizes", "15.png", "one size")
+    line = refuses(lambda: opened(tmp_path / "mixed"), "15.png", "one size", "--size")
     assert "--data.size" not in line
     assert not (tmp_path / "mixed-evaluation").exists()
 
