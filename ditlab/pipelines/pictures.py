@@ -144,7 +144,7 @@ def image_files(
 ) -> Iterator[tuple[str, bytes]]:
     """Images uint8 (N, H, W, C) as PNG files, one each: name and content. ``first`` is the number of the first image."""
     for index, (image, label) in enumerate(zip(images, labels, strict=True), first):
-        name = f"-{names[label].replace('/', '_')}" if names and label >= 0 else ""
+        name = f"-{names[int(label)].replace('/', '_')}" if names and label >= 0 else ""
         short = name.encode()[:NAME_BYTES].decode("utf-8", "ignore")  # a class may have as long a name as a file
         yield f"{index:06d}{short}.png", png(single(image), {**settings, "image": index})
 

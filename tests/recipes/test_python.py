@@ -90,7 +90,7 @@ def test_training_on_arrays_prints_nothing_and_resumes_with_the_same_images_only
     assert recorder.steps == [8, 16, 24, 32, 40, 48]
     with pytest.raises(UserError, match="given in Python and are not stored"):
         ditlab.train(tmp_path / "run", tmp_path / "run")
-    with pytest.raises(UserError, match="are not those that .* was trained on"):
+    with pytest.raises(UserError, match=r"are not those that .* was trained on"):
         ditlab.train(longer, tmp_path / "run", data=(PIXELS, LABELS[::-1]))
 
 
