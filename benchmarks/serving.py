@@ -39,10 +39,11 @@ from table import Row, arguments, compare, show
 
 from ditlab import load
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import Limits, ModelServer, build_app
+from ditlab.playground.api import build_app
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.request import Request
+from ditlab.playground.served import Limits, ModelServer
 from ditlab.playground.server import Server, bind
 from ditlab.runtime.device import keep_memory
 

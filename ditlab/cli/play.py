@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -35,6 +36,9 @@ class PlayOptions:
     """Seconds after which a request fails."""
     batch: int = 64
     """Images of a model that are denoised together, at most."""
+    cors: str = ""
+    """Origins, separated by commas, whose pages may call the API from a browser, such as https://example.org; * is any.
+    Empty: none."""
 
 
 def play(arguments: list[str]) -> None:
@@ -52,5 +56,20 @@ def play(arguments: list[str]) -> None:
         raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
     from ditlab.runtime.device import default_device
 
+    cors = [_origin(origin.strip()) for origin in options.cors.split(",") if origin.strip()]
     limits, runs = Limits(options.max_images, options.max_steps, options.timeout), Path(options.runs)
-    serve(options.models, runs, default_device(), options.host, options.port, limits, options.batch, log)
+    serve(options.models, runs, default_device(), options.host, options.port, limits, options.batch, log, cors)
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it, or ``*``.
+
+    Raises:
+        UserError: something else.
+    """
+    url = urlsplit(text)
+    if text != "*" and (
+        url.scheme not in ("http", "https") or text != f"{url.scheme}://{url.netloc}" or not url.netloc
+    ):
+        raise UserError(f"--cors {text}: an origin is a scheme and a host, such as https://example.org:8000; * is any")
+    return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ditlab.diffusion import State
@@ -136,6 +136,28 @@ def png(picture: Image.Image, settings: Mapping[str, object] | None = None) -> b
         info.add_text("ditlab", json.dumps(settings))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info, optimize=True)
+    return buffer.getvalue()
+
+
+def image_file(picture: Image.Image, settings: Mapping[str, object], kind: str = "png", quality: int = 100) -> bytes:
+    """A ``png``, ``webp`` or ``jpeg`` with its settings as JSON.
+
+    A PNG has them in its text, see ``png``; the others in the EXIF tag ImageDescription.
+
+    Args:
+        picture: of mode L or RGB, or RGBA except in a jpeg.
+        settings: what the image depends on.
+        kind: the file format.
+        quality: of webp and jpeg, 0 to 100; a webp of 100 is lossless.
+    """
+    if kind == "png":
+        return png(picture, settings)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = json.dumps(settings)  # ASCII, as EXIF demands
+    if kind == "jpeg":
+        picture.save(buffer, "JPEG", quality=max(quality, 1), subsampling=0, exif=exif)  # Pillow's 0 is its default
+    else:
+        picture.save(buffer, "WEBP", quality=quality, lossless=quality == 100, exif=exif)
     return buffer.getvalue()
 
 

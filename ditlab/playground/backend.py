@@ -16,10 +16,11 @@ import torch
 from ditlab.diffusion import State
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import GenerationRequest, ModelServer
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.request import Request
+from ditlab.playground.schema import GenerationRequest
+from ditlab.playground.served import ModelServer
 from ditlab.train.checkpoint import existing, load_average
 
 PREVIEW_SHARE = 0.25  # of the time, at most, is spent on decoding previews

@@ -8,6 +8,8 @@ from hmac import compare_digest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ditlab.playground.schema import RequestError
+
 MAX_BODY_BYTES = 2**18
 
 
@@ -35,19 +37,14 @@ class ApiMiddleware:
             )
             await response(scope, receive, send)
             return
-        body, more = b"", True
-        while more:
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
             message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                response = self.error_response(413, f"request body larger than {MAX_BODY_BYTES:,} bytes", "too_large")
-                await response(scope, receive, send)
-                return
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+            received += len(message.get("body", b""))
+            if received > MAX_BODY_BYTES:
+                raise RequestError(413, f"request body larger than {MAX_BODY_BYTES:,} bytes", code="too_large")
+            return message
 
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
-
-        await self.app(scope, replay, send)
+        await self.app(scope, limited, send)

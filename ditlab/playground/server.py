@@ -16,10 +16,11 @@ from fastapi import FastAPI
 
 from ditlab.errors import UserError
 from ditlab.interop.find import find_model
-from ditlab.playground.api import Limits, ModelServer, build_app
+from ditlab.playground.api import build_app
 from ditlab.playground.backend import Backend
 from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.page import mount_page
+from ditlab.playground.served import Limits, ModelServer
 
 KEY_VARIABLE = "DITLAB_API_KEY"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,6 +53,7 @@ def serve(
     limits: Limits,
     max_images: int,
     log: Callable[[str], None],
+    cors: Sequence[str] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM; then finish the accepted requests and return.
 
@@ -64,6 +66,7 @@ def serve(
         limits: of one request.
         max_images: images of a model that are denoised at the same time.
         log: writes one line to the console.
+        cors: origins whose pages may call the API from a browser; ``*`` is any.
 
     Raises:
         UserError: a model cannot be loaded, the address is not available, or it needs an API key.
@@ -81,7 +84,7 @@ def serve(
     listener = bind(host, port)
     models = ModelServer(pipelines, limits, max_images, key=key)
     try:
-        app = build_page_app(models, Backend(models, named, runs))
+        app = build_page_app(models, Backend(models, named, runs), cors)
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         log(f"serving {', '.join(named)} at {url}, {'with' if key else 'without'} an API key; Ctrl-C stops the server")
         for name in SIGNALS:  # uvicorn raises the signal again after its shutdown
@@ -94,11 +97,11 @@ def serve(
         listener.close()
 
 
-def build_page_app(models: ModelServer, backend: Backend) -> FastAPI:
+def build_page_app(models: ModelServer, backend: Backend, cors: Sequence[str] = ()) -> FastAPI:
     """The application with the API and the page."""
 
     async def build() -> FastAPI:
-        return mount_page(build_app(models), backend, models.key)
+        return mount_page(build_app(models, cors), backend, models.key)
 
     return asyncio.run(build())  # without a running event loop gradio opens one and never closes it
 

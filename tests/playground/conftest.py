@@ -15,19 +15,22 @@ from pathlib import Path
 import pytest
 
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import ModelServer, build_app
+from ditlab.playground.api import build_app
 from ditlab.playground.backend import Backend
+from ditlab.playground.served import ModelServer
 from ditlab.playground.server import Server, bind, build_page_app
 
 Listening = Callable[..., AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
-def listening_server(models: ModelServer, sources: dict[str, str] | None = None, runs: Path = Path()) -> Iterator[str]:
+def listening_server(
+    models: ModelServer, sources: dict[str, str] | None = None, runs: Path = Path(), cors: tuple[str, ...] = ()
+) -> Iterator[str]:
     """The address of an API, with the page if the sources of its models are given."""
     with ThreadPoolExecutor(1) as thread:  # playwright has an event loop in this one
         page = None if sources is None else Backend(models, sources, runs)
-        app = build_app(models) if page is None else thread.submit(build_page_app, models, page).result()
+        app = build_app(models, cors) if page is None else thread.submit(build_page_app, models, page, cors).result()
     listener: socket.socket = bind("127.0.0.1", 0)
     server = Server(app, models)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -21,7 +21,7 @@ from PIL import Image
 from ditlab.diffusion import GuidanceConfig
 from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import Limits, ModelServer
+from ditlab.playground.served import Limits, ModelServer
 
 Listening = Callable[..., AbstractContextManager[str]]
 LIMITS = Limits(images=8, steps=60, timeout=20)
@@ -102,6 +102,22 @@ def test_a_random_seed_is_returned_and_reproduces_the_images(address: str):
         ({"labels": [None]}, "labels"),
         ({"labels": ["3"] * 1001}, "labels"),
         ({"prompt": "3", "seed": -1}, "seed"),
+        ({"prompt": "3", "seed": 1.5}, "seed: 1.5 is not a whole number"),
+        ({"prompt": "3", "seed": "7"}, "seed: '7' is not a whole number"),
+        ({"prompt": "3", "seed": True}, "seed: True is not a whole number"),
+        ({"prompt": "3", "steps": 2.5}, "steps: 2.5 is not a whole number"),
+        ({"prompt": "3", "guidanc": 2}, "unknown field 'guidanc'; did you mean 'guidance'?"),
+        ({"prompt": "3", "guidance_scale": 2}, "unknown field 'guidance_scale'; did you mean 'guidance'?"),
+        ({"prompt": "3", "num_inference_steps": 2}, "unknown field 'num_inference_steps'; did you mean 'steps'?"),
+        ({"prompt": "3", "x" * 5000: 2}, "unknown field 'xxx"),
+        ({"prompt": "3", "output_format": "gif"}, "output_format: Input should be 'png', 'webp' or 'jpeg'"),
+        ({"prompt": "3", "output_compression": 50}, "png is lossless"),
+        ({"prompt": "3", "output_compression": 101, "output_format": "webp"}, "output_compression"),
+        ({"prompt": "3", "background": "transparent"}, "background"),
+        ({"prompt": "3", "partial_images": 2}, "partial_images needs stream"),
+        ({"prompt": "3", "partial_images": 4, "stream": True}, "partial_images"),
+        ({"prompt": "3", "stream": True, "n": 2}, "stream returns one image, n is 2"),
+        ({"prompt": "cat", "stream": True}, "unknown label 'cat'"),
         ({"prompt": "3", "response_format": "url"}, "response_format"),
         ({"prompt": "3" * 1001}, "prompt"),
         ({"prompt": ["3"]}, "prompt"),
@@ -214,7 +230,7 @@ def test_metrics_count(address: str):
 
 def test_the_schema_lists_all_endpoints(address: str):
     schema = httpx.get(f"{address}/openapi.json").json()
-    assert set(schema["paths"]) == {"/v1/images/generations", "/v1/models", "/health", "/metrics"}
+    assert set(schema["paths"]) == {"/v1/images/generations", "/v1/models", "/v1/models/{model}", "/health", "/metrics"}
     assert json.dumps(schema)
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 from ditlab.diffusion import GuidanceConfig
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline, SampleConfig, strip
-from ditlab.playground.api import GenerationRequest, Limits, ModelServer, RequestError
 from ditlab.playground.backend import FRAMES, Backend
 from ditlab.playground.request import Cancelled, Interpolation, Request
+from ditlab.playground.schema import GenerationRequest, RequestError
+from ditlab.playground.served import Limits, ModelServer
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from playwright.sync_api import BrowserContext, Download, Locator, Page, expect,
 
 from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline, grid
-from ditlab.playground.api import Limits, ModelServer
 from ditlab.playground.page import runs_tab
+from ditlab.playground.served import Limits, ModelServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SCREENSHOTS = Path(os.environ["DITLAB_SCREENSHOTS"]).resolve() if "DITLAB_SCREENSHOTS" in os.environ else None

@@ -18,7 +18,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import Limits, ModelServer
+from ditlab.playground.served import Limits, ModelServer
 
 SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 Listening = Callable[..., AbstractContextManager[str]]

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from ditlab.pipelines import Pipeline
-from ditlab.playground.api import Limits, ModelServer
+from ditlab.playground.served import Limits, ModelServer
 from ditlab.playground.server import SIGNALS, serve
 
 Refused = Callable[..., str]
@@ -101,6 +101,10 @@ def test_errors_are_one_line(refused: Refused, digits_run: Path):
     refused(["play", digits_run, digits_run], "two models have the name digits")
     refused(["play", "runs/none"], "no model in")
     refused(["play", digits_run, "--max-images", 0], "--max-images 0")
+    for origin in ("example.org", "https://example.org/", "ftp://x", "https://", "*.example.org"):
+        refused(
+            ["play", digits_run, "--cors", f"https://a.example,{origin}"], f"--cors {origin}", "https://example.org"
+        )
     refused(["play", digits_run, "--batch", 4], "--batch 4", "--max-images")
 
 

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
-from ditlab.playground.api import GenerationRequest, RequestError
 from ditlab.playground.backend import Backend
 from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
+from ditlab.playground.schema import GenerationRequest, RequestError
 
 NO_LABEL = -1
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of an event
