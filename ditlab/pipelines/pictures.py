@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def grid(
     gap = max(2, scale * max(sides) // 12)
     rows = -(-count // columns)
     size = max(12, scale * max(sides) // 12)
-    font = ImageFont.load_default(size=size)
+    font = label_font(size)
     left = max((int(font.getlength(name)) + 2 * gap for name in row_names), default=0)
     top = size + gap + gap // 2 if column_names else 0
     step_x, step_y = sides[1] * scale + gap, sides[0] * scale + gap
@@ -85,6 +86,14 @@ def sample_grid(model: Pipeline, count: int, seed: int, processes: Processes = A
     images = gather(model.batches(labels, seed, rows * columns, model.defaults, batch, processes), processes)
     names = [model.names[label] for label in shown] if model.names else ()
     return grid(images, columns, names) if processes.is_main else None
+
+
+@cache
+def label_font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's font, of Latin, Greek, Cyrillic and Arabic letters; Pillow's own has no letter with an accent."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def _truncated(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

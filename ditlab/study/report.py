@@ -12,6 +12,7 @@ from PIL import Image
 
 import ditlab
 from ditlab.pipelines import write_png
+from ditlab.pipelines.pictures import label_font
 from ditlab.runtime import files
 from ditlab.runtime.console import markdown_table
 from ditlab.study.plan import STUDIES, Plan
@@ -79,7 +80,7 @@ def _setup(plan: Plan, results: Sequence[Result]) -> list[str]:
 
 def _sample_sheet(results: Sequence[Result], folder: Path) -> None:
     """One row of samples for each setting, of its first seed."""
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     rows = []
     for result in results:
@@ -89,7 +90,7 @@ def _sample_sheet(results: Sequence[Result], folder: Path) -> None:
                 rows.append((f"{result.name}: {result.distance:.4g}", image.convert("RGB")))
     if not rows:
         return
-    font = ImageFont.load_default(size=16)
+    font = label_font(16)
     left = int(max(font.getlength(label) for label, _ in rows)) + 20
     sheet = Image.new("RGB", (left + max(row.width for _, row in rows), sum(row.height for _, row in rows)), "white")
     draw, top = ImageDraw.Draw(sheet), 0

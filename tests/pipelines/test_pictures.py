@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.pipelines import SampleConfig, filmstrip, grid, write_png
-from ditlab.pipelines.pictures import image_files
+from ditlab.pipelines.pictures import image_files, label_font
 
 WHITE = 255
 
@@ -219,3 +219,16 @@ def test_a_class_of_any_legal_folder_name_gives_a_legal_file_name(name: str, tmp
     ((file, content),) = image_files(images, np.zeros(1, np.int64), [name], {})
     (tmp_path / f".{file}.tmp").write_bytes(content)  # as files are written before they are renamed
     assert file.startswith(f"000000-{name[:40]}")
+
+
+@pytest.mark.parametrize("letter", list("éøçßñłЖλű"))
+def test_names_of_classes_are_written_in_their_own_letters(letter: str) -> None:
+    font = label_font(13)
+    missing = "\uffff"  # no character: drawn as the box that stands for all that a font lacks
+    assert bytes(font.getmask(letter)) != bytes(font.getmask(missing))
+    assert bytes(ImageFont.load_default(13).getmask("λ")) == bytes(ImageFont.load_default(13).getmask(missing))
+
+
+def test_names_are_drawn_in_that_font() -> None:
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    assert np.any(np.asarray(grid(images, 1, ["é"])) != np.asarray(grid(images, 1, ["ø"])))
