@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.diffusion import GuidanceConfig, samplers
@@ -46,6 +47,7 @@ def open_samples(
     batch: int,
     sampling: Callable[[Pipeline], SampleConfig],
     processes: Processes,
+    device: torch.device | None = None,
 ) -> Samples:
     """Open samples to be measured, of a ``source`` as ``SOURCES`` lists them.
 
@@ -57,6 +59,7 @@ def open_samples(
         batch: images generated at a time.
         sampling: returns how a model is sampled.
         processes: that share the work.
+        device: where a model runs; by default a GPU if there is one.
 
     Raises:
         UserError: the source is missing or of another kind.
@@ -67,7 +70,7 @@ def open_samples(
         return stored
     if Path(source).suffix != ".safetensors" and not locate(source).is_dir():
         raise UserError(f"no samples at {Path(source)}; expected {SOURCES} ({', '.join(SHIPPED)})")
-    count, model = count or COUNT, find_model(source).to(default_device(processes))
+    count, model = count or COUNT, find_model(source).to(device or default_device(processes))
     config = sampling(model)
     model.check(config)
     samplers.check(config.sampler, model.denoiser.schedule, config.steps)

@@ -8,9 +8,10 @@ from ditlab.train.monitor import BlockMonitor, HeldOutLoss
 from ditlab.train.report import loss_figure, write_report
 from ditlab.train.task import Task
 from ditlab.train.tasks import AutoencoderTask, DiffusionTask
+from ditlab.train.timing import time_images
 
 __all__ = [
     "AutoencoderFile", "AutoencoderTask", "BlockMonitor", "Callback", "DiffusionTask", "Event", "HeldOutLoss",
-    "ModelFile", "Reconstructions", "SampleGrid", "Task", "TrainConfig", "loss_figure", "read_metrics", "train",
-    "write_report",
+    "ModelFile", "Reconstructions", "SampleGrid", "Task", "TrainConfig", "loss_figure", "read_metrics",
+    "time_images", "train", "write_report",
 ]  # fmt: skip
