@@ -23,6 +23,8 @@ class PlayOptions:
     """Run folders, shipped models, diffusers pipelines or hub ids."""
     runs: str = "runs"
     """Folder of the training runs and studies that the page shows."""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one."""
     host: str = "127.0.0.1"
     """Address to listen on; another than a loopback address needs an API key in DITLAB_API_KEY."""
     port: int = 7860
@@ -50,7 +52,8 @@ def play(arguments: list[str]) -> None:
         from ditlab.playground.server import Limits, serve
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
-    from ditlab.runtime.device import default_device
+    from ditlab.runtime.device import select_device
 
+    device = select_device(options.device)
     limits, runs = Limits(options.max_images, options.max_steps, options.timeout), Path(options.runs)
-    serve(options.models, runs, default_device(), options.host, options.port, limits, options.batch, log)
+    serve(options.models, runs, device, options.host, options.port, limits, options.batch, log)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ditlab.cli.flags import parse
-from ditlab.cli.sampling import SamplingOptions
+from ditlab.cli.sampling import SamplingOptions, choose_threads, help_defaults, step_progress
 from ditlab.errors import UserError
 from ditlab.runtime.console import log
 
@@ -37,11 +37,12 @@ class SampleOptions(SamplingOptions):
 
 def sample(arguments: list[str]) -> None:
     """Generate images with a trained model."""
-    options = parse(SampleOptions, arguments, "sample")
+    shown = help_defaults(arguments)
+    options = parse(SampleOptions, arguments, "sample", SampleOptions(run=arguments[0], **shown) if shown else None)
     from ditlab import pipelines
     from ditlab.interop.find import find_model
     from ditlab.runtime.console import progress_bar
-    from ditlab.runtime.device import default_device
+    from ditlab.runtime.device import select_device
     from ditlab.runtime.distributed import join
 
     out, seed, count = Path(options.out), options.seed, options.count
@@ -50,7 +51,7 @@ def sample(arguments: list[str]) -> None:
             f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
         )
     processes = join()
-    model = find_model(options.run).to(default_device(processes))
+    model = find_model(options.run).to(select_device(options.device, processes))
     config = options.config(model)
     model.prepare(config, options.compile)
     given = [label.strip() for label in options.labels.split(",") if label.strip()]
@@ -59,13 +60,18 @@ def sample(arguments: list[str]) -> None:
     settings = {"model": options.run, "labels": given, "label_order": options.label_order, "seed": seed}
     settings |= asdict(config)
 
+    model.check(config)
+    if not options.compile:
+        choose_threads(model, config, count, processes)
     with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("sampling", total=count, rate="")
 
+        def advance(images: float) -> None:
+            bar.update(task, advance=images * processes.size)
+
         def make(starts: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-            for images in model.batches(labels, seed, count, config, options.batch, processes, starts=starts):
-                bar.update(task, advance=len(images) * processes.size)
-                yield images
+            with step_progress(model, advance):
+                yield from model.batches(labels, seed, count, config, options.batch, processes, starts=starts)
 
         def resumed(found: int) -> None:
             bar.update(task, completed=found)
