@@ -61,7 +61,7 @@ def content(run: Path) -> dict[str, bytes]:
         state = json.loads((path / "state.json").read_text())
         state.pop("microbatch", None)  # what was found to fit, stored unless it was given
         found[f"{path.name} state"] = json.dumps(state).encode()
-    for path in [*run.glob("samples/*"), *run.glob("*.safetensors"), *run.glob("*.npy")]:
+    for path in [*run.glob("samples/[0-9]*"), *run.glob("*.safetensors"), *run.glob("*.npy")]:
         found[str(path.relative_to(run))] = path.read_bytes()
     for path in () if run.name.endswith("-latents") else run.rglob("*.part"):
         found[f"left behind: {path.name}"] = b""

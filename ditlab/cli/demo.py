@@ -15,11 +15,14 @@ class DemoOptions:
 
     out: str = "runs/demo"
     """Run folder."""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one."""
 
 
 def demo(arguments: list[str]) -> None:
     """Train on handwritten digits for a few minutes, then sample, measure and draw."""
     options = parse(DemoOptions, arguments, "demo")
     from ditlab.cli.demo_run import run_demo
+    from ditlab.runtime.device import select_device
 
-    run_demo(Path(options.out), log)
+    run_demo(Path(options.out), log, select_device(options.device))

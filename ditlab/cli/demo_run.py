@@ -17,11 +17,10 @@ from rich.table import Column, Table
 from ditlab.data import Images, open_data
 from ditlab.errors import UserError
 from ditlab.evaluate import precision_recall
-from ditlab.pipelines import Pipeline, filmstrip, grid, write_png
+from ditlab.pipelines import Pipeline, Step, filmstrip, grid, write_png
 from ditlab.recipes import Recipe, RunContext, find_recipe, train_recipe
 from ditlab.runtime import files
-from ditlab.runtime.console import markdown_table
-from ditlab.runtime.device import default_device
+from ditlab.runtime.console import markdown_table, progress_bar
 from ditlab.train import read_metrics
 
 COUNT = 1790  # samples to measure: 179 of each digit, nearly as many as there are real ones
@@ -132,26 +131,28 @@ def _train_length(recipe: Recipe, out: Path, device: torch.device, began: float,
     return replace(recipe, train=replace(recipe.train, images=images))
 
 
-def sample_shipped(out: Path, log: Callable[[str], None]) -> None:
+def sample_shipped(out: Path, log: Callable[[str], None], device: torch.device) -> None:
     """Draw samples of the shipped FashionMNIST model, one class a row."""
-    model = Pipeline.load("fashion").to(default_device())
+    model = Pipeline.load("fashion").to(device)
     images = model.sample([label for label in range(10) for _ in range(5)], seed=0)
     settings = {"model": "fashion", "seed": 0, "steps": model.defaults.steps}
     write_png(grid(images, 5, model.names), out / "fashion.png", settings)
     log(f"samples of the shipped FashionMNIST model: {out / 'fashion.png'}")
 
 
-def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int = COUNT) -> dict[str, Scores]:
+def run_demo(
+    out: Path, log: Callable[[str], None], device: torch.device, images: int = 0, count: int = COUNT
+) -> dict[str, Scores]:
     """Train, or resume or reuse the run in ``out``; sample, measure and draw; log where the results are.
 
     ``images`` is the longest training (0: the recipe's number), ``count`` the number of samples to measure. Returns the
     scores of real digits, of samples, and of samples with guidance. Raises UserError if scikit-learn is missing.
     """
-    began, device = time.perf_counter(), default_device()
+    began = time.perf_counter()
     recipe, _ = find_recipe("digits")
     recipe = replace(recipe, name="demo", train=replace(recipe.train, images=images or recipe.train.images))
     judge = Judge(open_data(recipe.data).load())
-    sample_shipped(out, log)
+    sample_shipped(out, log, device)
     recipe = _train_length(recipe, out, device, began, log)
     log("training a diffusion transformer on 1,797 handwritten digits")
     model = train_recipe(recipe, RunContext(out, device, log))
@@ -159,7 +160,7 @@ def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int 
     classes = np.arange(count) % 10
     rows = {"real digits, one half against the other": judge.floor()}
     for name, scale in (("samples, no guidance", 1.0), (f"samples, guidance {GUIDANCE:g}", GUIDANCE)):
-        samples = model.sample([int(label) for label in classes], guidance=scale, seed=1, batch=256)
+        samples = _samples(model, [int(label) for label in classes], scale)
         rows[name] = judge.measure(samples, classes)
         if scale == 1:
             shown = samples[:100].reshape(10, 10, 8, 8, 1).swapaxes(0, 1).reshape(100, 8, 8, 1)
@@ -176,6 +177,18 @@ def run_demo(out: Path, log: Callable[[str], None], images: int = 0, count: int 
     pictures = ", ".join(str(out / f"{name}.png") for name in ("digits", "fashion", "filmstrip"))
     log(f"pictures: {pictures}  scores: {out / 'demo.md'}")
     return rows
+
+
+def _samples(model: Pipeline, labels: list[int], scale: float) -> np.ndarray:
+    """One image for each label, with a progress bar."""
+    config = replace(model.defaults, guidance=replace(model.defaults.guidance, scale=scale))
+    with progress_bar() as bar:
+        task = bar.add_task("sampling", total=len(labels), rate="")
+
+        def advance(step: Step) -> None:
+            bar.advance(task, len(step.x) / step.steps)
+
+        return np.concatenate(list(model.batches(labels, 1, len(labels), config, 256, callback=advance)))
 
 
 def _page(rows: dict[str, Scores], images: int, seconds: float) -> str:

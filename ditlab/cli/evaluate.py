@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ditlab.cli.flags import parse
-from ditlab.cli.sampling import SamplingOptions
+from ditlab.cli.sampling import SamplingOptions, choose_threads, help_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +42,27 @@ class EvaluateOptions(SamplingOptions):
 
 def evaluate(arguments: list[str]) -> None:
     """Measure samples against real images."""
-    options = parse(EvaluateOptions, arguments, "evaluate")
+    shown = help_defaults(arguments)
+    default = EvaluateOptions(samples=arguments[0], **shown) if shown else None
+    options = parse(EvaluateOptions, arguments, "evaluate", default)
     from rich.console import Console
 
     from ditlab.pipelines import Pipeline, SampleConfig
     from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
     from ditlab.recipes.samples import open_samples
     from ditlab.runtime.console import log, main_process_log
-    from ditlab.runtime.device import default_device
+    from ditlab.runtime.device import select_device
     from ditlab.runtime.distributed import join
 
     processes = join()
+    device, main_log = select_device(options.device, processes), main_process_log(processes)
 
     def sampling(model: Pipeline) -> SampleConfig:
         config = options.config(model)
         model.prepare(config, options.compile)
+        model.check(config)
+        if not options.compile:
+            choose_threads(model, config, options.batch, processes)
         return config
 
     samples = open_samples(
@@ -68,10 +74,11 @@ def evaluate(arguments: list[str]) -> None:
         sampling,
         processes,
         options.size,
+        device,
     )
     out = Path(options.out) if options.out else samples.folder
     config = EvaluationConfig(options.network, options.weights, options.reference, options.recipe, options.size)
-    device, main_log = default_device(processes), main_process_log(processes)
+    main_log = main_process_log(processes)
     evaluation = evaluate_samples(samples, config, out, device, processes, main_log)
     if evaluation is not None:
         Console().print(evaluation.table())

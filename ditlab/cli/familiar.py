@@ -43,7 +43,8 @@ _HINTS: dict[tuple[str, ...], str] = {
     ("--diffusion.condition-dropout",): "class-dropout-prob label-dropout uncond-prob diffusion.label-dropout",
     ("--jobs", "images are loaded in the background; no workers to set"): "workers num-workers",
     ("the same command resumes a run from its last checkpoint",): "resume resume-from resume-from-checkpoint auto-resume",
-    ("a GPU is used if the machine has one; the environment variable CUDA_VISIBLE_DEVICES selects it",): "device cuda gpu",
+    ("--device",): "cuda gpu gpu-id use-cuda",
+    ("--train.threads",): "threads num-threads cpu-threads",
     ("--gpus", _LAUNCH): "num-gpus n-gpus nproc-per-node num-processes devices",
     # Sampling
     ("--count", "--sample-images", "--images"): "num-images num-samples num-fid-samples num-images-per-prompt n-samples",

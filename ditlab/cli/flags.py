@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import typing
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import tyro
@@ -14,6 +17,7 @@ from ditlab.cli.familiar import familiar_flag
 from ditlab.errors import UserError, nearest
 
 T = TypeVar("T")
+BOOLEANS = ("true", "false", "yes", "no", "on", "off")  # values that other tools' switches take
 
 
 def known_flags(kind: type, default: object, prefix: str = "") -> list[str]:
@@ -34,8 +38,7 @@ def known_flags(kind: type, default: object, prefix: str = "") -> list[str]:
         elif tyro.conf.Positional not in metadata:
             found.append(f"--{name}")
             if inner is bool:
-                head, _, tail = name.rpartition(".")
-                found.append(f"--{head}{'.' if head else ''}no-{tail}")
+                found.append(_negated(name))
     return found
 
 
@@ -43,10 +46,16 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
     """A dataclass of options from the command line; raises UserError for an unknown flag (naming the right one) or value."""
     see = f"see `ditlab {command} --help`"
     known = known_flags(kind, default)
-    for argument in arguments:  # before tyro, which reports a missing argument first
-        given = argument.split("=")[0]
+    # Before tyro, which reports a missing argument first.
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        given, equals, value = argument.partition("=")
         if given.startswith("--") and (flag := given.replace("_", "-")) not in (*known, "--help"):
             raise UserError(f"unknown flag {given}; {familiar_flag(flag, known) or nearest(flag, known)}; {see}")
+        if re.fullmatch(r"-[a-zA-Z]\w*", given) and given != "-h":
+            raise UserError(f"unknown flag {given}; {nearest(f'-{given}', known)}; {see}")
+        value = value if equals else following
+        if (equals or value.lower() in BOOLEANS) and (off := _negated(given.replace("_", "-"))) in known:
+            raise UserError(f"{given} takes no value ({value!r} given); use {given} or {off}; {see}")
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
         raise UserError(f"{_describe(event)}; {see}")
@@ -58,8 +67,30 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
         return tyro.cli(kind, args=list(arguments), prog=f"ditlab {command}", config=config, **kwargs)
 
 
+def _negated(flag: str) -> str:
+    """``--data.no-flip`` of ``--data.flip``."""
+    head, _, tail = flag.removeprefix("--").rpartition(".")
+    return f"--{head}{'.' if head else ''}no-{tail}"
+
+
 def _name(argument: Any) -> str:
     return argument.lowered.metavar if argument.is_positional() else argument.lowered.name_or_flags[0]
+
+
+def _wrong_value(metavar: str, message: str) -> str:
+    """What is wrong with the value of a number's flag; the parser's message quotes the value."""
+    values = re.findall(r"'([^']*)'", message.partition("Got errors")[0]) or [""]
+    for value in values:
+        try:
+            number = float(value)
+        except ValueError:
+            break
+        if "INT" in metavar and not value.lstrip("+-").isdigit():
+            near = f"; use {number:.0f}" if math.isfinite(number) and number == int(number) else ""
+            return f"{value!r} is not a whole number{near}"
+    else:
+        return f"must be {metavar}, not {' '.join(values)!r}"
+    return f"{value!r} is not a {'whole number' if 'INT' in metavar else 'number'}"
 
 
 def _describe(event: _errors.ParseErrorEvent) -> str:
@@ -77,5 +108,7 @@ def _describe(event: _errors.ParseErrorEvent) -> str:
         case _errors.InstantiationFailure(argument=None):
             return event.message
         case _errors.InstantiationFailure():
-            return f"{_name(event.argument)} must be {event.argument.lowered.metavar} ({event.message})"  # type: ignore[union-attr]
+            argument = event.argument
+            assert argument is not None
+            return f"{_name(argument)} {_wrong_value(str(argument.lowered.metavar), event.message)}"
     return "these arguments do not go together"

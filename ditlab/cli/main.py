@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ditlab import __version__
+from ditlab.cli.completion import completion
 from ditlab.cli.convert import export, import_, push
 from ditlab.cli.data import data
 from ditlab.cli.demo import demo
@@ -27,24 +28,27 @@ from ditlab.runtime.device import keep_memory
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data, "train": train, "autoencoder": autoencoder, "encode": encode, "sample": sample, "evaluate": evaluate,
     "study": study, "play": play, "inspect": inspect, "import": import_, "export": export, "push": push, "demo": demo,
+    "completion": completion,
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, or with 2 after a one-line error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in ("--version", "-V"):
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if words and words[0] in ("version", "--version", "-V"):
         log(f"ditlab {__version__}")
         return
     if not words or words[0] in ("-h", "--help"):
         log("ditlab: train, sample, measure and study diffusion transformers\n")
         for name, function in COMMANDS.items():
             log(f"  ditlab {name:12s} {(function.__doc__ or '').splitlines()[0]}")
-        log("\n`ditlab COMMAND --help` lists the flags of a command.")
+        log("\n`ditlab help COMMAND` lists the flags of a command, `ditlab version` prints the version.")
         raise SystemExit(0 if words else 2)
     try:
         if words[0] not in COMMANDS:
-            raise UserError(f"unknown command {words[0]!r}; {nearest(words[0], COMMANDS)}")
+            raise UserError(f"unknown command {words[0]!r}; {nearest(words[0], [*COMMANDS, 'help', 'version'])}")
         COMMANDS[words[0]](words[1:])
     except UserError as error:
         who = f" [process {rank}]" if (rank := os.environ.get("RANK", "0")) != "0" else ""
@@ -68,16 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run() -> None:
     """The program's entry point: ``main``, after which Ctrl-C is ignored.
 
-    Python takes a while to exit with torch loaded, and an interrupt then would turn finished work into a failure.
+    Python takes a while to exit with torch loaded, and an interrupt then would turn finished work into a failure. SIGTERM
+    ends a command as Ctrl-C does, except that training saves a checkpoint and `play` finishes its requests.
     """
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         # Not an exception: raised inside torch's threads it aborts the process. Files are complete at every moment.
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        os.write(2, f"{show_cursor}{_stopped(sys.argv[1:])}\n".encode())
-        os._exit(130)
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"{show_cursor}{_stopped(sys.argv[1:])}\n".encode())
+        os._exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     keep_memory()
     try:
         main()

@@ -24,6 +24,8 @@ class PlayOptions:
     """Run folders, shipped models, diffusers pipelines or hub ids."""
     runs: str = "runs"
     """Folder of the training runs and studies that the page shows."""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one."""
     host: str = "127.0.0.1"
     """Address to listen on; another than a loopback address needs an API key in DITLAB_API_KEY."""
     port: int = 7860
@@ -54,11 +56,21 @@ def play(arguments: list[str]) -> None:
         from ditlab.playground.server import Limits, serve
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'ditlab[play]'") from error
-    from ditlab.runtime.device import default_device
+    from ditlab.runtime.device import select_device
 
     cors = [_origin(origin.strip()) for origin in options.cors.split(",") if origin.strip()]
     limits, runs = Limits(options.max_images, options.max_steps, options.timeout), Path(options.runs)
-    serve(options.models, runs, default_device(), options.host, options.port, limits, options.batch, log, cors)
+    serve(
+        options.models,
+        runs,
+        select_device(options.device),
+        options.host,
+        options.port,
+        limits,
+        options.batch,
+        log,
+        cors,
+    )
 
 
 def _origin(text: str) -> str:

@@ -26,6 +26,8 @@ class RecipeOptions:
     """Replace the recipe's network: unet, DiT-B/2, ADM-256, ...; the --model.FIELD flags are then those of this network."""
     out: str = ""
     """Run folder."""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one."""
     profile: bool = False
     """Profile training steps into OUT/profile."""
 
@@ -38,6 +40,8 @@ class AutoencoderOptions:
     """Its fields are flags."""
     out: str = ""
     """Folder of the autoencoder."""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one."""
     profile: bool = False
     """Profile training steps into OUT/profile."""
 
@@ -65,6 +69,8 @@ def recipe_options(words: Sequence[str], command: str) -> tuple[RecipeOptions, R
     # Before parsing, since the network decides which flags exist.
     recipe = replace(found, model=named(name)) if (name := _model_name(words)) else found
     given = parse(RecipeOptions, words[1:], f"{command} {words[0]}", RecipeOptions(recipe, out=str(out)))
+    if Path(given.recipe.name).name != given.recipe.name:
+        raise UserError(f"--name {given.recipe.name!r} is not the name of a folder; give the folder itself with --out")
     if Path(given.out) == out and out.name == found.name:
         given = replace(given, out=str(out.with_name(given.recipe.name)))  # --name names the folder, unless --out does
     return given, found

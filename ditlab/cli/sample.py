@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from ditlab.cli.flags import parse
-from ditlab.cli.sampling import SamplingOptions
+from ditlab.cli.sampling import SamplingOptions, choose_threads, help_defaults
 from ditlab.errors import UserError
 from ditlab.runtime.console import log
 
@@ -39,12 +39,13 @@ class SampleOptions(SamplingOptions):
 
 def sample(arguments: list[str]) -> None:
     """Generate images with a trained model."""
-    options = parse(SampleOptions, arguments, "sample")
+    shown = help_defaults(arguments)
+    options = parse(SampleOptions, arguments, "sample", SampleOptions(run=arguments[0], **shown) if shown else None)
     from ditlab import pipelines
     from ditlab.interop.find import find_model
     from ditlab.pipelines.labels import split_labels
     from ditlab.runtime.console import progress_bar
-    from ditlab.runtime.device import default_device
+    from ditlab.runtime.device import select_device
     from ditlab.runtime.distributed import join
 
     out, seed, count = Path(options.out), options.seed, options.count
@@ -53,7 +54,7 @@ def sample(arguments: list[str]) -> None:
             f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
         )
     processes = join()
-    model = find_model(options.run).to(default_device(processes))
+    model = find_model(options.run).to(select_device(options.device, processes))
     config = options.config(model)
     model.prepare(config, options.compile)
     given = split_labels(options.labels, model.names)
@@ -62,13 +63,19 @@ def sample(arguments: list[str]) -> None:
     settings = {"model": options.run, "labels": given, "label_order": options.label_order, "seed": seed}
     settings |= asdict(config)
 
+    model.check(config)
+    if not options.compile:
+        choose_threads(model, config, count, processes)
     with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task("sampling", total=count, rate="")
 
+        def advance(step: pipelines.Step) -> None:
+            bar.update(task, advance=len(step.x) / step.steps * processes.size)
+
         def make(starts: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-            for images in model.batches(labels, seed, count, config, options.batch, processes, starts=starts):
-                bar.update(task, advance=len(images) * processes.size)
-                yield images
+            yield from model.batches(
+                labels, seed, count, config, options.batch, processes, starts=starts, callback=advance
+            )
 
         def resumed(found: int) -> None:
             bar.update(task, completed=found)

@@ -29,6 +29,8 @@ class StudyOptions:
     """Samples to measure in each run; 0 is the preset's number."""
     jobs: int = 0
     """Trainings in parallel; 0 is one per GPU, or one per CPU core."""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one."""
     network: str = "efficientnet-lite0"
     """Feature network: efficientnet-lite0 or inception."""
     weights: str = ""
@@ -49,4 +51,6 @@ def study(arguments: list[str]) -> None:
         recipe = replace(recipe, data=replace(recipe.data, path=options.path))
     names = ("seeds", "images", "count", "network", "weights")
     plan = Plan(options.study, recipe, **{name: getattr(options, name) for name in names})
-    run_study(plan, Path(options.out or f"studies/{options.study}-{recipe.name}"), options.jobs, log)
+    run_study(
+        plan, Path(options.out or f"studies/{options.study}-{recipe.name}"), options.jobs, log, device=options.device
+    )

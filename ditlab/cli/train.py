@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from ditlab.recipes import RunContext
 
 
-def _configured(options: RecipeOptions | AutoencoderOptions, open_size: bool = False) -> tuple[Any, RunContext]:
+def _configured(options: RecipeOptions | AutoencoderOptions, words: list[str]) -> tuple[Any, RunContext]:
     """The recipe with its open settings chosen for the machine, and the context that it runs in."""
     from ditlab.recipes import RunContext, autoconfigure
-    from ditlab.runtime.device import default_device
+    from ditlab.runtime.device import select_device
     from ditlab.runtime.distributed import join
 
     processes = join(options.recipe.train.timeout)
-    device, log = default_device(processes), main_process_log(processes)
+    device, log = select_device(options.device, processes), main_process_log(processes)
     context = RunContext(Path(options.out), device, log, processes, options.profile)
-    return autoconfigure(options.recipe, device, log, open_size), context
+    open_size = words[0] == "folder"
+    open_model = open_size and not any(word.startswith("--model") for word in words)
+    return autoconfigure(options.recipe, device, log, open_size, open_model, context.out), context
 
 
 def train(arguments: list[str]) -> None:
@@ -29,8 +31,8 @@ def train(arguments: list[str]) -> None:
     from ditlab.cli.recipe_options import recipe_options
     from ditlab.recipes import train_recipe
 
-    options, found = recipe_options(arguments, "train")
-    train_recipe(*_configured(options, found.name == "folder"))
+    options, _ = recipe_options(arguments, "train")
+    train_recipe(*_configured(options, arguments))
 
 
 def autoencoder(arguments: list[str]) -> None:
@@ -39,10 +41,10 @@ def autoencoder(arguments: list[str]) -> None:
     from ditlab.recipes import train_autoencoder, train_own_autoencoder
 
     if trained := autoencoder_options(arguments):
-        train_autoencoder(*_configured(trained))
+        train_autoencoder(*_configured(trained, arguments))
     else:
-        options, found = recipe_options(arguments, "autoencoder")
-        train_own_autoencoder(*_configured(options, found.name == "folder"))
+        options, _ = recipe_options(arguments, "autoencoder")
+        train_own_autoencoder(*_configured(options, arguments))
 
 
 def encode(arguments: list[str]) -> None:
@@ -50,6 +52,6 @@ def encode(arguments: list[str]) -> None:
     from ditlab.cli.recipe_options import recipe_options
     from ditlab.recipes import encode_latents
 
-    options, found = recipe_options(arguments, "encode")
-    recipe, context = _configured(options, found.name == "folder")
+    options, _ = recipe_options(arguments, "encode")
+    recipe, context = _configured(options, arguments)
     context.log(f"latents: {encode_latents(recipe, context)}")

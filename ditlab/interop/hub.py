@@ -39,7 +39,7 @@ def push(run: Path, name: str, private: bool = False) -> str:
             api = hub.HfApi()
             api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=content, commit_message="Upload a model with ditlab")
-        except (OSError, ValueError) as error:  # the client's own errors are both
+        except Exception as error:
             raise UserError(
                 f"cannot push to {name} ({_first_line(error)}); log in with `hf auth login`, and use a name USER/NAME"
             ) from error
@@ -51,7 +51,7 @@ def download(name: str) -> Path:
     hub = _hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(
             f"{name} is not a local folder and cannot be downloaded from the hub ({_first_line(error)}); give a run folder, or "
             "USER/NAME of a model on the hub"

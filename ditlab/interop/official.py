@@ -49,7 +49,10 @@ def _renamed(name: str, table: dict[str, str]) -> str:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
+        raise UserError(
+            f"no checkpoint at {path}; the published ones are dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt and "
+            "DiT-XL-2-512x512.pt, tensors by name at the top level or under 'ema'"
+        )
     content = load_tensors(path)
     if isinstance(content, dict) and isinstance(content.get("ema"), dict):
         content = content["ema"]

@@ -18,12 +18,12 @@ import torch
 from ditlab.diffusion import DiffusionConfig, GuidanceConfig
 from ditlab.encoders import Autoencoder
 from ditlab.encoders.record import restore
-from ditlab.errors import UserError
+from ditlab.errors import UserError, nearest
 from ditlab.models import LatentSpec, Network, NetworkSpec, build
 from ditlab.models.condition_embedding import conditions_from_record, conditions_to_record
 from ditlab.models.network import from_record, rename_weights, to_record
 from ditlab.pipelines.sampling import SampleConfig
-from ditlab.pipelines.shipped import SHIPPED, locate
+from ditlab.pipelines.shipped import locate, models_near
 from ditlab.runtime import files
 from ditlab.runtime.weights import load_weights
 
@@ -100,8 +100,8 @@ def load(path: str | Path) -> ModelParts:
     weights_file = path if path.suffix == ".safetensors" else path / WEIGHTS
     if not (folder / RECORD).exists() or not weights_file.exists():
         raise UserError(
-            f"no model in {path}: expected a run folder with {WEIGHTS} and {RECORD}, or a shipped model "
-            f"({', '.join(SHIPPED)})"
+            f"no model in {path}: expected a run folder with {WEIGHTS} and {RECORD}, or a shipped model; "
+            f"{nearest(str(path), models_near(path))}"
         )
     try:
         record = json.loads((folder / RECORD).read_text())

@@ -14,3 +14,8 @@ def locate(path: str | Path) -> Path:
     if str(path) in SHIPPED and not Path(path).exists():
         return FOLDER / str(path)
     return Path(path)
+
+
+def models_near(path: Path) -> list[str]:
+    """Names to suggest in place of ``path``: the shipped models, then those next to it."""
+    return [*SHIPPED, *sorted(str(found.parent) for found in path.parent.glob("*/model.json"))]

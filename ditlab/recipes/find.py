@@ -10,6 +10,20 @@ from pathlib import Path
 from ditlab.errors import UserError, nearest
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, of_model, read_recipe
 
+# Where to get the images of a recipe, and in which layout.
+DATA = {
+    "cifar10": (
+        "get CIFAR-10 as parquet from huggingface.co/datasets/uoft-cs/cifar10 and give its folder plain_text, or a folder "
+        "or archive with train/CLASS/*.png and test/CLASS/*.png"
+    ),
+    **dict.fromkeys(
+        ("imagenet256", "imagenet512"),
+        "get ImageNet (ILSVRC2012) from image-net.org, with an account, or from kaggle.com/c/imagenet-object-localization-"
+        "challenge (ILSVRC/Data/CLS-LOC) and give the folder with train/n01440764/*.JPEG, one folder per class",
+    ),
+    "folder": "for example photos/cat/1.jpg and photos/dog/2.jpg with --data.path photos, or images without sub-folders",
+}
+
 NAMES = ("digits", "fashion", "fashion-plane", "cifar10", "folder", "imagenet256", "imagenet512")
 
 
@@ -36,7 +50,8 @@ def find_any_recipe(name: str) -> tuple[Recipe | AutoencoderRecipe, Path]:
         path = path / "recipe.json"
     if path.suffix == ".json":
         if not path.is_file():
-            raise UserError(f"no recipe at {path}")
+            images = f"; to train on the images of a folder: ditlab train folder --data.path {name}"
+            raise UserError(f"no recipe at {path}{images if path.parent.is_dir() and Path(name).is_dir() else ''}")
         stored = read_recipe(path)
         if isinstance(stored, Recipe) and (path.parent / "autoencoder.json").exists():
             return stored.autoencoder_recipe(), path.parent  # written before version 0.2

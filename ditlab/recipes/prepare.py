@@ -16,6 +16,8 @@ from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_
 from ditlab.data.source import Source
 from ditlab.encoders import Autoencoder, LatentCache, record
 from ditlab.errors import UserError
+from ditlab.recipes.autoconfigure import fit_to_machine
+from ditlab.recipes.find import DATA
 from ditlab.recipes.held_out import encode_held_out, held_out_images
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, absolute, refuse_other, save_recipe
 from ditlab.recipes.trained_data import refuse_other_data, save_data
@@ -73,7 +75,13 @@ def open_images(recipe: Recipe | AutoencoderRecipe, context: RunContext, relist:
         return dataset
     once = context.processes.broadcast_from_main
     info = None if relist or isinstance(recipe, AutoencoderRecipe) else once(lambda: _indexed(recipe, context))
-    dataset = open_data(recipe.data, once, info)
+    try:
+        dataset = open_data(recipe.data, once, info)
+    except UserError as error:
+        path = Path(recipe.data.path).expanduser()
+        if recipe.name not in DATA or (recipe.data.path and path.exists()):
+            raise
+        raise UserError(f"{error}; {DATA[recipe.name]}") from error
     for line in (dataset.describe(), *dataset.info.notes):
         context.log(line)
     return dataset
@@ -134,19 +142,25 @@ def _train_autoencoder(recipe: AutoencoderRecipe, context: RunContext) -> None:
     autoencoder = encoders.new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
     latent = autoencoder.latent_shape(dataset.shape[1:])
     from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
-    context.processes.broadcast_from_main(lambda: save_settings(recipe, dataset, context.out))
-    images = load_images(dataset, context)
     parameters = f"{sum(parameter.numel() for parameter in autoencoder.parameters()):,}"
-    context.log(f"autoencoder: {from_to}, {parameters} parameters")
+    context.log(
+        f"autoencoder to train: {from_to}, {parameters} parameters, {recipe.train.steps:,} steps of {recipe.train.batch} images"
+    )
+    images = load_images(dataset, context)
     held_out, what = held_out_images(recipe, images, 1000, context.processes.broadcast_from_main)
     task, held_out_task = (
         AutoencoderTask(autoencoder, data, recipe.autoencoder.kl_weight) for data in (images, held_out)
     )
+    recipe, first_picture = fit_to_machine(recipe, task, context.out, context.device, context.processes, context.log)
+    context.processes.broadcast_from_main(lambda: save_settings(recipe, dataset, context.out))
     callbacks = [HeldOutLoss(held_out_task), Reconstructions(held_out), AutoencoderFile(images)]
     facts = {"data": dataset.describe(), "image to latent": from_to, "parameters": parameters}
     facts |= {"PSNR and held-out loss are of": what}
     what, heading = "autoencoder", f"Autoencoder of {recipe.name}"
-    train_and_report(recipe, context, task, callbacks, facts, command=what, what=what, title=what, heading=heading)
+    train_and_report(
+        recipe, context, task, callbacks, facts, command=what, what=what, title=what, heading=heading,
+        first_picture=first_picture,
+    )  # fmt: skip
 
 
 def train_and_report(
@@ -160,11 +174,16 @@ def train_and_report(
     what: str,
     title: str,
     heading: str,
+    first_picture: float,
 ) -> None:
-    """Train ``what`` in the run folder, and write the report of its facts; ``title`` is the progress bar's."""
+    """Train ``what`` in the run folder, and write the report of its facts; ``title`` is the progress bar's.
+
+    The first preview is drawn after ``first_picture`` seconds of training.
+    """
     train(
         task, recipe.train, seed=recipe.seed, flip=recipe.data.flip, folder=context.out, device=context.device,
         log=context.log, title=title, callbacks=callbacks, processes=context.processes, profile=context.profile,
+        first_picture=first_picture,
     )  # fmt: skip
     command = f"ditlab {command} {context.out}"
     report = context.processes.broadcast_from_main(lambda: write_report(context.out, heading, command, facts))

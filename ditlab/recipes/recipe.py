@@ -40,7 +40,7 @@ AUTOENCODER_KIND = "autoencoder"  # of a recipe.json
 # Fields of training that may change when a run is resumed: its length, its output, and how it is computed.
 FREE = (
     "images", "log", "samples", "checkpoint", "keep_checkpoints", "compile", "parallel", "microbatch",
-    "activation_checkpointing", "shard_size", "reshard_after_forward", "monitor_blocks", "timeout",
+    "activation_checkpointing", "shard_size", "reshard_after_forward", "monitor_blocks", "timeout", "threads",
 )  # fmt: skip
 
 # Fields of a recipe.json written before version 0.2, by today's names.
@@ -238,7 +238,7 @@ def refuse_other(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:
     if any((folder / name).exists() for name in (foreign if path.exists() else ("model.json", "autoencoder.json"))):
         raise UserError(f"{folder} holds a model that was not trained there; choose another --out")
     trained = max((int(done.name) for done in existing(folder / "checkpoints")), default=0)
-    if trained > recipe.train.images:
+    if trained > recipe.train.images > 0:
         raise UserError(
             f"{folder} was trained on {trained:,} images, more than {recipe.train.images:,}; choose another --out"
         )

@@ -14,6 +14,7 @@ from ditlab.models import build, cost
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.recipes import prepare
+from ditlab.recipes.autoconfigure import fit_to_machine
 from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import RunContext, cache_folder
 from ditlab.recipes.recipe import Recipe, absolute, network_spec, refuse_other
@@ -97,7 +98,6 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
         data = prepare.load_images(dataset, context)
         autoencoder = prepare.pixel_autoencoder(data)
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names, dataset.info.counts)
-    context.processes.broadcast_from_main(lambda: prepare.save_settings(recipe, dataset, context.out))
     count = cost(recipe.model, model.network.spec)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
     context.log(
@@ -106,6 +106,8 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
     )
     loss = recipe.diffusion.build_loss()
     task = DiffusionTask(model.network, loss, autoencoder, data)
+    recipe, first_picture = fit_to_machine(recipe, task, context.out, context.device, context.processes, context.log)
+    context.processes.broadcast_from_main(lambda: prepare.save_settings(recipe, dataset, context.out))
     held_out, what = held_out_data(recipe, data, cache_folder(recipe, context), context.processes.broadcast_from_main)
     callbacks = [
         HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out)),
@@ -126,5 +128,6 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
     }
     name = recipe.name
     prepare.train_and_report(
-        recipe, context, task, callbacks, facts, command="train", what="model", title=name, heading=name
-    )
+        recipe, context, task, callbacks, facts, command="train", what="model", title=name, heading=name,
+        first_picture=first_picture,
+    )  # fmt: skip

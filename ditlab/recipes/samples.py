@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.data.config import target_size
@@ -67,6 +68,7 @@ def open_samples(
     sampling: Callable[[Pipeline], SampleConfig],
     processes: Processes,
     size: tuple[int, ...] = (),
+    device: torch.device | None = None,
 ) -> Samples:
     """Open samples to be measured, of a ``source`` as ``SOURCES`` lists them.
 
@@ -79,6 +81,7 @@ def open_samples(
         sampling: returns how a model is sampled.
         processes: that share the work.
         size: to which the images are cropped and resized, one number or (H, W); empty keeps them as they are.
+        device: where a model runs; by default a GPU if there is one.
 
     Raises:
         UserError: the source is missing or of another kind.
@@ -90,7 +93,7 @@ def open_samples(
         return stored
     if Path(source).suffix != ".safetensors" and not locate(source).is_dir():
         raise UserError(f"no samples at {Path(source)}; expected {SOURCES} ({', '.join(SHIPPED)})")
-    count, model = count or COUNT, find_model(source).to(default_device(processes))
+    count, model = count or COUNT, find_model(source).to(device or default_device(processes))
     config = sampling(model)
     model.check(config)
     samplers.check(config.sampler, model.denoiser.schedule, config.steps)

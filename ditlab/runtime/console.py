@@ -52,12 +52,27 @@ def without_bars() -> Iterator[None]:
         _bars.reset(token)
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: ``45 s``, ``12 min``, ``3.5 h``, ``4 days``."""
+    for most, unit, name in ((90, 1, "s"), (90 * 60, 60, "min")):
+        if seconds < most:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
+
+
 def progress_bar(shown: bool = True) -> Progress:
-    """A progress bar: task, progress, rate and time left. Tasks need a ``rate`` field."""
+    """A progress bar on stderr: task, progress, rate and time left; without a terminal, plain lines on stdout.
+
+    Tasks need a ``rate`` field: a text or an object that prints as one; empty if the speed of the task is to be shown.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
-    shown = shown and console.is_terminal and _bars.get()
+    shown = shown and _bars.get()
+    if shown and not console.is_terminal:
+        from ditlab.runtime.progress import PlainProgress
+
+        return PlainProgress()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown)

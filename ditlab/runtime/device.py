@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ditlab.errors import UserError
+from ditlab.errors import UserError, nearest
 
 if TYPE_CHECKING:  # the command line configures the allocator before torch is imported
     import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # the command line configures the allocator before torch is i
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 NEVER = 2**31 - 1  # bytes: more than is ever free at the end of the heap
+DEVICES = ("cpu", "cuda", "cuda:1", "mps")  # examples of each kind
+DEVICE = re.compile(r"(cpu|mps|cuda)(?:(?<=cuda):(\d+))?")
 MAPPED = 2**30  # bytes from which an allocation is a mapping of its own, returned to the system when it is freed
 
 
@@ -43,6 +46,34 @@ def default_device(processes: Processes | None = None) -> torch.device:
 
     local = 0 if processes is None else processes.local
     return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def select_device(name: str = "", processes: Processes | None = None) -> torch.device:
+    """The device ``name``: cpu, cuda, cuda:1, mps; empty or cuda is the GPU of this process, empty the CPU if there is none.
+
+    Raises UserError for an unknown name, or a device that this machine, or PyTorch's build, does not have.
+    """
+    import torch
+
+    if not name:
+        return default_device(processes)
+    match = DEVICE.fullmatch(name)
+    if not match:
+        raise UserError(f"--device {name!r} is not a device; {nearest(name, DEVICES)}")
+    count = torch.cuda.device_count()
+    found = ", ".join(["cpu", *(f"cuda:{k}" for k in range(count)), *["mps"] * torch.backends.mps.is_available()])
+    kind, index = match[1], match[2]
+    size, local = (1, 0) if processes is None else (processes.size, processes.local)
+    if kind != "cpu" and (kind not in found or int(index or 0) >= max(count, 1)):
+        cause = "" if torch.version.cuda or kind == "mps" else "; this PyTorch was built without CUDA"
+        raise UserError(f"--device {name} is not available here; found: {found}{cause}")
+    if size > 1 and (index or kind == "mps"):
+        raise UserError(f"--device {name} is one device, and there are {size} processes; give --device cuda or cpu")
+    if kind != "cuda":
+        return torch.device(kind)
+    device = torch.device("cuda", int(index) if index else local)
+    torch.cuda.set_device(device)  # else tensors without a named device would be on GPU 0
+    return device
 
 
 def thread_pool(device: torch.device, name: str) -> ThreadPoolExecutor:

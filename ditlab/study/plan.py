@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ditlab.errors import UserError, nearest
 from ditlab.recipes import Recipe
+from ditlab.recipes.find import DATA
 from ditlab.runtime import files
 from ditlab.study import ablation, autoencoder, conditioning, sampling, scaling, unet
 from ditlab.study.preset import StudyPreset, preset
@@ -44,7 +45,8 @@ class Plan:
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)} must be 1 or more, or 0 for the study's default")
         if self.recipe.data.source in ("folder", "archive", "parquet") and not self.recipe.data.path:
-            raise UserError(f"recipe {self.recipe.name!r} needs the path of its images; give --path")
+            where = DATA.get(self.recipe.name, DATA["folder"])
+            raise UserError(f"recipe {self.recipe.name!r} needs the path of its images, --path; {where}")
         for run in self.runs:
             run.recipe.check()
 

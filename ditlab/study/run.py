@@ -20,14 +20,16 @@ from ditlab.models import cost
 from ditlab.recipes import network_spec
 from ditlab.recipes.prepare import Log
 from ditlab.runtime import files
-from ditlab.runtime.device import default_device
+from ditlab.runtime.console import progress_bar
+from ditlab.runtime.device import select_device
 from ditlab.study.plan import STUDIES, Plan
 from ditlab.study.report import write_report
 from ditlab.study.study_run import Result, StudyRun, load_results
 from ditlab.study.worker import build_evaluator
 
 POLL = 0.2  # seconds
-WORKER = (sys.executable, "-m", "ditlab.study")  # takes the study's folder and the name of a training
+EVERY_GPU = ("", "cuda")  # devices with which trainings take the GPUs in turn
+WORKER = (sys.executable, "-m", "ditlab.study")  # takes the study's folder, the name of a training and a device
 
 
 @dataclass
@@ -50,10 +52,13 @@ class Worker:
         self.process.communicate()
 
 
-def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] = WORKER) -> list[Result]:
+def run_study(
+    plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] = WORKER, device: str = ""
+) -> list[Result]:
     """Complete a study in the folder ``out``, and write its report; returns the results of all runs, in order.
 
     ``jobs`` trainings run in parallel; 0 is one per GPU, or one per CPU core. ``worker`` is the command of their processes.
+    They run on ``device``, as of ``select_device``; empty or cuda: on all GPUs in turn.
     Raises UserError if a result has other settings, or if trainings failed; measured results stay.
     """
     plan.check()
@@ -68,9 +73,9 @@ def run_study(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str] 
         log(f"{title}: {measured} of {len(runs)} runs measured, {len(waiting)} trainings to do in {out}")
         if waiting:
             log(f"metric: {choose_metric(plan)}")
-            build_evaluator(plan, default_device())  # fills the cache that all workers read
+            build_evaluator(plan, select_device(device))  # fills the cache that all workers read
             plan.save(out)
-            _work(waiting, out, jobs or torch.cuda.device_count() or os.cpu_count() or 1, log, worker)
+            _work(waiting, out, jobs or _default_jobs(device), log, worker, device)
         complete = [result for result in load_results(runs, out) if result is not None]
         log(f"report: {write_report(plan, complete, out)}")
         return complete
@@ -97,6 +102,11 @@ def choose_metric(plan: Plan) -> str:
     return f"{names['kernel']}; {len(dataset):,} real images are too few for {names['frechet']}, which needs {needed:,}"
 
 
+def _default_jobs(device: str) -> int:
+    gpus = 0 if device == "cpu" else torch.cuda.device_count() if device in EVERY_GPU else 1
+    return gpus or os.cpu_count() or 1
+
+
 def _trainings(runs: Sequence[StudyRun]) -> dict[str, float]:
     """The GMACs of each training, largest first, so that no long one starts last."""
     gmacs = {run.training: _training_gmacs(run) for run in runs}
@@ -111,12 +121,15 @@ def _training_gmacs(run: StudyRun) -> float:
     return 3 * cost(recipe.model, spec).gmacs * recipe.train.images
 
 
-def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Sequence[str]) -> None:
+def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Sequence[str], device: str) -> None:
     """Keep ``jobs`` workers busy until every training has been tried."""
     jobs = min(jobs, len(gmacs))
     slots: list[Worker | None] = [None] * jobs
     queue, failed = list(gmacs), []
     done, spent = 0.0, 0.0  # GMACs of the finished trainings, and their seconds
+    bar = progress_bar()
+    bar.start()
+    progress = bar.add_task("trainings", total=len(gmacs), rate=f"{jobs} at a time")
     try:
         while queue or any(slots):
             for slot, active in enumerate(slots):
@@ -130,10 +143,12 @@ def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Seque
                     left = max((sum(gmacs.values()) - done) * spent / done - running, 0) / jobs
                     more = f"; about {left / 60:.0f} min left" if queue or any(slots) else ""
                     log(_summary(active) + more)
+                    bar.advance(progress)
                 if slots[slot] is None and queue:
-                    slots[slot] = _start(queue.pop(0), out, slot, jobs, worker)
+                    slots[slot] = _start(queue.pop(0), out, slot, jobs, worker, device)
             time.sleep(POLL)
     finally:
+        bar.stop()
         for active in filter(None, slots):
             active.close()
     if failed:
@@ -143,18 +158,18 @@ def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Seque
         )
 
 
-def _start(training: str, out: Path, slot: int, jobs: int, worker: Sequence[str]) -> Worker:
+def _start(training: str, out: Path, slot: int, jobs: int, worker: Sequence[str], device: str) -> Worker:
     log = out / "runs" / f"{training}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device in EVERY_GPU:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         devices = visible if visible != [""] else [str(k) for k in range(torch.cuda.device_count())]
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [*worker, str(out), training], stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,
+            [*worker, str(out), training, device], stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+            env=environment, start_new_session=True,
         )  # fmt: skip
     return Worker(training, process, log, time.monotonic())
 

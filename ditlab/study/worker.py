@@ -20,7 +20,7 @@ from ditlab.models import cost
 from ditlab.pipelines import Pipeline, grid, write_png
 from ditlab.recipes import RunContext, train_recipe
 from ditlab.recipes.labels import choose_labels
-from ditlab.runtime.device import default_device, keep_memory
+from ditlab.runtime.device import keep_memory, select_device
 from ditlab.study.plan import Plan
 from ditlab.study.study_run import RESULTS, Result, StudyRun, load_results
 from ditlab.train.meter import read_metrics
@@ -30,13 +30,13 @@ PICTURE = 20  # samples in the picture of a run
 
 
 def main() -> None:
-    """Do one training of a study: ``FOLDER TRAINING``; ends with the study, whose pipe is the standard input."""
+    """Do one training of a study: ``FOLDER TRAINING [DEVICE]``; ends with the study, whose pipe is the standard input."""
     keep_memory()
     folder, training = Path(sys.argv[1]), sys.argv[2]
     if not sys.stdin.isatty():
         threading.Thread(target=_exit_with_the_study, daemon=True).start()
     try:
-        train_and_measure(Plan.load(folder), training, folder)
+        train_and_measure(Plan.load(folder), training, folder, "".join(sys.argv[3:]))
     except UserError as error:
         print(f"ditlab: {error}", flush=True)
         raise SystemExit(2) from None
@@ -56,11 +56,11 @@ def build_evaluator(plan: Plan, device: torch.device) -> tuple[FeatureNetwork, E
     return network, evaluator
 
 
-def train_and_measure(plan: Plan, training: str, folder: Path) -> None:
+def train_and_measure(plan: Plan, training: str, folder: Path, device_name: str = "") -> None:
     """Train a network, or resume its training, and measure the runs that use it and have no result yet."""
     runs = [run for run in plan.runs if run.training == training]
     runs = [run for run, result in zip(runs, load_results(runs, folder), strict=True) if result is None]
-    device, run_folder = default_device(), folder / "runs" / training
+    device, run_folder = select_device(device_name), folder / "runs" / training
     pipeline = train_recipe(runs[0].recipe, RunContext(run_folder, device, lambda line: print(line, flush=True)))
     network, evaluator = build_evaluator(plan, device)
     floor = {name: vars(number) for name, number in evaluator.floor().items()}

@@ -12,11 +12,12 @@ from ditlab.train.report import loss_figure, write_report
 from ditlab.train.task import Task
 from ditlab.train.tasks import AutoencoderTask, DiffusionTask
 from ditlab.train.tensorboard import TensorBoard
+from ditlab.train.timing import time_images
 
 __all__ = [
     "AutoencoderFile", "AutoencoderTask", "BlockMonitor", "Callback", "DiffusionTask", "Event", "HeldOutLoss",
     "ModelFile", "Reconstructions", "SampleGrid", "Task", "TensorBoard", "TrainConfig", "loss_figure", "read_metrics",
-    "train", "write_report",
+    "time_images", "train", "write_report",
 ]  # fmt: skip
 
 sys.modules[__name__].__class__ = CallablePackage

@@ -40,6 +40,7 @@ class Event:
     config: TrainConfig
     processes: Processes
     device: torch.device
+    preview: bool = False  # whether a picture is drawn for the time that has passed, not for the number of images
 
     @cached_property
     def average(self) -> nn.Module:
@@ -49,7 +50,7 @@ class Event:
     @property
     def picture(self) -> Path:
         """Where a picture of this moment goes."""
-        return self.folder / "samples" / f"{self.images:012d}.png"
+        return self.folder / "samples" / f"{'preview-' * self.preview}{self.images:012d}.png"
 
 
 class Callback:
@@ -67,7 +68,7 @@ class Callback:
         return {}
 
     def on_samples(self, event: Event) -> Row:
-        """Every ``--train.samples`` images; returns entries of the row of metrics."""
+        """Every ``--train.samples`` images, and for previews, whose entries are dropped; returns entries of the row."""
         return {}
 
     def on_metrics(self, event: Event, row: Row) -> None:

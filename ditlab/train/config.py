@@ -17,7 +17,7 @@ class TrainConfig:
     """The training loop; everything is counted in images. By default the paper's optimiser."""
 
     images: int = 102_400_000
-    """Images to train on in all (the paper's 400K steps of 256)."""
+    """Images to train on in all (the paper's 400K steps of 256); 0 chooses for the machine."""
     batch: int = 256
     """Images a step, over all processes; 0 chooses for the machine."""
     lr: float = 1e-4
@@ -52,6 +52,8 @@ class TrainConfig:
     """Seconds without a finished step after which a process that hangs is ended."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network's blocks with torch.compile; auto does so on GPUs."""
+    threads: int = 0
+    """CPU threads of a process; 0 times a step with one and with all and takes the faster, unless OMP_NUM_THREADS is set."""
     log: int = 25_600
     """Images between rows of metrics.jsonl."""
     checkpoint: int = 2_560_000
@@ -69,7 +71,7 @@ class TrainConfig:
         def refuse(name: str, must: str) -> UserError:
             return UserError(f"--{flags}.{name.replace('_', '-')} {getattr(self, name)} {must}")
 
-        for name in ("images", "batch", "log", "checkpoint", "samples", "keep_checkpoints"):
+        for name in ("batch", "log", "checkpoint", "samples", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise refuse(name, "must be 1 or more")
         for name in ("lr", "beta2", "ema", "weight_decay"):
@@ -80,12 +82,13 @@ class TrainConfig:
                 "warmup", f"and --{flags}.cooldown {self.cooldown} are shares of one run: from 0, together at most 1"
             )
         zero = {"max_grad_norm": "is off", "microbatch": "finds what fits", "shard_size": "is all processes"}
+        zero |= {"images": "chooses for the machine", "threads": "chooses the faster of one and all"}
         for name, meaning in zero.items():
             if getattr(self, name) < 0:
                 raise refuse(name, f"must be 0, which {meaning}, or more")
         if self.timeout <= 0:
             raise refuse("timeout", "is in seconds, more than 0")
-        if self.images < self.batch:
+        if 0 < self.images < self.batch:
             raise refuse("images", f"is less than one batch of {self.batch}")
 
     def check_processes(self, size: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from ditlab.train.monitor import BlockMonitor
 from ditlab.train.prefetch import Prefetcher
 from ditlab.train.profile import Profile
 from ditlab.train.speed import Speed
-from ditlab.train.stop import StopSignal
+from ditlab.train.stop import FIRST_PICTURE, PictureTimes, StopSignal
 from ditlab.train.task import Task
+from ditlab.train.timing import resumed_threads
 from ditlab.train.trainer import Trainer
 from ditlab.train.watchdog import Watchdog
 
@@ -36,11 +38,14 @@ from ditlab.train.watchdog import Watchdog
 def train(
     task: Task, config: TrainConfig, *, seed: int, flip: bool, folder: Path, device: torch.device, log: Log, title: str,
     callbacks: Sequence[Callback] = (), processes: Processes = ALONE, profile: bool = False,
+    first_picture: float = FIRST_PICTURE,
 ) -> None:  # fmt: skip
     """Train to the end, from the newest intact checkpoint of ``folder`` if it has one.
 
     ``seed`` decides the order of images, which ``flip`` mirrors at random, and the draws; ``processes`` share every batch.
     ``log`` writes lines to the console, ``title`` names the progress bar, ``profile`` writes the times of a step's phases.
+    Besides the pictures every ``config.samples`` images, previews are drawn after ``first_picture`` seconds of training and
+    then each time twice as late.
 
     Raises:
         UserError: training diverged, the disk is full, or the checkpoints are of another architecture.
@@ -48,6 +53,8 @@ def train(
     """
     config.check()
     config.check_processes(processes.size)
+    if not config.images:
+        raise UserError("--train.images 0 is not chosen for the machine yet; give a number of images")
     total, sharded = config.steps * config.batch, config.shards(processes.size)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, processes, log, sharded, device)
     with ExitStack() as stack:
@@ -56,6 +63,8 @@ def train(
         folders = (folder, folder / "samples", checkpoints.folder)
         processes.broadcast_from_main(lambda: [files.clear_unfinished(each) for each in folders])
         state = checkpoints.find()
+        if device.type == "cpu":
+            torch.set_num_threads(resumed_threads(config, state))
         trainer = Trainer(task, config, processes, device, stored_microbatch(state, config, processes, device))
         step = _restore(trainer, checkpoints, state, log)
         if step == config.steps:
@@ -66,11 +75,12 @@ def train(
         speed = Speed(config.precision_on(device), 3 * 2 * task.macs, device, processes)
         bar = stack.enter_context(progress_bar(shown=processes.is_main))
         stop = stack.enter_context(closing(StopSignal(processes)))
+        pictures = PictureTimes(first_picture)
         watchdog = stack.enter_context(Watchdog(config.timeout, folder, processes))
         profiled = folder / "profile" if profile and processes.is_main else None
         profiler = stack.enter_context(closing(Profile(profiled, log)))
-        outputs = _Outputs(trainer, checkpoints, callbacks, speed, folder, step, log if bar.disable else None, title)
-        progress = bar.add_task(title, total=total, completed=step * config.batch, rate="")
+        outputs = _Outputs(trainer, checkpoints, callbacks, speed, folder, step)
+        progress = bar.add_task(title, total=total, completed=step * config.batch, rate=speed)
         speed.start()
         while step < config.steps and not stop.requested:
             with profiler.phase("waiting for data"):
@@ -81,11 +91,14 @@ def train(
             outputs.stepped(step)
             watchdog.beat()
             profiler.step()
-            stop.poll()
+            stop.poll(pictures.due(speed.seconds))
             checkpoints.poll()
-            if not bar.disable:
-                bar.update(progress, completed=step * config.batch, rate=speed.line)
+            bar.update(progress, completed=step * config.batch, step=f"step {step:,} of {config.steps:,}")
             due = config.due(step) | ({"checkpoint"} if stop.requested else set())
+            if "samples" in due:
+                pictures.drawn(speed.seconds)
+            elif stop.picture:
+                due = due | {"preview"}
             if due:
                 with speed.paused(), watchdog.paused():
                     outputs.write(step, due)
@@ -115,14 +128,13 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, state: dict[str, Any] |
 
 
 class _Outputs:
-    """Writes rows of metrics, runs the callbacks, saves checkpoints, and without a progress bar logs a line a minute."""
+    """Writes rows of metrics, runs the callbacks and saves checkpoints."""
 
     def __init__(
         self, trainer: Trainer, checkpoints: Checkpoints, callbacks: Sequence[Callback], speed: Speed,
-        folder: Path, step: int, log: Log | None, title: str,
+        folder: Path, step: int,
     ):  # fmt: skip
-        self.trainer, self.checkpoints, self.speed = trainer, checkpoints, speed
-        self.folder, self.log, self.title = folder, log, title
+        self.trainer, self.checkpoints, self.speed, self.folder = trainer, checkpoints, speed, folder
         self.callbacks = [*callbacks, *([BlockMonitor()] if trainer.config.monitor_blocks else [])]
         images = step * trainer.config.batch
         self.metrics = trainer.processes.broadcast_from_main(lambda: Metrics(folder, images))
@@ -147,7 +159,7 @@ class _Outputs:
             callback.on_end(event)
 
     def write(self, step: int, due: set[str]) -> None:
-        """Everything that is due after ``step`` steps: ``log``, ``samples``, ``checkpoint``."""
+        """Everything that is due after ``step`` steps: ``log``, ``samples``, ``preview``, ``checkpoint``."""
         trainer, config, processes = self.trainer, self.trainer.config, self.trainer.processes
         trainer.check("checkpoint" in due)
         event = self._event(step)
@@ -155,12 +167,15 @@ class _Outputs:
         row: Row = {"images": images}
         if "log" in due:
             row |= trainer.metrics.result(processes) | {"lr": config.lr_at(step - 1)}
-            self._log_line(row, images)
+            self.speed.loss = row["loss"]  # type: ignore[assignment]
             for callback in self.callbacks:
                 row |= callback.on_log(event)
         if "samples" in due:
             for callback in self.callbacks:
                 row |= callback.on_samples(event)
+        if "preview" in due:  # no row: a run that resumes has the same rows as one that does not
+            for callback in self.callbacks:
+                callback.on_samples(replace(event, preview=True))
         if due & {"log", "samples"}:
             row |= self.speed.row()
             if processes.is_main:
@@ -170,14 +185,7 @@ class _Outputs:
         if "checkpoint" in due:
             before = [callback.on_checkpoint(event) for callback in self.callbacks]
             state = {"step": step, "images": images, "data": trainer.task.fingerprint}
-            state["meter"] = trainer.metrics.state(processes)
+            state["meter"], state["threads"] = trainer.metrics.state(processes), torch.get_num_threads()
             if not config.microbatch:
                 state["microbatch"] = [trainer.microbatch, memory_settings(config, processes, trainer.device)]
             self.checkpoints.save(images, trainer.tensors, state, before)
-
-    def _log_line(self, row: Row, images: int) -> None:
-        self.speed.loss = row["loss"]  # type: ignore[assignment]
-        if self.log is not None and self.speed.quiet_for(60):
-            total = self.trainer.config.steps * self.trainer.config.batch
-            minutes = (total - images) / self.speed.images_per_second / 60
-            self.log(f"{self.title}: {images:,} of {total:,}, {self.speed.line}, {minutes:.0f} min left")

@@ -57,13 +57,14 @@ class Speed:
         self.best = matrix_rate(device, precision) * processes.size if operations else 0.0
         self.loss: float | None = None  # for the progress bar; None before the first row
         self._images, self._paused = 0, 0.0
+        self._pause: float | None = None  # when the present pause started
         self._window = (0, 0.0)  # images and seconds at its start
         self._rate = 0.0  # of the window before
         self.start()
 
     def start(self) -> None:
         """Start the clock, before the first step."""
-        self._start = self._logged = time.perf_counter()
+        self._start = time.perf_counter()
 
     def add(self, images: int) -> None:
         """Count the images of a step."""
@@ -76,14 +77,16 @@ class Speed:
     def paused(self) -> Iterator[None]:
         """Exclude the time of this context."""
         _synchronize(self.device)  # steps that are still queued are training
-        start = time.perf_counter()
+        self._pause = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - start
+        self._paused += time.perf_counter() - self._pause
+        self._pause = None
 
     @property
     def seconds(self) -> float:
         """Of training, in this session."""
-        return max(time.perf_counter() - self._start - self._paused, 1e-9)
+        now = self._pause or time.perf_counter()  # the progress line is also printed in a pause
+        return max(now - self._start - self._paused, 1e-9)
 
     @property
     def images_per_second(self) -> float:
@@ -96,8 +99,7 @@ class Speed:
         """MFU: 6 operations a multiply-accumulate and image, relative to the matrix product rate."""
         return self.images_per_second * self.operations / self.best if self.best else 0.0
 
-    @property
-    def line(self) -> str:
+    def __str__(self) -> str:
         """For the progress bar."""
         used = f", {self.utilisation:.0%} MFU" if self.best else ""
         loss = f", loss {self.loss:.4f}" if self.loss is not None else ""
@@ -114,10 +116,3 @@ class Speed:
 
     def _next_window(self) -> None:
         self._rate, self._window = self.images_per_second, (self._images, self.seconds)
-
-    def quiet_for(self, seconds: float) -> bool:
-        """Whether that long passed since this was last true."""
-        if time.perf_counter() - self._logged < seconds:
-            return False
-        self._logged = time.perf_counter()
-        return True

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -42,7 +43,35 @@ def test_the_program_has_help_and_a_version(ditlab):
     assert all(f"ditlab {command} " in ended.out for command in COMMANDS)
     assert ditlab().code == 2
     assert ditlab().out == ended.out
-    assert ditlab("--version").out.startswith("ditlab 0.")
+    assert ditlab("help").out == ended.out
+    for words in ("--version", "version"):
+        assert ditlab(words).out.startswith("ditlab 0.")
+    assert ditlab("help", "sample").out == ditlab("sample", "--help").out
+    assert "--model.depth" in ditlab("help", "train", "digits").out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_shows_a_default_of_none(command: str, ditlab):
+    recipe = ["fashion-plane"] if command in ("train", "autoencoder", "encode") else []
+    assert "None" not in ditlab(command, *recipe, "--help").out
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_help_of_a_model_shows_the_models_own_defaults(command: str, run: Path, ditlab):
+    record = json.loads((run / "model.json").read_text())
+    record["sample"] |= {
+        "sampler": "dpm-solver",
+        "steps": 1234,
+        "guidance": {**record["sample"]["guidance"], "scale": 5.75},
+    }
+    (run / "model.json").write_text(json.dumps(record))
+    for model in (run, run / "model.safetensors"):
+        out = ditlab(command, model, "--help").out
+        for default in ("dpm-solver)", "1234)", "5.75)"):
+            assert f"(default: {default}" in re.sub(r"[\s│]+", " ", out)
+    assert "(default: of the model)" in re.sub(r"[\s│]+", " ", ditlab(command, "--help").out)
+    (run / "model.json").write_text("{")
+    assert ditlab(command, run, "--help").code == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,8 +93,22 @@ def test_every_recipe_lists_its_fields_with_their_values(name: str, ditlab):
         (["autoencoder", "fasion"], ["did you mean 'fashion'?"]),
         (["train", "digits", "--model.dept", "3"], ["unknown flag --model.dept", "did you mean '--model.depth'?"]),
         (["train", "digits", "--trian.images=3"], ["unknown flag --trian.images", "'--train.images'"]),
-        (["train", "digits", "--seed", "three"], ["--seed", "'three'"]),
-        (["train", "digits", "--seed", "1.5"], ["--seed", "'1.5'"]),
+        (["help", "trian"], ["unknown command 'trian'", "did you mean 'train'?"]),
+        (["versoin"], ["did you mean 'version'?"]),
+        (["train", "digits", "--seed", "three"], ["--seed 'three' is not a whole number"]),
+        (["train", "digits", "--seed", "1.5"], ["--seed '1.5' is not a whole number;"]),
+        (["train", "digits", "--seed="], ["--seed '' is not a whole number"]),
+        (["train", "digits", "--train.images", "1e5"], ["'1e5' is not a whole number; use 100000"]),
+        (["train", "digits", "--data.size", "8", "big"], ["--data.size 'big' is not a whole number"]),
+        (["train", "digits", "--data.flip=true"], ["takes no value ('true' given); use --data.flip or --data.no-flip"]),
+        (["train", "digits", "--data.flip", "no"], ["takes no value ('no' given); use --data.flip or --data.no-flip"]),
+        (["train", "digits", "--name", "../x"], ["--name '../x'", "--out"]),
+        (["train", "digits", "--device", "gpu"], ["--device 'gpu'", "cpu, cuda, cuda:1, mps"]),
+        (["train", "digits", "--train.threads", "-1"], ["--train.threads -1"]),
+        (["train", "digits", "--train.images", "-1"], ["--train.images -1"]),
+        (["train", "digits", "--model", "unett"], ["unknown model 'unett'", "did you mean 'unet'?"]),
+        (["train", "digits", "-s", "3"], ["unknown flag -s; did you mean '--seed'?"]),
+        (["train", "nowhere.py"], ["no recipe at nowhere.py"]),
         (["train", "digits", "--seed"], ["missing value of --seed"]),
         (["train", "digits", "--seed", "-3"], ["--seed -3", "0 or more"]),
         (["train", "digits", "--train.lr", "fast"], ["--train.lr", "'fast'"]),
@@ -78,7 +121,7 @@ def test_every_recipe_lists_its_fields_with_their_values(name: str, ditlab):
         (["train", "digits", "--model.heads", "5"], ["64", "5 heads"]),
         (["train", "digits", "--train.precision", "fp8"], ["'fp8'", "bf16"]),
         (["train", "digits", "stray"], ["stray"]),
-        (["train", "digits", "-x"], ["-x"]),
+        (["train", "digits", "-x"], ["unknown flag -x"]),
         (["train", "digits", "--data.split", "tset"], ["tset", "test"]),
         (["train", "digits", "--data.source", "digit"], ["'digit'", "digits"]),
         (["train", "digits", "--data.size", "9"], ["9x9", "nearest sizes for 9: 8 or 10", "--data.size"]),
@@ -94,18 +137,38 @@ def test_every_recipe_lists_its_fields_with_their_values(name: str, ditlab):
         ),
         (["train", "folder"], ["--data.path"]),
         (["train", "folder", "--data.path", "nowhere"], ["nowhere"]),
-        (["train", "cifar10", "--data.path", "nowhere.tar"], ["nowhere.tar"]),
-        (["train", "imagenet256"], ["--data.path"]),
+        (
+            ["train", "cifar10", "--data.path", "nowhere.tar"],
+            ["nowhere.tar", "huggingface.co/datasets/uoft-cs/cifar10"],
+        ),
+        (["train", "cifar10"], ["--data.path", "huggingface.co/datasets/uoft-cs/cifar10", "train/CLASS/*.png"]),
+        (["train", "imagenet256"], ["--data.path", "image-net.org", "train/n01440764/*.JPEG"]),
+        (["encode", "imagenet512", "--data.path", "nowhere"], ["nowhere", "image-net.org", "train/n01440764/*.JPEG"]),
+        (["study", "scaling", "--recipe", "cifar10"], ["--path", "huggingface.co/datasets/uoft-cs/cifar10"]),
+        (["study", "scalng"], ["unknown study 'scalng'; did you mean 'scaling'?"]),
+        (["study", "scaling", "--recipe", "digist"], ["did you mean 'digits'?"]),
         (["sample"], ["RUN"]),
         (["sample", "nowhere"], ["no model in nowhere"]),
         (["sample", "nowhere.safetensors"], ["no model in nowhere.safetensors"]),
+        (["sample", "fashon"], ["no model in fashon", "did you mean 'fashion'?"]),
+        (["sample", "fashion", "--guidance", "high"], ["--guidance 'high' is not a number;"]),
+        (["sample", "fashion", "--steps", "2.5"], ["--steps '2.5' is not a whole number;"]),
+        (["sample", "fashion", "--precision", "fp8"], ["did you mean 'fp32'?"]),
+        (["sample", "fashion", "--device", "xpu"], ["--device 'xpu'"]),
+        (["evaluate", "fashion", "--reference", "trian"], ["did you mean 'train'?"]),
+        (["evaluate", "fashion", "--network", "inceptoin"], ["did you mean 'inception'?"]),
+        (["play", "nowhere"], ["no model in nowhere"]),
+        (["play", "--port", "abc"], ["--port 'abc' is not a whole number;"]),
+        (["play", "--prot", "80"], ["did you mean '--port'?"]),
+        (["export", "fashion", "out", "--to", "diffuser"], ["did you mean 'diffusers'?"]),
+        (["completion", "fish"], ["'fish'", "bash, zsh"]),
         (["sample", "nowhere", "--sed", "3"], ["unknown flag --sed", "'--seed'"]),
         (["inspect", "nowhere"], ["'nowhere'"]),
         (["inspect", "DiT-XXL/2"], ["'DiT-XXL/2'", "DiT-XL/2"]),
         (["inspect", "DiT-S/2", "--image", "100"], ["100", "96 or 104"]),
         (["inspect", "DiT-S/8", "--image", "232"], ["29", "24 or 32"]),
         (["inspect", "DiT-S/2", "--block", "adaln-zro"], ["'adaln-zro'", "adaln-zero"]),
-        (["import", "nowhere.pt", "out"], ["nowhere.pt"]),
+        (["import", "nowhere.pt", "out"], ["nowhere.pt", "dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt"]),
         (["demo", "--ouch", "x"], ["unknown flag --ouch", "'--out'"]),
     ],
 )
@@ -233,6 +296,16 @@ def test_a_damaged_checkpoint_is_logged_and_the_run_ends_as_before(run: Path, ti
     assert after["checkpoints/000000000640/__0_0.distcp"] == before["checkpoints/000000000640/__0_0.distcp"]
 
 
+def test_a_folder_of_images_in_place_of_a_recipe_is_answered_with_the_command(pictures, elsewhere: Path, refused):
+    pictures(elsewhere / "photos", ("cat",), 1)
+    refused(["train", "photos"], "no recipe at photos", "ditlab train folder --data.path photos")
+
+
+def test_a_mistyped_run_is_answered_with_the_nearest_one(run: Path, refused, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run.parent.parent)
+    refused(["sample", f"{run.parent.name}/rum"], f"did you mean '{run.parent.name}/run'?")
+
+
 def test_an_empty_folder_and_one_of_broken_images_are_one_line(tmp_path: Path, refused):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -314,6 +387,54 @@ def test_ctrl_c_is_130_and_one_line_whatever_the_command(monkeypatch: pytest.Mon
         signal.signal(signal.SIGINT, before)
 
 
+SLEEPING = """
+import sys, time
+from ditlab.cli import main
+
+def sleep(words):
+    print("ready", flush=True)
+    time.sleep(60)
+
+main.COMMANDS[sys.argv[1]] = sleep
+main.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "more"), [("sample", ""), ("encode", "; the same command resumes from the last checkpoint")]
+)
+def test_sigterm_ends_a_command_with_one_line(command: str, more: str):
+    started = subprocess.Popen(
+        [sys.executable, "-c", SLEEPING, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    started.terminate()
+    _, err = started.communicate(timeout=5)
+    assert (started.returncode, err) == (143, f"ditlab: stopped{more}\n")
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash proposes for the last word."""
+    line = f'source "$1"; COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _shtab_ditlab; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", line, "bash", script], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_recipes_flags_and_files(elsewhere: Path, ditlab):
+    script = elsewhere / "script"
+    script.write_text(ditlab("completion", "bash").out)
+    assert set(complete(str(script), "ditlab", "''")) == {*COMMANDS}
+    assert complete(str(script), "ditlab", "sam") == ["sample"]
+    assert complete(str(script), "ditlab", "train", "fas") == ["fashion", "fashion-plane"]
+    assert complete(str(script), "ditlab", "train", "digits", "--model.dep") == ["--model.depth"]
+    assert complete(str(script), "ditlab", "sample", "runs/x", "--seed", "3", "--cou") == ["--count"]
+    assert complete(str(script), "ditlab", "sample", "scr") == ["script"]
+    assert ditlab("completion", "zsh").out.startswith("#compdef ditlab")
+
+
 def test_on_a_terminal_the_line_has_no_boxes_and_no_colours(tmp_path: Path):
     terminal, end = pty.openpty()
     command = [sys.executable, "-m", "ditlab", "sample", "run", "--seed", "three"]
@@ -331,7 +452,7 @@ def test_on_a_terminal_the_line_has_no_boxes_and_no_colours(tmp_path: Path):
             output += part
     os.close(terminal)
     assert child.wait() == 2
-    line = "ditlab: --seed must be INT (invalid literal for int() with base 10: 'three'); see `ditlab sample --help`"
+    line = "ditlab: --seed 'three' is not a whole number; see `ditlab sample --help`"
     assert output.decode().replace("\r\n", "\n") == line + "\n"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ditlab.cli import demo_run
@@ -101,7 +102,7 @@ def test_the_demo_measures_the_machine_and_ends_with_pictures_and_scores(
     quick = replace(recipe, sample=replace(recipe.sample, steps=3))
     monkeypatch.setattr(demo_run, "find_recipe", lambda name: (quick, file) if name == "digits" else find_recipe(name))
     lines: list[str] = []
-    rows = run_demo(tmp_path / "demo", lines.append, images=1280, count=100)
+    rows = run_demo(tmp_path / "demo", lines.append, torch.device("cpu"), images=1280, count=100)
     assert len(rows) == 3
     assert all(0 <= share <= 1 for row in rows.values() for share in (row.right, row.precision, row.recall))
     assert any("training on 1,280 images (the recipe's full length)" in line for line in lines)

@@ -39,7 +39,7 @@ def test_every_hint_names_a_flag_that_exists_and_some_command_gives_it(flag: str
         (["train", "digits", "--lr", "1e-3"], "use --train.lr;"),
         (["train", "digits", "--batch-size=64"], "use --train.batch;"),
         (["train", "digits", "--epochs", "3"], "use --train.images (images in total"),
-        (["train", "digits", "--device", "cpu"], "CUDA_VISIBLE_DEVICES"),
+        (["train", "digits", "--gpu", "1"], "use --device;"),
         (["train", "digits", "--cfg-scale", "2"], "use --sample.guidance.scale;"),
         (["train", "digits", "--output_dir", "x"], "use --out;"),
         (["train", "digits", "--num-gpus", "8"], "torchrun"),

@@ -19,6 +19,7 @@ from ditlab.pipelines import grid, write_png
 from ditlab.runtime.distributed import ALONE
 from ditlab.train import Callback, Event, Task, TrainConfig, read_metrics, train
 from ditlab.train.meter import MetricAverager
+from ditlab.train.stop import PictureTimes
 from ditlab.train.trainer import MOST_SKIPPED
 
 CPU = torch.device("cpu")
@@ -331,3 +332,76 @@ def test_a_run_does_not_resume_with_other_images(tmp_path: Path):
     with pytest.raises(UserError, match="trained on other images"):
         run(other, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def train_with(first_picture: float, folder: Path, config: TrainConfig = CONFIG) -> list[str]:
+    """The pictures of a run, in order of drawing."""
+    drawn: list[str] = []
+
+    class Pictures(Files):
+        def on_samples(self, event: Event) -> dict[str, object]:
+            drawn.append(event.picture.name)
+            assert event.preview == drawn[-1].startswith("preview-")
+            return super().on_samples(event)
+
+    train(
+        Line(), config, seed=3, flip=True, folder=folder, device=CPU, log=print, title="line", callbacks=[Pictures()],
+        first_picture=first_picture,
+    )  # fmt: skip
+    return drawn
+
+
+def test_previews_are_drawn_by_time_and_change_nothing_else(tmp_path: Path, metrics):
+    assert train_with(60.0, tmp_path / "none") == ["000000000096.png", "000000000192.png"]
+    previews = train_with(0.0, tmp_path / "previews")
+    assert previews[0] == "preview-000000000016.png"
+    assert [name for name in previews if not name.startswith("preview-")] == ["000000000096.png", "000000000192.png"]
+    assert len(previews) < 12  # each at twice the time of the last
+    assert metrics(tmp_path / "none") == metrics(tmp_path / "previews")
+    none, some = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("none", "previews"))
+    assert all(torch.equal(none[name], some[name]) for name in none)
+
+
+def test_a_preview_is_due_at_twice_the_time_of_the_last_picture():
+    times = PictureTimes(60)
+    due = [second for second in range(1, 1000) if times.due(second)]
+    assert due == [60, 120, 240, 480, 960]
+    times = PictureTimes(60)
+    times.drawn(50)  # by the number of images
+    assert [second for second in range(51, 300) if times.due(second)] == [100, 200]
+    times = PictureTimes(60)
+    times.drawn(10)
+    assert not times.due(59)
+    assert times.due(60)
+
+
+def test_a_resumed_run_takes_the_number_of_threads_of_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ditlab.train.timing.ALL", 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run(Line(), tmp_path)
+        torch.set_num_threads(1)
+        run(Line(), tmp_path, replace(CONFIG, images=16 * 15))
+        assert torch.get_num_threads() == 2
+        states = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("checkpoints/*/state.json"))]
+        assert [state["threads"] for state in states] == [2, 2]
+        run(Line(), tmp_path, replace(CONFIG, images=16 * 18, threads=1))
+        assert torch.get_num_threads() == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")  # read by PyTorch at its start
+        torch.set_num_threads(3)
+        run(Line(), tmp_path, replace(CONFIG, images=16 * 21))
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.setattr("ditlab.train.timing.ALL", 2)  # a smaller machine
+        torch.set_num_threads(2)
+        run(Line(), tmp_path, replace(CONFIG, images=16 * 24))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_length_that_was_not_chosen_is_refused_before_anything_is_written(tmp_path: Path, refuses):
+    refuses(lambda: run(Line(), tmp_path / "run", replace(CONFIG, images=0)), "--train.images 0")
+    assert not (tmp_path / "run").exists()

@@ -157,3 +157,29 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(tmp_path: Path
     assert ended.returncode == 2
     assert ended.stderr.count("a batch of 32 does not divide among 3 processes; nearest: 30 or 33") == 3
     assert not (tmp_path / "refused").exists()
+
+
+SIGNALS = """
+import sys
+from ditlab.runtime.distributed import join, leave
+from ditlab.train.stop import StopSignal
+
+processes = join()
+stop, seen = StopSignal(processes), []
+for step in range(6):
+    if step == 3 and processes.rank == 1:
+        stop._receive()
+    stop.poll(picture=step == 1 and processes.rank == 0)
+    seen.append((stop.picture, stop.requested))
+stop.close()
+for picture, requested in seen:
+    print(processes.rank, int(picture), int(requested))
+leave()
+"""
+
+
+def test_all_processes_learn_of_sigterm_and_of_a_preview_at_the_same_step():
+    ended = together(2, script=SIGNALS)
+    assert ended.returncode == 0, ended
+    expected = ["0 0", "0 0", "1 0", "0 0", "0 1", "0 1"]
+    assert ended.stdout.splitlines() == [f"{rank} {line}" for rank in (0, 1) for line in expected]

@@ -36,12 +36,13 @@ def test_images_a_second_are_of_training_alone(clock: Clock, monkeypatch: pytest
         speed.add(100)
         with speed.paused():
             clock.now += 30  # a picture
+            assert speed.images_per_second == pytest.approx(200)  # as the progress line says meanwhile
     assert speed.images_per_second == pytest.approx(200)
     # 200 images/s of 6e6 operations each, of two processes' 5e9 a second
     assert speed.utilisation == pytest.approx(200 * 6e6 / 1e10)
     speed.loss = 0.25
-    assert speed.line.startswith("200 images/s, 12% MFU, ")
-    assert speed.line.endswith("GiB, loss 0.2500")
+    assert str(speed).startswith("200 images/s, 12% MFU, ")
+    assert str(speed).endswith("GiB, loss 0.2500")
     row = speed.row()
     assert (row["images_per_second"], row["seconds"], row["mfu"]) == (200, 2.0, 0.12)
 
@@ -50,7 +51,7 @@ def test_a_network_that_is_not_counted_has_no_utilisation(clock: Clock) -> None:
     speed = Speed("fp32", 0.0, torch.device("cpu"), ALONE)
     clock.now += 1
     speed.add(3)
-    assert "MFU" not in speed.line
+    assert "MFU" not in str(speed)
     assert "mfu" not in speed.row()
 
 

@@ -49,7 +49,7 @@ def test_images_beyond_the_last_whole_batch_are_not_trained_on():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"images": 0}, "--train.images 0"),
+        ({"images": -1}, "--train.images -1"),
         ({"batch": -1}, "--train.batch -1"),
         ({"log": 0}, "--train.log 0"),
         ({"checkpoint": 0}, "--train.checkpoint 0"),
