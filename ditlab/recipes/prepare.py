@@ -186,7 +186,9 @@ def train_and_report(
         first_picture=first_picture,
     )  # fmt: skip
     command = f"ditlab {command} {context.out}"
-    report = context.processes.broadcast_from_main(lambda: write_report(context.out, heading, command, facts))
+    report = context.processes.broadcast_from_main(
+        lambda: write_report(context.out, heading, command, facts, context.device)
+    )
     context.log(f"{what}: {context.out}, report: {report}")
 
 

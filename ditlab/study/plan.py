@@ -46,7 +46,7 @@ class Plan:
                 raise UserError(f"--{name} {getattr(self, name)} must be 1 or more, or 0 for the study's default")
         if self.recipe.data.source in ("folder", "archive", "parquet") and not self.recipe.data.path:
             where = DATA.get(self.recipe.name, DATA["folder"])
-            raise UserError(f"recipe {self.recipe.name!r} needs the path of its images, --path; {where}")
+            raise UserError(f"recipe {self.recipe.name!r} needs the path of its images; give --path; {where}")
         for run in self.runs:
             run.recipe.check()
 

@@ -62,6 +62,7 @@ def run_study(
     Raises UserError if a result has other settings, or if trainings failed; measured results stay.
     """
     plan.check()
+    select_device(device)  # raises for one that is absent
     if jobs < 0:
         raise UserError(f"--jobs {jobs} must be 1 or more, or 0 for one per GPU or core")
     with files.locked(out, "the study"):

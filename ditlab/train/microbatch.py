@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from ditlab.train.config import TrainConfig
 from ditlab.train.task import Task
 
 STATE = 16  # bytes a parameter of gradient, two moments and average
+MEMINFO = Path("/proc/meminfo")
 MARGIN = 0.8  # share of the free memory for activations
 PROBES = (2, 4)  # images of the probes
 
@@ -26,7 +28,9 @@ def free_memory(device: torch.device, processes: Processes) -> float:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if not MEMINFO.exists():  # macOS
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes.size
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024 / processes.size
 
 

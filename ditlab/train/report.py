@@ -13,8 +13,11 @@ from ditlab.runtime.console import markdown_table
 from ditlab.train.meter import read_metrics
 
 
-def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) -> Path:
-    """Write ``report.md`` and ``loss.png`` from the run's metrics and samples; ``facts`` are lines of the table."""
+def write_report(folder: Path, title: str, command: str, facts: dict[str, str], device: torch.device) -> Path:
+    """Write ``report.md`` and ``loss.png`` from the run's metrics and samples; ``facts`` are lines of the table.
+
+    ``device`` is the one that the run was trained on.
+    """
     rows = read_metrics(folder)
     losses = [row for row in rows if row.get("loss") is not None]
     facts = dict(facts)
@@ -22,8 +25,8 @@ def write_report(folder: Path, title: str, command: str, facts: dict[str, str]) 
         last = losses[-1]
         speed = sorted(row["images_per_second"] for row in losses)[len(losses) // 2]
         recent = [row["loss"] for row in losses[-10:]]
-        gpu = torch.cuda.is_available()
-        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+        machine = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else machine
         facts["images trained on"] = f"{last['images']:,}"
         facts[f"loss, last {len(recent)} rows"] = f"{sum(recent) / len(recent):.4f}"
         facts["images/s, median"] = f"{speed:,.0f} on {machine}"

@@ -161,6 +161,19 @@ def test_every_recipe_lists_its_fields_with_their_values(name: str, ditlab):
         (["play", "--port", "abc"], ["--port 'abc' is not a whole number;"]),
         (["play", "--prot", "80"], ["did you mean '--port'?"]),
         (["export", "fashion", "out", "--to", "diffuser"], ["did you mean 'diffusers'?"]),
+        *(
+            ([*command.split(), "--device", "cuda:77"], ["--device cuda:77 is not available here; found: cpu"])
+            for command in (
+                "train digits",
+                "encode fashion",
+                "autoencoder fashion-plane",
+                "sample fashion",
+                "evaluate fashion",
+                "study scaling",
+                "play",
+                "demo",
+            )
+        ),
         (["completion", "fish"], ["'fish'", "bash, zsh"]),
         (["sample", "nowhere", "--sed", "3"], ["unknown flag --sed", "'--seed'"]),
         (["inspect", "nowhere"], ["'nowhere'"]),

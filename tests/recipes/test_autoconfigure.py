@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,3 +134,17 @@ def test_the_time_of_a_step_is_measured_and_training_is_not_changed_by_it(
         assert timed_files["model.safetensors"] == given_files["model.safetensors"]
     finally:
         torch.set_num_threads(before)
+
+
+def test_encode_says_which_autoencoder_it_trains_and_for_how_long_before_it_does(
+    tmp_path: Path, kl_recipe: Path, ditlab: Callable
+):
+    flags = ["--autoencoder-train.images", 64, "--data.limit", 64, "--out", tmp_path / "run"]
+    ended = ditlab("encode", kl_recipe, *flags)
+    assert (ended.code, ended.err) == (0, "")
+    lines = [line for line in ended.out.splitlines() if not line.startswith(("CPU threads", "digits: "))]
+    assert re.fullmatch(r"autoencoder to train: 1x8x8 to 2x4x4, [\d,]+ parameters, 2 steps of 32 images", lines[0])
+    assert re.fullmatch(r"estimated time: \d+ s for 64 images at .* images/s; first picture after .*", lines[1])
+    assert [line.split(":")[0] for line in lines[2:]] == ["autoencoder", "latents", "latents"]
+    again = ditlab("encode", kl_recipe, *flags)
+    assert "to train" not in again.out

@@ -11,7 +11,7 @@ import torch
 
 from ditlab.runtime.distributed import ALONE, Processes
 from ditlab.train import TrainConfig, train
-from ditlab.train.microbatch import memory_settings, stored_microbatch
+from ditlab.train.microbatch import free_memory, memory_settings, stored_microbatch
 
 CPU = torch.device("cpu")
 FREE = TrainConfig(images=64, batch=16, log=16, checkpoint=64, samples=64, precision="fp32")
@@ -38,3 +38,10 @@ def test_the_choice_is_kept_in_the_run_and_not_made_again(tmp_path: Path, make_t
     assert json.loads(path.read_text())["microbatch"][0] == 4
     monkeypatch.setattr("ditlab.train.trainer.largest_microbatch", lambda *_: pytest.fail("probed again"))
     run(64)
+
+
+def test_free_memory_of_a_system_without_meminfo_is_all_of_it(monkeypatch: pytest.MonkeyPatch):
+    linux = free_memory(torch.device("cpu"), ALONE)
+    monkeypatch.setattr("ditlab.train.microbatch.MEMINFO", Path("nowhere"))
+    whole = free_memory(torch.device("cpu"), ALONE)
+    assert linux < whole < 1000 * linux
