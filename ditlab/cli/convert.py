@@ -14,24 +14,35 @@ from ditlab.runtime.console import log
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Convert a checkpoint in the layout of the public DiT code to a ditlab model."""
+    """Convert a checkpoint of DiT, SiT, REPA, LightningDiT or diffusers to a ditlab model."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A .safetensors or .pt file; of a .pt only tensors are loaded, no code runs."""
+    """A .safetensors or .pt file (of a .pt only tensors are loaded, no code runs), a folder of a diffusers DiTPipeline or of its
+    transformer, or a hub id."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder for the new model."""
-    vae: str = "stabilityai/sd-vae-ft-ema"
-    """The VAE that its latents come from: a folder or a hub id."""
+    vae: str = ""
+    """The VAE that its latents come from: a folder or a hub id, or `pixels` for a network of pixels. Empty: the pipeline's
+    own, else stabilityai/sd-vae-ft-ema."""
+    heads: int = 0
+    """Attention heads. 0: from the settings in the checkpoint, else a guess, which is printed."""
+    classes: int = 0
+    """Classes, without the null class. 0: from the settings in the checkpoint, else from the label table's rows."""
+    process: Literal["auto", "dit", "sit", "repa"] = "auto"
+    """What it was trained for. dit: 1000 steps of linear beta, epsilon. sit: rectified flow with data at t = 1, as SiT and
+    LightningDiT. repa: with data at t = 0. auto: from the checkpoint."""
     force: bool = False
     """Overwrite an existing model."""
 
 
 def import_(arguments: list[str]) -> None:
-    """Convert a public DiT checkpoint to a ditlab model."""
+    """Convert a checkpoint of other code to a ditlab model."""
     options = parse(ImportOptions, arguments, "import")
-    from ditlab.interop import official
+    from ditlab.interop.importing import import_model
+    from ditlab.interop.settings import Choices
 
-    folder = official.import_checkpoint(Path(options.checkpoint), Path(options.out), options.vae, options.force)
+    choices = Choices(options.heads, options.classes, options.process)
+    folder = import_model(options.checkpoint, Path(options.out), options.vae, choices, force=options.force, log=log)
     log(f"model: {folder}")
 
 

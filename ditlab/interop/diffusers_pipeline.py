@@ -13,11 +13,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -26,12 +26,16 @@ from torch.nn import functional as F
 from ditlab.encoders import DiffusersAutoencoder
 from ditlab.errors import UserError
 from ditlab.interop import official
+from ditlab.interop.assemble import assemble, load_vae
+from ditlab.interop.checkpoint import Weights, folder_weights
+from ditlab.interop.settings import Choices
 from ditlab.models import Network
 from ditlab.models.layout import sincos_positions
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
 
-INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model.safetensors"
+INDEX, CONFIG, WEIGHTS = "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"
+TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")  # today's class of DiT, and that of older versions
 NULL = 1000  # the pipeline's label of the null class
 STEPS = (1000, 500, 250, 125, 50, 25, 10, 5)  # numbers of timesteps that refit tries to reproduce
 TOLERANCE = 2e-5  # of a refitted embedding, relative to its largest entry
@@ -100,29 +104,58 @@ def read(folder: Path) -> Pipeline:
 
     UserError: the pipeline is missing, or has features that ditlab does not support.
     """
-    index = _record(folder / INDEX)
+    index = record(folder / INDEX)
     if index.get("_class_name") != "DiTPipeline":
         raise UserError(f"{folder} holds a {index.get('_class_name')}; ditlab reads a DiTPipeline, and folders of VAEs")
-    scheduler = _record(folder / "scheduler" / "scheduler_config.json")
+    scheduler = record(folder / "scheduler" / "scheduler_config.json")
     for name, value in SCHEDULER.items():
         if scheduler.get(name, value) != value:
             raise UserError(f"{folder} has a scheduler with {name} {scheduler[name]}; ditlab's linear-beta has {value}")
-    config, path = _record(folder / "transformer" / "config.json"), folder / "transformer" / WEIGHTS
-    try:
-        tensors = _public(safetensors.torch.load(path.read_bytes()), int(config["num_layers"]))
-        heads, side, patch = (int(config[name]) for name in ("num_attention_heads", "sample_size", "patch_size"))
-        width = heads * int(config["attention_head_dim"])
-    except (OSError, KeyError, TypeError, ValueError, IndexError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not the transformer that {INDEX} speaks of ({error})") from error
-    tensors[official.POSITIONS] = sincos_positions(width, (side // patch, side // patch))[None]
     names = index.get("id2label") or {}
     known = [names.get(str(label)) for label in range(len(names))]
-    if known and None not in known and len(known) < len(tensors[TABLE]):  # the other rows are of unnamed labels
-        tensors[TABLE] = torch.cat([tensors[TABLE][: len(known)], tensors[TABLE][-1:]])
+    found = read_transformer(folder / "transformer", len(known) if None not in known else 0)
+    labels = [str(name) for name in known] if len(known) == found.network.spec.classes else []
+    return assemble(found, load_vae(found.network, str(folder), "vae"), labels, SampleConfig("ddim", 50), folder.name)
+
+
+def read_transformer(folder: Path, named: int = 0) -> official.Imported:
+    """The network in a folder of a DiTTransformer2DModel: one file of weights, shards, or a variant such as fp16.
+
+    Of ``named`` classes with names the rows of the others are dropped. UserError: it is another network, or its files do
+    not fit together.
+    """
+    config = record(folder / CONFIG)
+    check_transformer(config, folder)
+    weights = folder_weights(folder)
+    theirs = weights.tensors
+    try:
+        depth, heads, side, patch = (
+            int(config[name]) for name in ("num_layers", "num_attention_heads", "sample_size", "patch_size")
+        )
+        width = heads * int(config["attention_head_dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} does not describe a transformer ({error})") from error
+    blocks = {match[1] for name in theirs if (match := re.match(r"transformer_blocks\.(\d+)\.", name))}
+    if len(blocks) != depth:
+        raise UserError(f"{folder / CONFIG} says {depth} layers (num_layers), its weights have {len(blocks)}")
+    missing = [name for name in _all_names(depth) if name not in theirs]
+    if missing:
+        raise UserError(f"the weights in {folder} lack the tensor {missing[0]!r}")
+    tensors = _public(theirs, depth, folder)
+    tensors[official.POSITIONS] = sincos_positions(width, (side // patch, side // patch))[None]
+    if named and named < len(tensors[TABLE]):  # the other rows are of unnamed labels
+        tensors[TABLE] = torch.cat([tensors[TABLE][:named], tensors[TABLE][-1:]])
     refit(tensors, ours=True)
-    network = official.network(tensors, path, heads)
-    labels = [str(name) for name in known] if len(known) == network.spec.classes else []
-    return official.assemble(network, str(folder), "vae", labels, SampleConfig("ddim", 50), folder.name)
+    settings = {"num_heads": heads, "num_classes": len(tensors[TABLE]) - 1}
+    return official.imported(Weights(tensors, settings), folder, Choices(process="dit"))
+
+
+def check_transformer(config: dict[str, Any], folder: Path) -> None:
+    """Raise UserError, which names the network, for the config of another one than diffusers' DiT."""
+    name, norm = config.get("_class_name"), config.get("norm_type", "ada_norm_zero")
+    if name not in TRANSFORMERS or norm != "ada_norm_zero":
+        about = f", with norm_type {norm}" if norm != "ada_norm_zero" else ""
+        raise UserError(f"{folder} holds a {name}{about}; of diffusers' networks ditlab reads DiTTransformer2DModel")
 
 
 def refit(tensors: dict[str, Tensor], ours: bool) -> int:
@@ -235,18 +268,26 @@ def _theirs(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     return {name: tensor.float().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
-def _public(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """From tensors of the pipeline to those of the public layout. ValueError: its blocks have different embeddings."""
+def _all_names(depth: int) -> list[str]:
+    return [theirs for _, theirs in _names(depth)] + [name for _, names in _qkv(depth) for name in names]
+
+
+def _public(theirs: dict[str, Tensor], depth: int, folder: Path) -> dict[str, Tensor]:
+    """From tensors of the pipeline to those of the public layout. UserError: its blocks have different embeddings."""
     tensors: dict[str, Tensor] = {}
     for public, name in _names(depth):
         if not torch.equal(theirs[name], tensors.setdefault(public, theirs[name])):
-            raise ValueError(f"{name} is not that of the first block")
+            raise UserError(
+                f"{folder} has a timestep and label embedding of its own in each block ({name} differs from the first "
+                "block's), as after training with diffusers; ditlab's blocks share one"
+            )
     for public, names in _qkv(depth):
         tensors[public] = torch.cat([theirs[name] for name in names])
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _record(path: Path) -> dict[str, Any]:
+def record(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of a pipeline; UserError if it is missing or no object."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:

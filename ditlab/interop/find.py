@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ditlab.errors import UserError
 from ditlab.interop import diffusers_pipeline, hub
 from ditlab.pipelines import Pipeline
+from ditlab.pipelines.model_file import RECORD
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FOREIGN = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # files that ``ditlab import`` reads
 
 
 def find_model(name: str | Path) -> Pipeline:
@@ -17,10 +20,29 @@ def find_model(name: str | Path) -> Pipeline:
     Or from the hub by its id, ``user/name``, unless a folder ``user`` exists or user is ``runs``.
     UserError: the model is missing or cannot be read.
     """
-    folder = Path(name)
+    folder = _downloaded(name)
     if (folder / diffusers_pipeline.INDEX).is_file():
         return diffusers_pipeline.read(folder)
-    local = folder.exists() or folder.parent.exists() or folder.parts[:1] == ("runs",)  # or a mistyped run
-    if HUB_ID.fullmatch(str(name)) and not local:
-        return find_model(hub.download(str(name)))
-    return Pipeline.load(name)
+    if folder.is_file() and folder.suffix in FOREIGN and not (folder.parent / RECORD).is_file():
+        raise UserError(f"{folder} is a checkpoint of other code; convert it first: ditlab import {folder} MODEL")
+    if (folder / diffusers_pipeline.CONFIG).is_file() and not (folder / RECORD).is_file():
+        diffusers_pipeline.check_transformer(diffusers_pipeline.record(folder / diffusers_pipeline.CONFIG), folder)
+        raise UserError(
+            f"{folder} is the transformer of a DiTPipeline without its VAE; convert it first: ditlab import {folder} MODEL"
+        )
+    return Pipeline.load(folder)
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of other code's model, downloaded where ``name`` is a hub id. UserError: there is none."""
+    folder = _downloaded(name)
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint at {name}")
+    return folder
+
+
+def _downloaded(name: str | Path) -> Path:
+    folder = Path(name)
+    # Or a mistyped run or file.
+    local = folder.exists() or folder.parent.exists() or folder.parts[:1] == ("runs",) or folder.suffix in FOREIGN
+    return hub.download(str(name)) if HUB_ID.fullmatch(str(name)) and not local else folder

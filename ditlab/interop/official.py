@@ -1,29 +1,30 @@
-"""Read and write checkpoints in the public DiT layout.
+"""Read and write checkpoints in the public DiT layout; read those of SiT, REPA and LightningDiT.
 
-The layout is a flat dictionary of tensors, at the top level or under "ema", in a .pt file. It does not contain the number of
-heads, which is that of the paper's model of the same width, or width / 64.
+The layout is a dictionary of tensors in a .pt or .safetensors file. It does not contain the number of heads (``settings``).
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import load_pretrained
 from ditlab.errors import UserError
-from ditlab.models import SIZES, DiT, DiTConfig, LatentSpec, Network, labelled
+from ditlab.interop.architectures import identify
+from ditlab.interop.checkpoint import Weights, read_weights
+from ditlab.interop.flow_layouts import ROPE, drop_variance, fold_norms, rename_swiglu, reorder_rotary, reverse_time
+from ditlab.interop.settings import Choices, classes_of, diffusion_of, flag, heads_of, process_of
+from ditlab.models import DiT, DiTConfig, LatentSpec, Network, labelled
 from ditlab.models.layout import sincos_positions
-from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.pipelines import Pipeline
 from ditlab.runtime import files
-from ditlab.runtime.weights import load_tensors, load_weights
+from ditlab.runtime.weights import check_weights
 
 # Parts of tensor names: in the public layout, and in ditlab.
 NAMES = {
@@ -34,10 +35,13 @@ NAMES = {
     "attn.proj": "attention.projection",
     "mlp.fc1": "mlp.up",
     "mlp.fc2": "mlp.down",
+    "attn.q_norm": "attention.norm_q",
+    "attn.k_norm": "attention.norm_k",
     "adaLN_modulation.1": "modulation",
     "final_layer": "final_layer",
 }
 POSITIONS = "pos_embed"
+MARKS = re.compile(r"\.(norm1|norm_final|w12)\.|^feat_rope\.")  # of LightningDiT, in names of tensors
 LATER = ("mlp", "norm", "positions", "qk_norm", "modulation_rank")  # options of blocks that the layout has no place for
 
 
@@ -47,68 +51,91 @@ def _renamed(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"no checkpoint at {path}; the published ones are dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt and "
-            "DiT-XL-2-512x512.pt, tensors by name at the top level or under 'ema'"
-        )
-    content = load_tensors(path)
-    if isinstance(content, dict) and isinstance(content.get("ema"), dict):
-        content = content["ema"]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise UserError(
-            f"{path} is not in the public DiT layout: expected tensors by name, at the top level or under 'ema'"
-        )
-    return content
+@dataclass(frozen=True)
+class Imported:
+    """A network of other code: in evaluation mode, the process it was trained for, and notes for the user."""
+
+    network: DiT
+    diffusion: DiffusionConfig
+    notes: tuple[str, ...] = ()
 
 
 def read(path: str | Path, heads: int = 0) -> DiT:
     """A DiT in evaluation mode from a checkpoint in the public layout: a .pt, read without running code, or a .safetensors.
 
     Depth, width, patch, channels, classes and image size are inferred from the tensors; 0 ``heads`` are those of the
-    paper's model of the same width, or width / 64. Call it as ``network(x, t, Condition.of_labels(labels))`` with t from 0
-    to 999. UserError: a missing file, a pickle that contains code, or another architecture.
+    settings in the file, of the paper's model of the same width, or a guess, which ``imported`` notes. Call it as
+    ``network(x, t, Condition.of_labels(labels))`` with t from 0 to 999, or from 0, data, to 1 for rectified flow.
+    UserError: a missing file, a pickle that contains code, or another architecture.
     """
-    return network(_read_tensors(Path(path)), Path(path), heads)
+    return imported(read_weights(Path(path)), Path(path), Choices(heads)).network
 
 
-def network(tensors: dict[str, Tensor], path: Path, heads: int = 0) -> DiT:
-    """A DiT from tensors in the public layout, as ``read``; ``path`` is for its errors."""
+def imported(weights: Weights, path: Path, choices: Choices) -> Imported:
+    """A DiT from tensors in the public layout or that of SiT, REPA or LightningDiT; ``path`` is for its errors."""
+    tensors, settings, notes = dict(weights.tensors), weights.settings, list(weights.notes)
+    unused = [name for name in tensors if name.startswith("projectors.")]
+    marks = "repa" if unused else "sit" if any(MARKS.search(name) for name in tensors) else ""
+    for name in (*unused, "feat_rope.freqs_sin"):
+        tensors.pop(name, None)
+    notes += [f"not used: {len(unused)} tensors of REPA's projectors"] if unused else []
     try:
         kernel = tensors["x_embedder.proj.weight"]
         width, channels, patch, _ = kernel.shape
         tokens = tensors[POSITIONS].shape[1]
-        rows = tensors["y_embedder.embedding_table.weight"].shape[0]
-        out = tensors["final_layer.linear.weight"].shape[0]
-        blocks = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
+        table = tensors.setdefault("y_embedder.embedding_table.weight", torch.zeros(1, width))
         modulation = tensors["blocks.0.adaLN_modulation.1.weight"].shape[0]
-        inner = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{path} is of another architecture: not in the public DiT layout ({error} is missing or misshapen)"
-        ) from error
+        process, note = process_of(path, settings, marks, choices.process)
+        notes.append(note)
+        if process != "dit":
+            drop_variance(tensors, channels, patch)
+        if process == "sit":
+            reverse_time(tensors)
+        out = tensors["final_layer.linear.weight"].shape[0]
+        rms, swiglu = fold_norms(tensors), rename_swiglu(tensors)
+        inner = tensors["blocks.0.mlp.fc2.weight"].shape[1]
+        blocks = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
+        norm = tensors.get("blocks.0.attn.q_norm.weight")
+        head_width = len(norm) if norm is not None else tensors[ROPE].shape[1] if ROPE in tensors else 0
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        what = identify(tensors)
+        reason = f"it is {what}" if what else f"not in the public DiT layout ({error} is missing or misshapen)"
+        raise UserError(f"{path} is of another architecture: {reason}") from error
     side = round(tokens**0.5)
     if side * side != tokens or modulation != 6 * width:
-        raise UserError(
-            f"{path} is of another architecture: {tokens} positions and {modulation / width:g} modulation vectors"
-        )
-    heads = heads or next((heads for _, w, heads in SIZES.values() if w == width), max(1, width // 64))
-    config = DiTConfig(depth=max(blocks) + 1, width=width, heads=heads, patch=patch, mlp_ratio=inner / width)
-    # The public table has a null row only where labels were dropped in training, as in every published checkpoint.
+        what = identify(tensors)
+        shown = f"it is {what}" if what else f"{tokens} positions and {modulation / width:g} modulation vectors"
+        raise UserError(f"{path} is of another architecture: {shown}")
+    heads, note = heads_of(width, settings, head_width, choices.heads)
+    notes.append(note)
+    rotary = ROPE in tensors or flag(settings, "use_rope")
+    if rotary:
+        reorder_rotary(tensors, heads, path)
+    classes, null, note = classes_of(len(table), settings, choices.classes, path)
+    notes.append(note)
+    config = DiTConfig(
+        depth=max(blocks) + 1, width=width, heads=heads, patch=patch, mlp_ratio=inner * (1.5 if swiglu else 1) / width,
+        mlp="swiglu" if swiglu else "gelu", norm="rms" if rms else "layer", positions="rotary" if rotary else "sincos",
+        qk_norm=norm is not None,
+    )  # fmt: skip
     latent = LatentSpec(channels, (side * patch, side * patch))
-    spec = labelled(latent, rows - 1, learned_variance=out == 2 * channels * patch**2)
-    weights = {_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items() if name != POSITIONS}
-    weights["patch_embedding.weight"] = kernel.float().flatten(1)
-    built = DiT(config, spec)
-    found, fixed = tensors[POSITIONS].float(), sincos_positions(width, (side, side))[None]
+    spec = labelled(latent, classes, null=null, learned_variance=out == 2 * channels * patch**2)
+    found, fixed = tensors.pop(POSITIONS).float(), sincos_positions(width, (side, side))[None]
     # Half precision rounds them by up to 0.004; learned ones are further off.
     if found.shape != fixed.shape or not torch.allclose(found, fixed, rtol=0, atol=0.005):
         raise UserError(f"{path} is of another architecture: its positions are not the fixed sine-cosine ones")
-    load_weights(built, weights, path)
-    return built.eval()
+    built = DiT(config, spec)
+    tensors["x_embedder.proj.weight"] = kernel.flatten(1)
+    _check(tensors, built, path)
+    built.load_state_dict({_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items()})
+    return Imported(built.eval(), diffusion_of(process, spec.learned_variance, null), tuple(filter(None, notes)))
+
+
+def _check(tensors: dict[str, Tensor], network: DiT, path: Path) -> None:
+    """Raise UserError for the first tensor, by its public name, that the network lacks or the tensors lack."""
+    table = {ours: theirs for theirs, ours in NAMES.items()}
+    expected = {_renamed(name, table): tensor for name, tensor in network.state_dict().items()}
+    check_weights(expected, tensors, path, identify(tensors))
 
 
 def fits(network: Network, what: str = "the public DiT layout") -> Network:
@@ -169,31 +196,3 @@ def state_dict(network: Network) -> dict[str, Tensor]:
     tensors["x_embedder.proj.weight"] = kernel.view(config.width, latent.channels, config.patch, config.patch)
     tensors[POSITIONS] = sincos_positions(config.width, (latent.size[0] // config.patch,) * 2)[None]
     return tensors
-
-
-def import_checkpoint(checkpoint: Path, out: Path, vae: str, force: bool = False) -> Path:
-    """Write a ditlab model into the folder ``out`` from a public checkpoint and a VAE, a folder or a hub id.
-
-    UserError: the checkpoint or the VAE cannot be read, or ``out`` contains a model and ``force`` is off.
-    """
-    if (out / "model.json").exists() and not force:
-        raise UserError(f"{out} already contains a model; choose another folder or use --force")
-    assemble(read(checkpoint), vae, "", [], SampleConfig(), checkpoint.name).save(out)
-    return out
-
-
-def assemble(
-    network: Network, vae: str, subfolder: str, names: Sequence[str], defaults: SampleConfig, source: str
-) -> Pipeline:
-    """A model of the paper's process with a pretrained VAE; without ``names`` classes are named by their numbers.
-
-    UserError: the VAE cannot be read, or has another number of latent channels than the network.
-    """
-    spec, autoencoder = network.spec, load_pretrained(vae, subfolder)
-    if autoencoder.latent_channels != spec.latent.channels:
-        raise UserError(
-            f"{vae} has {autoencoder.latent_channels} latent channels, the checkpoint {spec.latent.channels}"
-        )
-    diffusion = DiffusionConfig(learned_variance=spec.learned_variance)
-    labels = names or [str(label) for label in range(spec.classes)]
-    return Pipeline(network, diffusion, autoencoder, labels, defaults, {"imported": source})

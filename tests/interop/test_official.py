@@ -23,6 +23,7 @@ import ditlab
 from ditlab.cli.main import main
 from ditlab.errors import UserError
 from ditlab.interop import official
+from ditlab.interop.importing import import_model
 from ditlab.models import Condition, DiT, DiTConfig, Network, NetworkSpec, UNet, UNetConfig
 
 SHAPE = image_spec(4, 8, 8, classes=10, learned_variance=True)
@@ -281,10 +282,10 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
         ({"pos_embed": None}, ["pos_embed"]),
         ({"x_embedder__proj__weight": None}, ["x_embedder.proj.weight"]),
         ({"x_embedder__proj__weight": torch.zeros(64, 16)}, ["public DiT layout"]),
-        ({"blocks__1__attn__proj__bias": None}, ["lacks", "blocks.1.attention.projection.bias"]),
+        ({"blocks__1__attn__proj__bias": None}, ["lacks", "blocks.1.attn.proj.bias"]),
         ({"blocks__1__mlp__fc1__weight": torch.zeros(255, 64)}, ["(255, 64)", "(256, 64)"]),
         ({"blocks__0__adaLN_modulation__1__weight": torch.zeros(4 * 64, 64)}, ["4 modulation"]),
-        ({"blocks__0__attn__q_norm__weight": torch.zeros(64)}, ["unknown", "blocks.0.attn.q_norm.weight"]),
+        ({"blocks__0__attn__scale": torch.zeros(64)}, ["unknown", "blocks.0.attn.scale"]),
         ({"blocks__7__attn__proj__bias": torch.zeros(64)}, ["lacks", "blocks.2."]),
         ({"pos_embed": torch.zeros(1, 16, 64)}, ["positions"]),
         ({"pos_embed": torch.zeros(1, 15, 64)}, ["15 positions"]),
@@ -328,7 +329,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_an_imported_checkpoint_is_a_model_that_samples(checkpoint: Path, vae: Path, tmp_path: Path) -> None:
-    out = official.import_checkpoint(checkpoint, tmp_path / "model", str(vae))
+    out = import_model(str(checkpoint), tmp_path / "model", str(vae))
     model = ditlab.load(out)
     assert torch.equal(output(model.network), output(network()))
     assert model.pixels == (3, 32, 32)
@@ -344,24 +345,24 @@ def test_an_imported_checkpoint_is_a_model_that_samples(checkpoint: Path, vae: P
 
 
 def test_a_model_that_is_there_is_kept_unless_forced(checkpoint: Path, vae: Path, tmp_path: Path) -> None:
-    out = official.import_checkpoint(checkpoint, tmp_path / "model", str(vae))
+    out = import_model(str(checkpoint), tmp_path / "model", str(vae))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(UserError, match="--force") as caught:
-        official.import_checkpoint(checkpoint, out, str(vae))
+        import_model(str(checkpoint), out, str(vae))
     assert str(out) in str(caught.value)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     torch.save(official.state_dict(network(depth=1)), checkpoint)
-    official.import_checkpoint(checkpoint, out, str(vae), force=True)
+    import_model(str(checkpoint), out, str(vae), force=True)
     assert len(ditlab.load(out).network.block_list()) == 1
 
 
 def test_a_vae_of_other_channels_or_none_leaves_nothing_behind(checkpoint: Path, vae: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load an autoencoder"):
-        official.import_checkpoint(checkpoint, tmp_path / "model", str(tmp_path / "no vae"))
+        import_model(str(checkpoint), tmp_path / "model", str(tmp_path / "no vae"))
     three = network(shape=image_spec(3, 8, 8, classes=10))
     torch.save(official.state_dict(three), checkpoint)
     with pytest.raises(UserError, match="4 latent channels, the checkpoint 3"):
-        official.import_checkpoint(checkpoint, tmp_path / "model", str(vae))
+        import_model(str(checkpoint), tmp_path / "model", str(vae))
     assert not (tmp_path / "model").exists()
 
 

@@ -1,0 +1,91 @@
+"""``ditlab import``: a model folder from a checkpoint of other code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ditlab.errors import UserError
+from ditlab.interop import diffusers_pipeline, official
+from ditlab.interop.assemble import assemble, load_vae
+from ditlab.interop.checkpoint import DIFFUSERS, folder_weights, read_weights
+from ditlab.interop.find import find_folder
+from ditlab.interop.settings import Choices
+from ditlab.models.network import describe
+from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.runtime.console import log_nothing
+
+VAE = "stabilityai/sd-vae-ft-ema"
+Log = Callable[[str], None]
+
+
+def import_model(
+    source: str,
+    out: Path,
+    vae: str = "",
+    choices: Choices | None = None,
+    *,
+    force: bool = False,
+    log: Log = log_nothing,
+) -> Path:
+    """Write a ditlab model into the folder ``out``; returns it.
+
+    Args:
+        source: a .pt or .safetensors, a folder of a DiTPipeline, of its transformer alone or of one file of weights, or the
+            hub id of one.
+        out: the new model's folder.
+        vae: a folder or hub id of a VAE, or ``pixels``; empty: the pipeline's own, else Stable Diffusion's.
+        choices: what the checkpoint does not say.
+        force: replace a model in ``out``.
+        log: called with what was read, chosen and guessed, line by line.
+
+    Raises:
+        UserError: source or VAE cannot be read, or ``out`` contains a model and ``force`` is off.
+    """
+    if (out / "model.json").exists() and not force:
+        raise UserError(f"{out} already contains a model; choose another folder or use --force")
+    path, choices = Path(source), choices or Choices()
+    if not path.is_file():
+        path = find_folder(source)
+    if (path / diffusers_pipeline.INDEX).is_file():
+        model = _of_pipeline(path, vae, choices)
+        log(f"network: {describe(model.network.config)}")
+    else:
+        found = _network(path, choices)
+        for note in (f"network: {describe(found.network.config)}", *found.notes):
+            log(note)
+        chosen = vae or VAE
+        if not vae:
+            log(f"autoencoder: {VAE}, assumed; else give --vae")
+        autoencoder = load_vae(found.network, chosen)
+        flow = found.diffusion.schedule == "rectified-flow"
+        defaults = SampleConfig("heun", 25) if flow else SampleConfig()
+        model = assemble(found, autoencoder, [], defaults, path.name)
+    model.save(out)
+    return out
+
+
+def _network(path: Path, choices: Choices) -> official.Imported:
+    """The network in a file, or in a folder of one network."""
+    folder = path if path.is_dir() else path.parent
+    weights = folder_weights(path) if path.is_dir() else read_weights(path)
+    if not weights.diffusers:
+        return official.imported(weights, path, choices)
+    if not (folder / diffusers_pipeline.CONFIG).is_file():
+        raise UserError(
+            f"{path} has the weights of diffusers' DiTTransformer2DModel ({DIFFUSERS}); the config.json that belongs to it is "
+            "missing next to it"
+        )
+    return diffusers_pipeline.read_transformer(folder)
+
+
+def _of_pipeline(folder: Path, vae: str, choices: Choices) -> Pipeline:
+    """The model in a folder of a DiTPipeline, with another VAE where one is given."""
+    if choices != Choices():
+        raise UserError(f"{folder} is a DiTPipeline, which says its heads, classes and process; omit those flags")
+    model = diffusers_pipeline.read(folder)
+    if not vae:
+        return model
+    return Pipeline(
+        model.network, model.diffusion, load_vae(model.network, vae), model.names, model.defaults, model.facts
+    )
