@@ -142,7 +142,11 @@ def test_encode_says_which_autoencoder_it_trains_and_for_how_long_before_it_does
     flags = ["--autoencoder-train.images", 64, "--data.limit", 64, "--out", tmp_path / "run"]
     ended = ditlab("encode", kl_recipe, *flags)
     assert (ended.code, ended.err) == (0, "")
-    lines = [line for line in ended.out.splitlines() if not line.startswith(("CPU threads", "digits: "))]
+    lines = [
+        line
+        for line in ended.out.splitlines()
+        if not line.startswith(("CPU threads", "digits: ", "classes: ", "images: "))
+    ]
     assert re.fullmatch(r"autoencoder to train: 1x8x8 to 2x4x4, [\d,]+ parameters, 2 steps of 32 images", lines[0])
     assert re.fullmatch(r"estimated time: \d+ s for 64 images at .* images/s; first picture after .*", lines[1])
     assert [line.split(":")[0] for line in lines[2:]] == ["autoencoder", "latents", "latents"]
