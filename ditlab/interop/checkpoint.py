@@ -54,10 +54,7 @@ def read_weights(path: Path) -> Weights:
     UserError: a missing or damaged file, a pickle that contains code, or no weights of a DiT; it names what there is.
     """
     if path.is_dir() or not path.is_file():
-        raise UserError(
-            f"no checkpoint at {path}; those of DiT are dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt and "
-            "DiT-XL-2-512x512.pt"
-        )
+        raise UserError(f"no checkpoint at {path}")
     return find_weights(_whole(path), path)
 
 

@@ -37,7 +37,10 @@ def find_folder(name: str | Path) -> Path:
     """The folder of other code's model, downloaded where ``name`` is a hub id. UserError: there is none."""
     folder = _downloaded(name)
     if not folder.is_dir():
-        raise UserError(f"no checkpoint at {name}")
+        raise UserError(
+            f"no checkpoint at {name}; those of DiT are dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt and "
+            "DiT-XL-2-512x512.pt"
+        )
     return folder
 
 
