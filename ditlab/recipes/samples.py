@@ -98,8 +98,10 @@ def open_samples(
     model.check(config)
     samplers.check(config.sampler, model.denoiser.schedule, config.steps)
     data = training_data(source, model)
-    training = _training_split(data, processes) if label_order == "proportional" and model.classes else None
-    counts = model.counts or (training.info.counts if training else ())  # a model of a version before 0.3 has none
+    training, counts = None, model.counts
+    if label_order == "proportional" and model.classes and not counts:  # a model of a version before 0.3
+        training = _training_split(data, processes)
+        counts = processes.broadcast_from_main(lambda: () if training is None else training.info.counts)
     class_counts = np.array(counts, np.int64) if counts else None
     labels, order = choose_labels(model, label_order, count, seed, class_counts)
     guided, sampler = _describe(config.guidance), f"{config.sampler}, {config.steps} steps"

@@ -294,7 +294,7 @@ from ditlab.recipes.samples import open_samples
 processes, (recipe, out, *sources) = join(), sys.argv[1:]
 for number, source in enumerate(sources):
     sampling = lambda model: replace(model.defaults, sampler="euler", steps=2)
-    samples = open_samples(source, 120, 3, "turn", 50, sampling, processes)
+    samples = open_samples(source, 120, 3, "proportional", 50, sampling, processes)
     config, place, lines = EvaluationConfig(recipe=recipe), Path(out) / str(number), []
     found = evaluate_samples(samples, config, place, torch.device("cpu"), processes, lines.append)
     assert (found is not None) == processes.is_main
@@ -302,8 +302,15 @@ leave()
 """
 
 
+def forget_counts(run: Path) -> None:
+    """Make a model file of one of a version that stored no class counts."""
+    record = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**record, "class_counts": []}))
+
+
 def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    samples = np.concatenate(list(opened(few, 120, batch=50).batches()))
+    forget_counts(few)  # which one process then reads from the data, for all
+    samples = np.concatenate(list(opened(few, 120, "proportional", batch=50).batches()))
     np.savez(tmp_path / "made.npz", samples)
     save_pngs(samples, tmp_path / "made")
     sources = [few, tmp_path / "made.npz", tmp_path / "made"]
@@ -312,7 +319,9 @@ def test_three_processes_measure_what_one_does(few: Path, tmp_path: Path, monkey
     monkeypatch.undo()
     assert ended.returncode == 0, ended.stderr
     for number, source in enumerate(sources):
-        alone = evaluated(opened(source, 120, batch=50), tmp_path / "alone" / str(number), recipe=str(few))
+        alone = evaluated(
+            opened(source, 120, "proportional", batch=50), tmp_path / "alone" / str(number), recipe=str(few)
+        )
         (many,) = read_results(tmp_path / "many" / str(number))
         assert many.how == alone.how
         for ours, theirs in ((many.numbers, alone.numbers), (many.floor, alone.floor)):
@@ -425,8 +434,7 @@ def test_labels_are_in_the_proportions_of_the_training_data(few: Path, tmp_path:
     """By the model's own counts; for a model without them, by those of its 300 digits; without both, in turn."""
     model = Pipeline.load(few)
     assert f"{min(model.counts)} to {max(model.counts)} images" in opened(few, 60, "proportional").settings["labels"]
-    record = json.loads((few / "model.json").read_text())
-    (few / "model.json").write_text(json.dumps({**record, "class_counts": []}))
+    forget_counts(few)
     samples = opened(few, 60, "proportional")
     counts = np.bincount(open_data(DataConfig(limit=300)).labels, minlength=10)
     assert (
