@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ditlab.data import Dataset, Images
@@ -42,12 +43,9 @@ def encode_latents(recipe: Recipe, context: RunContext) -> Path:
 
 
 def build_model(
-    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...],
-    counts: tuple[int, ...] = (),
-) -> Pipeline:  # fmt: skip
+    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...]
+) -> Pipeline:
     """The recipe's model with random weights, for images of shape ``pixels`` (C, H, W) and classes ``names``.
-
-    ``counts`` are the training images of each class, see Pipeline.
 
     Raises UserError for sizes that do not divide or settings that are incompatible.
     """
@@ -55,7 +53,7 @@ def build_model(
     _check_size(recipe, autoencoder.factor, *pixels[1:])
     spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names))
     network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
-    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name}, counts)
+    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name})
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
@@ -66,9 +64,7 @@ def _check_before(recipe: Recipe, dataset: Dataset) -> None:
     config = recipe.autoencoder
     kind = autoencoder_kind(config.kind)
     if (kind.trained and not config.path) or not kind.latents:  # others are loaded, and checked then
-        build_model(
-            recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names, dataset.info.counts
-        )
+        build_model(recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names)
 
 
 def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
@@ -88,16 +84,29 @@ def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
     return Pipeline.load(context.out).to(context.device)
 
 
+def _readable_classes(dataset: Dataset, labels: np.ndarray, log: prepare.Log) -> tuple[int, ...]:
+    """Images of each class among those that could be read; logs the classes that have none left."""
+    if not dataset.names:
+        return ()
+    counts = tuple(np.bincount(labels, minlength=len(dataset.names)).tolist())
+    changes = zip(dataset.names, dataset.info.counts, counts, strict=True)
+    lost = [name for name, listed, readable in changes if listed > readable == 0]
+    if lost:
+        log(f"classes without readable images, never sampled: {', '.join(lost)}")
+    return counts
+
+
 def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
     data: Images | LatentCache
     if autoencoder_kind(recipe.autoencoder.kind).latents:
         autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
-        model = build_model(recipe, autoencoder, dataset.shape, dataset.names, dataset.info.counts)
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
         data = prepare.encode_dataset(recipe, context, dataset, autoencoder)
     else:
         data = prepare.load_images(dataset, context)
         autoencoder = prepare.pixel_autoencoder(data)
-        model = build_model(recipe, autoencoder, dataset.shape, dataset.names, dataset.info.counts)
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
+    model.counts = _readable_classes(dataset, data.labels, context.log)
     count = cost(recipe.model, model.network.spec)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
     context.log(

@@ -62,3 +62,19 @@ def test_what_has_changed_in_the_images_is_named(photos, tmp_path) -> None:
     refused("class wolf is new; class dog is missing")
     shutil.rmtree(photos / "wolf")
     refused("class dog is missing")
+
+
+@pytest.mark.parametrize("kind", ["pixels", "kl"])
+def test_a_class_of_unreadable_images_is_said_and_never_sampled(photos, tmp_path, kind) -> None:
+    (photos / "bird").mkdir()
+    (photos / "bird" / "0.png").write_bytes(b"no image")
+    recipe = ditlab.recipe(
+        "digits", data={"source": "folder", "path": str(photos)}, model={"depth": 1, "width": 16, "heads": 1, "patch": 1},
+        train={"images": 8, "batch": 8, "checkpoint": 8, "samples": 1000}, sample={"steps": 2, "sampler": "euler"},
+        autoencoder={"kind": kind, "widths": [8, 8]}, autoencoder_train={"images": 8, "batch": 8, "checkpoint": 8},
+    )  # fmt: skip
+    lines: list[str] = []
+    model = ditlab.train(recipe, out=tmp_path / "run", log=lines.append)
+    assert "classes without readable images, never sampled: bird" in lines
+    assert model.counts == (0, 6, 6)
+    assert model.trained_labels == [1, 2]
