@@ -35,9 +35,10 @@ def find_classes(
     column of the table, ``folder``, ``filename`` or ``none``; empty takes the first of: a table (metadata.jsonl,
     metadata.csv, dataset.json, .cls files), folders, file names like ``class_0001.png``.
     """
+    in_folders = any("/" in name for name in folders)
     ways: dict[str, list[Callable[[], Found]]] = {
         "": [
-            lambda: _of_table(images, tables, read, label, where),
+            lambda: _of_table(images, tables if label or not in_folders else _described(tables), read, label, where),
             lambda: _of_folders(folders, label, where),
             lambda: _of_file_names(folders, label),
         ]
@@ -132,6 +133,11 @@ def _is_class(values: Sequence[Any], guessed: bool) -> bool:
 def _numbers_images(values: Sequence[Any]) -> bool:
     """Whether a column has another whole number for every image."""
     return len(values) > 2 and all(isinstance(value, int) for value in values) and len(set(values)) == len(values)
+
+
+def _described(tables: Sequence[str]) -> list[str]:
+    """Tables without the .json files next to images in folders: downloads have them, and the folders are the classes."""
+    return [name for name in tables if not name.endswith(".json") or posixpath.basename(name) == "dataset.json"]
 
 
 def _of_table(images: Sequence[str], tables: Sequence[str], read: Read, label: str, where: str) -> Found:

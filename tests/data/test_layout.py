@@ -146,6 +146,14 @@ def test_a_table_comes_before_folders_unless_folders_are_asked_for() -> None:
     assert labelled({**files, "metadata.jsonl": jsonl(*rows)}, "folder").names == ("x", "y")
 
 
+def test_descriptions_next_to_images_in_class_folders_are_no_classes() -> None:
+    files = {f"{name}/{k}.{kind}": text for name in ("cat", "dog") for k in range(3) for kind, text in (
+        ("png", b""), ("json", json.dumps({"category": "photo site", "id": k}))
+    )}  # fmt: skip
+    assert labelled(files).names == ("cat", "dog")
+    assert labelled(files, "category").names == ("photo site",)
+
+
 def test_each_folder_may_have_its_own_table() -> None:
     inner = {f"{folder}/{name}": b"" for folder in "xy" for name in ("a.png", "b.png")}
     tables = {f"{folder}/metadata.jsonl": jsonl(*ROWS[:2]) for folder in "xy"}
