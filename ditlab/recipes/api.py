@@ -24,7 +24,7 @@ from ditlab.recipes.recipe import Recipe
 from ditlab.recipes.run import train_recipe
 from ditlab.recipes.samples import open_samples
 from ditlab.runtime.console import log_nothing, without_bars
-from ditlab.runtime.device import default_device
+from ditlab.runtime.device import select_device
 from ditlab.runtime.distributed import Processes, join
 from ditlab.train import Callback
 
@@ -130,7 +130,8 @@ def evaluate(
         samples: a model from ``ditlab.load`` or ``ditlab.train``, which is read from its file, or its path; a folder of
             images; or an .npz with arr_0.
         count: images to generate, or to draw from a folder or archive; 0 generates 10,000, or takes all there are.
-        reference: the real images: train or test, the split of the model's data, or an .npz of statistics or images.
+        reference: the real images: train, valid or test, the split of the model's data; a folder or an archive of images; or
+            an .npz of images or statistics.
         data: real images as an array (N, H, W) or (N, H, W, C), in place of ``reference``; they are stored with the results.
         recipe: recipe or run that names the real images, for samples that do not.
         network: feature network, efficientnet-lite0 or inception (the one FID is defined with).
@@ -154,13 +155,13 @@ def evaluate(
 
     def sampling(model: Pipeline) -> SampleConfig:
         config = model.defaults.changed(guidance, steps, sampler)
-        model.to(chosen).prepare(config)
+        model.prepare(config)
         return config
 
     processes = join()
     chosen, write = _device(device, processes), _log(log, processes)
     with without_bars():
-        opened = open_samples(str(samples), count, seed, "proportional", batch, sampling, processes)
+        opened = open_samples(str(samples), count, seed, "proportional", batch, sampling, processes, device=chosen)
         folder = opened.folder if out is None else Path(out)
         if data is not None:
             reference = folder / "real.npz"
@@ -178,16 +179,7 @@ def _store(images: np.ndarray, path: str | Path) -> None:
 
 
 def _device(device: str | torch.device | None, processes: Processes) -> torch.device:
-    """A device by name; UserError for an unknown one, or a GPU that the machine does not have."""
-    if device is None:
-        return default_device(processes)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {device!r} is not available ({str(error).splitlines()[0]}); give cpu or cuda"
-        ) from error
-    return torch.device(device)
+    return select_device("" if device is None else str(device), processes)
 
 
 def _log(log: Log | None, processes: Processes) -> Log:
