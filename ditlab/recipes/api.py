@@ -93,6 +93,7 @@ def train(
         if not isinstance(callback, Callback):
             raise UserError(f"callback {callback!r} is no ditlab.Callback; derive its class from that")
     open_size, images = found.name == "folder", None
+    open_model = open_size and found.model == find_recipe("folder")[0].model
     if data is not None:
         images, open_size = given_source(data), False
         found = replace(found, data=replace(found.data, source="given", path="", split="train"))
@@ -103,7 +104,7 @@ def train(
         callbacks=tuple(callbacks), images=images,
     )  # fmt: skip
     with without_bars():
-        return train_recipe(autoconfigure(found, chosen, write, open_size), context)
+        return train_recipe(autoconfigure(found, chosen, write, open_size, open_model, context.out), context)
 
 
 def evaluate(

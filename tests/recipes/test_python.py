@@ -15,6 +15,7 @@ import pytest
 import ditlab
 from ditlab.errors import UserError
 from ditlab.recipes import Recipe, api
+from ditlab.recipes.autoconfigure import CPU_MODEL
 from ditlab.train import read_metrics
 
 RANDOM = np.random.default_rng(0)
@@ -143,3 +144,17 @@ def test_a_model_is_measured_against_its_data_or_against_arrays(tmp_path: Path, 
     model.path = None
     with pytest.raises(UserError, match="save it first"):
         ditlab.evaluate(model)
+
+
+def test_the_folder_recipe_is_fitted_to_a_cpu_as_by_the_command_line(tmp_path):
+    class Stop(ditlab.Callback):
+        def on_step(self, event) -> None:
+            raise KeyboardInterrupt
+
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        ditlab.train("folder", out=tmp_path / "run", data=PIXELS, callbacks=[Stop()], log=lines.append, device="cpu")
+    assert any("--model.depth" in line for line in lines)
+    assert any(line.startswith("estimated time: ") and "chosen for this machine" in line for line in lines)
+    chosen = vars(ditlab.recipe(tmp_path / "run").model)
+    assert {name: chosen[name] for name in CPU_MODEL} == CPU_MODEL
