@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 mkdocs = pytest.importorskip("mkdocs.commands.build", reason="the site needs the extra docs")
-Abort = pytest.importorskip("mkdocs.exceptions").Abort
+Abort = pytest.importorskip("mkdocs.exceptions", reason="the site needs the extra docs").Abort
 
 ROOT = Path(__file__).resolve().parent.parent
 DEAD = """

@@ -20,7 +20,7 @@ def local_copy(url: str, once: Once = call) -> Path:
     """The folder or file that is a copy of ``url``, downloaded by one process at the first use.
 
     The copy is under XDG_CACHE_HOME/ditlab (``hf://datasets/OWNER/NAME[@REVISION]``: in the hub's cache) and is not compared
-    with the URL again: delete it to download anew. Raises a UserError if the URL cannot be read.
+    with the URL again: delete it to download it again. Raises a UserError if the URL cannot be read.
     """
     return Path(once(lambda: str(_hub(url) if url.startswith(_HUB) else _fsspec(url))))
 

@@ -61,7 +61,7 @@ def check_sizes(look: Look, source: Source, config: DataConfig) -> None:
 def _decodes(source: Source, row: int) -> bool:
     try:
         source.decode(row, 0)
-    except DecodeError:  # is left out, whatever its size
+    except DecodeError:  # it is skipped, so its size does not count
         return False
     return True
 

@@ -138,7 +138,7 @@ def _wanted(splits: dict[str, Path], split: str, title: str) -> str:
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """The parquet and arrow files below a folder, hidden ones left out, sorted."""
+    """The parquet and arrow files below a folder without hidden ones, sorted."""
     found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
     visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(path for path in visible if path.suffix.lower() in BUILDERS)
