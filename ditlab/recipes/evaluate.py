@@ -62,6 +62,8 @@ def build_evaluator(
     described = config.reference if dataset is None else dataset.describe()
     split = f", {config.reference}" if config.reference in SPLITS else ""
     log(f"real images: {described}{split}; features: {network.describe()}")
+    for note in () if dataset is None else dataset.source.notes:  # what was skipped, and splits that are not used
+        log(note)
     with progress_bar(shown=processes.is_main) as bar, evaluate_flags():
         task = bar.add_task("real images", total=None if dataset is None else len(dataset), rate="")
 

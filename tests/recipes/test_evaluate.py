@@ -384,6 +384,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_what_is_not_used_of_the_real_images_is_said(photos: Path, tmp_path: Path):
+    for name, count in (("train", 6), ("val", 5)):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        for path in sorted((photos / "made").iterdir())[:count]:
+            shutil.copy(path, tmp_path / "real" / name)
+    (tmp_path / "real" / "train" / "notes.txt").touch()
+    config, lines = EvaluationConfig(reference=str(tmp_path / "real")), list[str]()
+    evaluate_samples(
+        opened(tmp_path / "real" / "val"), config, tmp_path / "out", torch.device("cpu"), ALONE, lines.append
+    )
+    assert {"not used: 5 images of other splits", "skipped: 1 .txt"} <= set(lines)
+
+
 def test_folders_archives_and_npz_are_measured_against_each_other(photos: Path, tmp_path: Path):
     """Neither side is of a model or a recipe."""
     expected = evaluated(opened(photos / "made"), tmp_path, reference=str(photos / "real"))
