@@ -10,14 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ditlab.errors import nearest
+from ditlab.pipelines.sampling import FAMILIAR
 
 MAX_PROMPT, MAX_LABEL = 1000, 200  # characters
 MAX_PARTIAL_IMAGES = 3  # as OpenAI's
-OTHER_NAMES = {  # of fields in other libraries; difflib finds names that are spelled alike
-    "num_inference_steps": "steps", "num_steps": "steps", "guidance_scale": "guidance", "cfg_scale": "guidance",
-    "cfg": "guidance",
-    "num_images_per_prompt": "n", "count": "n", "scheduler": "sampler", "class_labels": "labels",
-}  # fmt: skip
 
 
 class RequestError(HTTPException):
@@ -101,6 +97,8 @@ def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
         return "the request body is not valid JSON", None
     if first["type"] == "extra_forbidden":
         name, known = str(param), [*GenerationRequest.model_fields]
-        hint = f"did you mean {OTHER_NAMES[name]!r}?" if name in OTHER_NAMES else nearest(name, known)
+        ours = FAMILIAR.get(name, name)  # of other libraries; of the pipeline
+        ours = "n" if ours == "count" else ours
+        hint = f"did you mean {ours!r}?" if ours in known else nearest(name, known)
         return f"unknown field {name!r}; {hint}", param
     return f"{param or 'body'}: {first['msg']}", param

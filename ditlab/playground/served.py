@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline
+from ditlab.pipelines.labels import split_labels
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.request import Request
 from ditlab.playground.schema import GenerationRequest, RequestError
@@ -111,7 +112,7 @@ class ModelServer:
             guidance=replace(defaults.guidance, **{key: value for key, value in guidance.items() if value is not None}),
         )
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        labels = body.labels or [name.strip() for name in body.prompt.split(",") if name.strip()]
+        labels = body.labels or split_labels(body.prompt, model.names)
         try:
             indices = model.label_indices(labels, count)
         except UserError as error:

@@ -21,6 +21,7 @@ from PIL import Image
 from ditlab.diffusion import GuidanceConfig
 from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline
+from ditlab.playground.schema import GenerationRequest
 from ditlab.playground.served import Limits, ModelServer
 
 Listening = Callable[..., AbstractContextManager[str]]
@@ -243,3 +244,14 @@ def test_replacing_a_model_file_does_not_change_the_served_model(runs: Path, lis
         assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before
         (runs / "digits" / "model.safetensors").write_bytes(b"no model")  # a file written in place
         assert ask(address, prompt="3", seed=1, steps=4).json()["data"] == before
+
+
+def test_a_prompt_may_name_a_class_with_commas(model: Pipeline):
+    names = ["tench, Tinca tinca", *model.names[1:]]
+    fish = Pipeline(model.network, model.diffusion, model.autoencoder, names, model.defaults)
+    server = ModelServer({"fish": fish}, Limits())
+    try:
+        _, _, request = server.build_request(GenerationRequest(prompt="3, tench, tinca tinca", n=2))
+        assert request.labels.tolist() == [3, 0]
+    finally:
+        server.close()
