@@ -14,7 +14,7 @@ import numpy as np
 
 from ditlab.data.config import DataConfig, target_size
 from ditlab.data.decode import DecodeError
-from ditlab.data.source import Source
+from ditlab.data.source import Captions, Source
 from ditlab.data.summary import Look, by, check_sizes, look_at, summary
 from ditlab.data.transforms import centre_crop, centre_pad
 from ditlab.errors import UserError
@@ -35,12 +35,14 @@ class DataInfo:
     fingerprint: str  # hex; equal for equal images and preprocessing, without mirroring, which is drawn later
     counts: tuple[int, ...] = ()  # images of each class, in label order
     notes: tuple[str, ...] = ()  # lines for the user: classes, sizes, what was skipped
+    captions: str = ""  # hex; equal for equal captions, empty without captions
 
     def describe(self) -> str:
         """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
         shape = "x".join(str(side) for side in self.shape)
         classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "no classes"
-        return f"{self.title}: {self.count:,} image{'s' * (self.count != 1)} of {shape}, {classes}"
+        captions = ", captions" if self.captions else ""
+        return f"{self.title}: {self.count:,} image{'s' * (self.count != 1)} of {shape}, {classes}{captions}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Images:
     names: tuple[str, ...]
     fingerprint: str
     skipped: tuple[str, ...]  # "name: reason" of each image that could not be decoded
+    captions: Captions = None  # of each image, see Source
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -90,7 +93,10 @@ class Dataset:
             self._shape = self._first_shape()
             counts = tuple(np.bincount(self.labels, minlength=len(source.names)).tolist()) if source.names else ()
             notes = summary(source, self.labels, self.look, config)
-            info = DataInfo(source.title, len(self._chosen), self._shape, source.names, fingerprint, counts, notes)
+            captions = "" if self.captions is None else caption_digest(self.captions)
+            info = DataInfo(
+                source.title, len(self._chosen), self._shape, source.names, fingerprint, counts, notes, captions
+            )
         self.info = info
         self.names, self.shape, self.fingerprint = info.names, info.shape, info.fingerprint
 
@@ -122,6 +128,12 @@ class Dataset:
     def labels(self) -> np.ndarray:
         """int64 (N,); all 0 without classes."""
         return self.source.labels[self._chosen]
+
+    @cached_property
+    def captions(self) -> Captions:
+        """Captions of each image, None without captions."""
+        captions = self.source.captions
+        return None if captions is None else [captions[row] for row in self._chosen]
 
     def __len__(self) -> int:
         return self.info.count
@@ -166,7 +178,10 @@ class Dataset:
         if not readable.all():
             pixels = pixels[readable]
         skipped = tuple(self.skipped[index] for index in sorted(self.skipped))
-        return Images(pixels, self.labels[readable], self.names, self.fingerprint, skipped)
+        captions = self.captions
+        if captions is not None:
+            captions = [captions[index] for index in np.flatnonzero(readable)]
+        return Images(pixels, self.labels[readable], self.names, self.fingerprint, skipped, captions)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Write image ``indices[i]`` to ``pixels[i]``, uint8 (C, H, W); returns which could be decoded, bool (M,)."""
@@ -236,6 +251,14 @@ class Dataset:
         for part in source.identity():
             digest.update(part)
         return digest.hexdigest()
+
+
+def caption_digest(captions: Sequence[tuple[str, ...]]) -> str:
+    """Hex digest that differs for different captions."""
+    digest = hashlib.sha256()
+    for each in captions:
+        digest.update(json.dumps(each).encode())
+    return digest.hexdigest()
 
 
 def _subset(count: int, limit: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from ditlab.data.decode import DecodeError, decode_image, image_shape
 
 T = TypeVar("T")
 Stamps = dict[str, list[int]]
+Captions = Sequence[tuple[str, ...]] | None
 
 _WORTH_THREADS = 4096
 
@@ -57,6 +58,9 @@ class Source(ABC):
     threaded: bool  # whether decoding is slow enough for a thread pool to pay off
     stamps: Stamps  # of the folders and files, by absolute path, that change when images are added or removed
     notes: tuple[str, ...] = ()  # lines for the user: what was skipped, where the classes come from
+    captions: Captions = (
+        None  # of each image, one or several; an empty tuple where an image has none; None without captions
+    )
 
     def __len__(self) -> int:
         return len(self.labels)
