@@ -121,7 +121,7 @@ def rows_of(folder: Path) -> Tensors:
 
 def sampled(model: Pipeline, config: SampleConfig, count: int = 4) -> Tensors:
     """``count`` images of seed 3: the final x, the data expected at every step, and the pixels."""
-    states = list(model.states(model.label_indices(None, count), 3, 0, config))
+    states = list(model.states(model.condition(None, count), 3, 0, config))
     pixels = model.sample(
         guidance=config.guidance, steps=config.steps, sampler=config.sampler, precision="fp32", seed=3, count=count
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +17,8 @@ from ditlab.runtime.console import log
 if TYPE_CHECKING:
     import numpy as np
 
+    from ditlab.pipelines import Pipeline
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SamplingOptions):
@@ -26,6 +28,12 @@ class SampleOptions(SamplingOptions):
     """A run folder, a model.safetensors, a diffusers pipeline, a hub id, or the shipped model: fashion."""
     labels: str = ""
     """Classes by name or number, separated by commas and used in turn; empty: all classes."""
+    prompt: tuple[str, ...] = ()
+    """One prompt or several, used in turn, for a model that takes prompts; empty: its own examples."""
+    prompts: str = ""
+    """A text file of prompts, one a line."""
+    negative: str = ""
+    """A text, or a class, to guide away from."""
     count: int = 64
     """Number of images."""
     label_order: Literal["turn", "random"] = "turn"
@@ -37,13 +45,33 @@ class SampleOptions(SamplingOptions):
     """Also draw the sampling steps of the first images, from noise to image, as NAME-filmstrip.png next to OUT."""
 
 
+def _given(options: SampleOptions, model: Pipeline) -> list[str]:
+    """The labels or prompts of the flags; UserError where the model takes the other."""
+    from ditlab.pipelines.labels import split_labels
+
+    if options.prompt and options.prompts:
+        raise UserError("--prompt and --prompts exclude each other")
+    prompts = list(options.prompt)
+    if options.prompts:
+        try:
+            lines = Path(options.prompts).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise UserError(
+                f"--prompts {options.prompts} cannot be read ({error}); give a text file in UTF-8"
+            ) from error
+        prompts = [line.strip() for line in lines if line.strip()]
+        if not prompts:
+            raise UserError(f"--prompts {options.prompts} has no prompts; expected one a line")
+    given = model.given(split_labels(options.labels, model.names) or None, prompts or None)
+    return [] if given is None else list(given)  # type: ignore[arg-type]
+
+
 def sample(arguments: list[str]) -> None:
     """Generate images with a trained model."""
     shown = help_defaults(arguments)
     options = parse(SampleOptions, arguments, "sample", SampleOptions(run=arguments[0], **shown) if shown else None)
     from ditlab import pipelines
     from ditlab.interop.find import find_model
-    from ditlab.pipelines.labels import split_labels
     from ditlab.runtime.console import progress_bar
     from ditlab.runtime.device import select_device
     from ditlab.runtime.distributed import join
@@ -55,13 +83,20 @@ def sample(arguments: list[str]) -> None:
         )
     processes = join()
     model = find_model(options.run).to(select_device(options.device, processes))
-    config = options.config(model)
+    config = replace(options.config(model), negative=options.negative)
     model.prepare(config, options.compile)
-    given = split_labels(options.labels, model.names)
-    labels = model.random_labels(given, count, seed) if options.label_order == "random" else given
-    indices = model.label_indices(labels, count).numpy()
-    settings = {"model": options.run, "labels": given, "label_order": options.label_order, "seed": seed}
-    settings |= asdict(config)
+    labels: Sequence[str | int] = _given(options, model)
+    settings = {"model": options.run, "seed": seed, **asdict(config)}
+    if model.text is None:
+        settings |= {"labels": labels, "label_order": options.label_order}
+    else:
+        settings |= {"prompts": labels}
+        for prompt in dict.fromkeys((*labels, config.negative)):
+            for note in model.text.notes(str(prompt)):
+                log(f"prompt {str(prompt)[:60]!r}: {note}")
+    if options.label_order == "random":
+        labels = model.random_labels(labels, count, seed)
+    indices, names = model.descriptions(labels, count)
 
     model.check(config)
     if not options.compile:
@@ -89,7 +124,7 @@ def sample(arguments: list[str]) -> None:
                 pipelines.write_png(pipelines.grid(images, columns), out, settings)
         else:
             pipelines.write_samples(
-                out, make, (count, *model.size, model.pixels[0]), options.batch, indices, model.names,
+                out, make, (count, *model.size, model.pixels[0]), options.batch, indices.numpy(), names,
                 settings | {"weights": pipelines.weights_digest(model)}, processes, resumed,
             )  # fmt: skip
     if not processes.is_main:

@@ -24,8 +24,8 @@ def choose_threads(model: Pipeline, config: SampleConfig, count: int, processes:
 
     counts = thread_counts(0, processes)
     if model.device.type == "cpu" and len(counts) > 1 and count > 0:
-        labels = model.label_indices(None, min(count, TIMED))
-        log(describe(time_threads(lambda: next(model.states(labels, 0, 0, config)), counts)))
+        condition = model.condition(None, min(count, TIMED))
+        log(describe(time_threads(lambda: next(model.states(condition, 0, 0, config)), counts)))
 
 
 def _of_model(metavar: str) -> Any:

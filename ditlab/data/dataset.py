@@ -133,7 +133,7 @@ class Dataset:
     def captions(self) -> Captions:
         """Captions of each image, None without captions."""
         captions = self.source.captions
-        return None if captions is None else [captions[row] for row in self._chosen]
+        return None if captions is None else [captions[row] for row in self._chosen.tolist()]
 
     def __len__(self) -> int:
         return self.info.count
@@ -180,7 +180,7 @@ class Dataset:
         skipped = tuple(self.skipped[index] for index in sorted(self.skipped))
         captions = self.captions
         if captions is not None:
-            captions = [captions[index] for index in np.flatnonzero(readable)]
+            captions = [captions[index] for index in np.flatnonzero(readable).tolist()]
         return Images(pixels, self.labels[readable], self.names, self.fingerprint, skipped, captions)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ class ClassifierFreeGuidance(Guidance):
 
     Args:
         config: scale, interval and channels.
-        unconditional: the condition to extrapolate from, of the same batch; by default ``condition.null()``. A negative
+        unconditional: the condition to extrapolate from, of one sample; by default ``condition.null()``. A negative
             prompt is another value.
     """
 
@@ -77,7 +77,12 @@ class ClassifierFreeGuidance(Guidance):
         """Conditional rows, then unconditional ones."""
         if not self._guides(query):
             return super().expand(query, condition)
-        unconditional = self.unconditional or condition.null()
+        if self.unconditional is None:
+            unconditional = condition.null()
+        else:
+            unconditional = self.unconditional.select(
+                torch.zeros(len(query.x_t), dtype=torch.int64, device=query.x_t.device)
+            )
         t, s = _doubled(query.t), _doubled(query.s)
         return Rows(torch.cat([query.x_t, query.x_t]), t, s, condition.cat(unconditional))
 

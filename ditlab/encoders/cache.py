@@ -163,8 +163,9 @@ def _encode_shard(
 class LatentCache:
     """A complete cache, opened for reading; a UserError if there is none with this key.
 
-    ``labels`` is int64 (N,), ``shape`` (channels, h, w) of the moments of one image, ``fingerprint`` that of images and
-    autoencoder; ``skipped`` are the images that could not be read, each with its reason.
+    ``labels`` is int64 (N,), ``indices`` int64 (N,) those of the images in their data set, ``shape`` (channels, h, w) of the
+    moments of one image, ``fingerprint`` that of images and autoencoder; ``skipped`` are the images that could not be read,
+    each with its reason.
     """
 
     def __init__(self, folder: Path, key: dict[str, object]):
@@ -189,7 +190,7 @@ class LatentCache:
         self.fingerprint = f"{manifest['data']}-{manifest['autoencoder']}"
         self.skipped: tuple[str, ...] = tuple(manifest.get("left_out", ()))  # type: ignore[arg-type]
         table = np.concatenate(rows)
-        self.labels = table[:, 1]
+        self.indices, self.labels = table[:, 0], table[:, 1]
         self._sums = {False: table[:, 2], True: table[:, 3]}
         self.shape: tuple[int, ...] = self._shards[False][0].shape[1:]
         self._starts = np.cumsum([0, *(len(shard) for shard in rows)])

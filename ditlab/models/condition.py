@@ -70,6 +70,16 @@ class Condition:
         """Class labels int64 (N,): 0 .. classes - 1, or ``NULL``."""
         return cls({"labels": Entry(labels, labels >= 0)})
 
+    @classmethod
+    def of_text(cls, value: Tensor, mask: Tensor) -> Condition:
+        """Encoded texts: ids (N, S) or features (N, S, E), and their mask (N, S); a text without tokens is absent."""
+        return cls({"text": Entry(value, mask.any(dim=1), mask)})
+
+    @property
+    def count(self) -> int:
+        """Samples of the batch; 0 without entries."""
+        return next((len(entry.present) for entry in self.entries.values()), 0)
+
     def _map(self, function: Callable[[Entry], Entry]) -> Condition:
         return Condition({name: function(entry) for name, entry in self.entries.items()})
 

@@ -106,19 +106,23 @@ class LabelsConfig(ConditionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(ConditionConfig):
-    """Features of a text encoder, projected to tokens, and their mean as a vector."""
+    """A text, as tokens and their mean as a vector: features of a frozen encoder, or ids whose embedding is trained."""
 
     kind: ClassVar[str] = "text"
     name: str = "text"
-    features: int = 384
-    """Width of the encoder's features."""
+    features: int = 0
+    """Width of the encoder's features; 0 for ids."""
+    vocabulary: int = 0
+    """Number of ids; 0 for features."""
     tokens: int = 16
     """Tokens of a text when cost is counted; the network accepts any number."""
 
     def build(self, width: int) -> TextEmbedding:  # noqa: D102
-        return TextEmbedding(self.features, width)
+        return TextEmbedding(self, width)
 
     def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
+        if self.vocabulary:
+            return torch.zeros(count, self.tokens, dtype=torch.int64)
         return torch.zeros(count, self.tokens, self.features)
 
 
@@ -183,14 +187,18 @@ class LabelEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Text features (N, S, E) -> tokens (N, S, width) and the mean of the valid ones as a vector (N, width).
+    """Ids (N, S) or features (N, S, E) -> tokens (N, S, width) and the mean of the valid ones as a vector (N, width).
 
-    An absent or empty text is one learned null token, so that no row of the mask is empty.
+    Features are projected. Ids are looked up and get sine-cosine positions, since a row of a table knows nothing of its
+    place; the mean of these tokens is the same for words in any order. An absent or empty text is one learned null token,
+    so that no row of the mask is empty.
     """
 
-    def __init__(self, features: int, width: int):
+    def __init__(self, config: TextConfig, width: int):
         super().__init__()
-        self.projection = nn.Linear(features, width)
+        self.width = width
+        self.table = nn.Embedding(config.vocabulary, width) if config.vocabulary else None
+        self.projection = None if config.vocabulary else nn.Linear(config.features, width)
         self.pooled = nn.Linear(width, width)
         self.null = nn.Parameter(torch.zeros(width))
 
@@ -200,9 +208,18 @@ class TextEmbedding(nn.Module):
         present = entry.present & mask.any(dim=1)
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         mask = torch.where(present[:, None], mask, first)
-        tokens = torch.where(present[:, None, None], self.projection(entry.value), self.null)
+        tokens = torch.where(present[:, None, None], self._tokens(entry.value), self.null)
         weights = mask / mask.sum(dim=1, keepdim=True)
         return tokens, mask, self.pooled((tokens * weights[..., None]).sum(dim=1))
+
+    def _tokens(self, value: Tensor) -> Tensor:
+        if self.projection is not None:
+            return self.projection(value)
+        assert self.table is not None
+        places = torch.arange(value.shape[1], device=value.device)[:, None]
+        half = self.width // 2
+        angles = places * 10000.0 ** -(torch.arange(half, device=value.device) / half)
+        return self.table(value) + torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class ConditionEmbedding(nn.ModuleDict):

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from ditlab.errors import UserError, nearest
 from ditlab.models.blocks import BLOCKS, BlockConfig, FinalLayer
 from ditlab.models.condition import Condition
-from ditlab.models.condition_embedding import ConditionEmbedding, Conditioning, LabelEmbedding, TimestepEmbedding
+from ditlab.models.condition_embedding import (
+    ConditionEmbedding,
+    Conditioning,
+    LabelEmbedding,
+    TextEmbedding,
+    TimestepEmbedding,
+)
 from ditlab.models.layout import Layouts
 from ditlab.models.spec import Network, NetworkSpec, Supports
 from ditlab.models.tokens import Patching, Tokens
@@ -120,6 +126,8 @@ class DiT(Network):
                     nn.init.normal_(linear.weight, std=0.02, generator=generator)  # type: ignore[arg-type]
             elif isinstance(module, LabelEmbedding):
                 nn.init.normal_(module.table.weight, std=0.02, generator=generator)
+            elif isinstance(module, TextEmbedding) and module.table is not None:
+                nn.init.normal_(module.table.weight, generator=generator)  # as large as the positions added to it
         # Zero modulation makes every adaLN-Zero block the identity; a zero last Linear makes the first prediction zero.
         for name, module in self.named_modules():
             if name.endswith("modulation") and isinstance(module, nn.Linear):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ditlab.errors import UserError, check_divisible, nearest
 from ditlab.models.condition import Condition
-from ditlab.models.condition_embedding import ConditionEmbedding, LabelEmbedding, TimestepEmbedding
+from ditlab.models.condition_embedding import ConditionEmbedding, LabelEmbedding, TextEmbedding, TimestepEmbedding
 from ditlab.models.spec import Network, NetworkSpec, Supports
 from ditlab.models.unet_blocks import (
     CONTEXT,
@@ -205,8 +205,9 @@ class UNet(Network):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
         for module in self.condition_embedding.children():
-            if isinstance(module, LabelEmbedding):
-                nn.init.normal_(module.table.weight, generator=generator)
+            table = module.table if isinstance(module, LabelEmbedding | TextEmbedding) else None
+            if table is not None:
+                nn.init.normal_(table.weight, generator=generator)
         # A new block adds nothing, so that it is the identity unless it changes the channels; a new network predicts zero.
         for module in self.modules():
             if isinstance(module, ResidualBlock):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ditlab.diffusion import ClampedX0, ClassifierFreeGuidance, Denoiser, DiffusionConfig, Guidance
-from ditlab.encoders import Autoencoder
+from ditlab.encoders import Autoencoder, TextEncoder
 from ditlab.errors import UserError
-from ditlab.models import NULL, Network
+from ditlab.models import NULL, Condition, Network
 from ditlab.models.network import describe
 from ditlab.pipelines import model_file
 from ditlab.pipelines.labels import find_label
@@ -21,6 +21,7 @@ from ditlab.pipelines.sampling import SampleConfig
 
 LABEL_STREAM = 2**31  # random stream of labels: noise has those of the images, 0, 1, ...
 Labels = Sequence[str | int] | str | int | None
+"""What images are conditioned on, used in turn: classes by name or number, or prompts; None or empty is the model's own."""
 Size = tuple[int, int]
 
 
@@ -34,6 +35,8 @@ class Model:
         defaults: how it is sampled by default.
         facts: provenance, as the images it was trained on.
         counts: training images of each class, in label order; empty where they are not known.
+        text: the encoder of prompts; None for a model conditioned on labels or on nothing.
+        prompts: captions of held-out images, which are sampled where no prompt is given.
         path: where it was loaded from; None for a model that was built in memory.
     """
 
@@ -42,17 +45,19 @@ class Model:
     def __init__(
         self, network: Network, diffusion: DiffusionConfig, autoencoder: Autoencoder, names: Sequence[str] = (),
         defaults: SampleConfig | None = None, facts: dict[str, object] | None = None, counts: Sequence[int] = (),
+        text: TextEncoder | None = None, prompts: Sequence[str] = (),
     ):  # fmt: skip
         self.denoiser = Denoiser(network, diffusion.build_schedule(), diffusion.target, diffusion.learned_variance)
         self.network, self.diffusion, self.autoencoder = network, diffusion, autoencoder
         self.names, self.defaults, self.facts = tuple(names), defaults or SampleConfig(), facts or {}
-        self.counts = tuple(counts)
+        self.counts, self.text, self.prompts = tuple(counts), text, tuple(prompts)
         self._prepared, self._compiled = None, False  # by ``prepare``
 
     def __repr__(self) -> str:
         channels, height, width = self.pixels
         names = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
         classes = f"{self.classes} classes{f' ({names})' if names else ''}" if self.classes else "no classes"
+        classes = classes if self.text is None else "prompts"
         guidance = f", guidance {self.defaults.guidance.scale:g}" if self.defaults.guidance.scale != 1 else ""
         sampled = f"{self.defaults.sampler}, {self.defaults.steps} steps{guidance}"
         images = f"images {height}x{width}x{channels}, {classes}"
@@ -77,7 +82,8 @@ class Model:
     @property
     def guidable(self) -> bool:
         """Whether guidance is possible: the network has classes and their null."""
-        return self.classes > 0 and all(condition.null for condition in self.network.spec.conditions)
+        conditioned = self.classes > 0 or self.text is not None
+        return conditioned and all(condition.null for condition in self.network.spec.conditions)
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +112,42 @@ class Model:
         chosen = self._chosen(labels) or [NULL]
         return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
+    def given(self, labels: Labels, prompts: Sequence[str] | str | None) -> Labels:
+        """Labels or prompts, whichever this model takes; UserError for the other."""
+        if self.text is None and prompts is not None:
+            raise UserError(
+                "this model takes no prompts; give labels" if self.classes else "this model is unconditional"
+            )
+        if self.text is not None and labels is not None:
+            raise UserError("this model takes prompts, not labels: give prompts=[...]")
+        return labels if prompts is None else prompts
+
+    def condition(self, labels: Labels, count: int) -> Condition:
+        """The condition of images 0 .. count - 1, of labels or prompts used in turn.
+
+        Raises:
+            UserError: a label that the model does not have, or a prompt that is no text.
+        """
+        if self.text is None:
+            return Condition.of_labels(self.label_indices(labels, count))
+        texts = self._texts(labels)
+        encoded = self.text.encode(texts)
+        return Condition.of_text(*encoded).select(torch.arange(count) % len(texts))
+
+    def descriptions(self, labels: Labels, count: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Indices of the labels or prompts of images 0 .. count - 1, int64 (count,), and the names they are indices of."""
+        if self.text is None:
+            return self.label_indices(labels, count), self.names
+        texts = self._texts(labels)
+        return torch.arange(count) % len(texts), texts
+
+    def _texts(self, prompts: Labels) -> tuple[str, ...]:
+        given = [prompts] if isinstance(prompts, str | int) else list(prompts or ())
+        for each in given:
+            if not isinstance(each, str):
+                raise UserError(f"prompt {each!r} is no text; this model takes prompts")
+        return tuple(map(str, given)) or self.prompts or ("",)
+
     def random_labels(self, labels: Labels, count: int, seed: int) -> list[int]:
         """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all trained classes.
 
@@ -129,7 +171,7 @@ class Model:
         """Raise UserError where this model cannot be sampled with ``config``."""
         config.guidance.check()
         if config.guidance.scale != 1 and not self.guidable:
-            why = "was trained with condition dropout 0" if self.classes else "is unconditional"
+            why = "was trained with condition dropout 0" if self.classes or self.text else "is unconditional"
             raise UserError(
                 f"guidance {config.guidance.scale} needs a null class, and this model {why}; use guidance 1"
             )
@@ -137,7 +179,8 @@ class Model:
     def guidance(self, config: SampleConfig) -> Guidance:
         """The guidance of ``config``, with predicted data clamped to its range where it has one."""
         self.check(config)
-        guidance: Guidance = ClassifierFreeGuidance(config.guidance)
+        negative = self.condition([config.negative], 1).to(self.device) if config.negative else None
+        guidance: Guidance = ClassifierFreeGuidance(config.guidance, negative)
         return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, ...]:
@@ -151,8 +194,9 @@ class Model:
     def save(self, folder: Path, half: bool = False) -> None:
         """Write ``model.safetensors`` and ``model.json``, see ``model_file.save``."""
         parts = model_file.ModelParts(
-            self.network, self.diffusion, self.autoencoder, self.names, self.defaults, self.facts, self.counts
-        )
+            self.network, self.diffusion, self.autoencoder, self.names, self.defaults, self.facts, self.counts, self.text,
+            self.prompts,
+        )  # fmt: skip
         model_file.save(parts, folder, half)
 
     @classmethod
@@ -160,7 +204,8 @@ class Model:
         """Read a run folder, a ``model.safetensors``, or a shipped model by its name, see ``model_file.load``."""
         parts = model_file.load(path)
         model = cls(
-            parts.network, parts.process, parts.autoencoder, parts.names, parts.defaults, parts.facts, parts.counts
-        )
+            parts.network, parts.process, parts.autoencoder, parts.names, parts.defaults, parts.facts, parts.counts,
+            parts.text, parts.prompts,
+        )  # fmt: skip
         model.path = Path(path)
         return model

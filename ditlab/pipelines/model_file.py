@@ -1,7 +1,8 @@
 """The model file: ``model.safetensors`` and ``model.json``, everything that sampling needs.
 
 ``model.json``, format 2: ``network`` (kind and configuration), ``latent`` (channels, size), ``conditions``, ``process``,
-``autoencoder``, ``text_encoder``, ``sample`` (defaults), ``class_names``, ``class_counts``, ``facts``. Format 1 is read.
+``autoencoder``, ``text_encoder``, ``prompts``, ``sample`` (defaults), ``class_names``, ``class_counts``, ``facts``. Format 1
+is read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 
 from ditlab.diffusion import DiffusionConfig, GuidanceConfig
-from ditlab.encoders import Autoencoder
+from ditlab.encoders import Autoencoder, TextEncoder, restore_text_encoder
 from ditlab.encoders.record import restore
 from ditlab.errors import UserError, nearest
 from ditlab.models import LatentSpec, Network, NetworkSpec, build
@@ -43,6 +44,8 @@ class ModelParts:
         defaults: how it is sampled by default.
         facts: provenance: recipe, images trained on.
         counts: training images of each class, in label order; empty where they are not known.
+        text: the encoder of prompts; None without one.
+        prompts: captions of held-out images.
     """
 
     network: Network
@@ -52,6 +55,8 @@ class ModelParts:
     defaults: SampleConfig = field(default_factory=SampleConfig)
     facts: dict[str, object] = field(default_factory=dict)
     counts: Sequence[int] = ()
+    text: TextEncoder | None = None
+    prompts: Sequence[str] = ()
 
 
 def save(parts: ModelParts, folder: Path, half: bool = False) -> None:
@@ -79,7 +84,8 @@ def save(parts: ModelParts, folder: Path, half: bool = False) -> None:
         "conditions": conditions_to_record(spec.conditions),
         "process": asdict(parts.process),
         "autoencoder": parts.autoencoder.record(),
-        "text_encoder": None,
+        "text_encoder": None if parts.text is None else parts.text.record(),
+        "prompts": list(parts.prompts),
         "sample": asdict(parts.defaults),
         "class_names": list(parts.names),
         "class_counts": list(parts.counts),
@@ -143,7 +149,8 @@ def _build(record: Mapping[str, Any]) -> ModelParts:
     network = build(from_record(record["network"]), spec)
     return ModelParts(
         network, process, restore(record["autoencoder"]), record["class_names"], defaults, record["facts"],
-        [int(count) for count in record.get("class_counts", ())],
+        [int(count) for count in record.get("class_counts", ())], restore_text_encoder(record["text_encoder"]),
+        [str(prompt) for prompt in record.get("prompts", ())],
     )  # fmt: skip
 
 

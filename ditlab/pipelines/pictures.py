@@ -77,14 +77,16 @@ def grid(
 
 
 def sample_grid(model: Pipeline, count: int, seed: int, processes: Processes = ALONE) -> Image.Image | None:
-    """About ``count`` samples in a square, one row per class; every process makes some, the main one returns the picture."""
+    """About ``count`` samples in a square, one row per class or prompt; every process makes some, the main one returns it."""
     columns = max(1, round(count**0.5))
-    rows, known = max(1, count // columns), model.trained_labels
+    rows, known = max(1, count // columns), model.trained_labels if model.text is None else model.prompts
     shown = [known[row % len(known)] for row in range(rows)] if known else []
     labels = [label for label in shown for _ in range(columns)] or None
     batch = min(64, -(-rows * columns // processes.size))
     images = gather(model.batches(labels, seed, rows * columns, model.defaults, batch, processes), processes)
-    names = [model.names[label] for label in shown] if model.names else ()
+    names = (
+        [each if isinstance(each, str) else model.names[each] for each in shown] if model.names or model.text else ()
+    )
     return grid(images, columns, names) if processes.is_main else None
 
 
@@ -114,8 +116,7 @@ def filmstrip(
     Raises:
         UserError: the model cannot be sampled so.
     """
-    indices = model.label_indices(labels, count)
-    return strip(model, list(model.states(indices, seed, 0, config)), frames)
+    return strip(model, list(model.states(model.condition(labels, count), seed, 0, config)), frames)
 
 
 def strip(model: Pipeline, states: Sequence[State], frames: int = 10) -> Image.Image:

@@ -100,10 +100,10 @@ class Pipeline(Model):
             denoiser = self.denoiser.cast(bf16)
         yield from sample(trajectory, denoiser)
 
-    def states(self, labels: Tensor, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
-        """Denoise images ``first``, first + 1, .. of ``seed``, one for each of ``labels`` (N,), step by step."""
-        generators = image_generators(seed, first, len(labels))
-        yield from self.run(self.trajectory(Condition.of_labels(labels), generators, config), config)
+    def states(self, condition: Condition, seed: int, first: int, config: SampleConfig) -> Iterator[State]:
+        """Denoise images ``first``, first + 1, .. of ``seed``, one for each sample of a condition, step by step."""
+        generators = image_generators(seed, first, condition.count)
+        yield from self.run(self.trajectory(condition, generators, config), config)
 
     def batches(
         self, labels: Labels, seed: int, count: int, config: SampleConfig, batch: int = 64,
@@ -112,13 +112,14 @@ class Pipeline(Model):
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Images 0 .. count - 1 of ``seed``, in batches uint8 (N, H, W, C); each process makes every world-size-th batch.
 
+        ``labels`` are labels or prompts, used in turn.
         With ``starts``, only the batches whose first images these are. A batch that does not fit in the GPU's memory is
         made in halves, and so are those after it. ``noise`` (count, c, h, w) replaces the images' own; ``callback`` gets
         every step.
         """
         if count < 1 or batch < 1:
             raise UserError(f"count {count} and batch {batch} must be 1 or more")
-        indices, part = self.label_indices(labels, count), batch
+        condition, part = self.condition(labels, count), batch
         every = range(processes.rank * batch, count, processes.size * batch)
         for first in every if starts is None else starts:
             stop, made = min(first + batch, count), []
@@ -130,7 +131,7 @@ class Pipeline(Model):
                 try:
                     generators = image_generators(seed, first, len(rows))
                     begin = None if noise is None else noise[rows]
-                    trajectory = self.trajectory(Condition.of_labels(indices[rows]), generators, config, size, begin)
+                    trajectory = self.trajectory(condition.select(rows), generators, config, size, begin)
                     made.append(self._finish(trajectory, config, first, wanted, callback))
                     first += wanted
                 except torch.OutOfMemoryError:
@@ -161,6 +162,8 @@ class Pipeline(Model):
         self,
         labels: Labels = None,
         *,
+        prompts: Sequence[str] | str | None = None,
+        negative: str | None = None,
         guidance: float | GuidanceConfig | None = None,
         steps: int | None = None,
         sampler: str | None = None,
@@ -177,15 +180,17 @@ class Pipeline(Model):
         returns for the same arguments, which are described there.
         """
         refuse_unknown(self.denoise, unknown)
-        config = self.defaults.changed(guidance, steps, sampler, precision)
-        chosen, count, start = self._request(labels, count, size, noise)
-        condition = Condition.of_labels(self.label_indices(chosen, count))
-        trajectory = self.trajectory(condition, image_generators(seed, 0, count), config, size, start)
+        config = self.defaults.changed(guidance, steps, sampler, precision, negative)
+        chosen, count, start = self._request(self.given(labels, prompts), count, size, noise)
+        trajectory = self.trajectory(
+            self.condition(chosen, count), image_generators(seed, 0, count), config, size, start
+        )
         return self._steps(self.run(trajectory, config), config, 0, count)
 
     @overload
     def sample(
-        self, labels: Labels = None, *, guidance: float | GuidanceConfig | None = None, steps: int | None = None,
+        self, labels: Labels = None, *, prompts: Sequence[str] | str | None = None, negative: str | None = None,
+        guidance: float | GuidanceConfig | None = None, steps: int | None = None,
         sampler: str | None = None, precision: Precision | None = None, seed: int = 0, count: int | None = None,
         batch: int = 64, size: Size | None = None, noise: np.ndarray | Tensor | None = None,
         callback: Callback | None = None, return_type: Literal["numpy"] = "numpy", **unknown: Never,
@@ -193,7 +198,8 @@ class Pipeline(Model):
 
     @overload
     def sample(
-        self, labels: Labels = None, *, guidance: float | GuidanceConfig | None = None, steps: int | None = None,
+        self, labels: Labels = None, *, prompts: Sequence[str] | str | None = None, negative: str | None = None,
+        guidance: float | GuidanceConfig | None = None, steps: int | None = None,
         sampler: str | None = None, precision: Precision | None = None, seed: int = 0, count: int | None = None,
         batch: int = 64, size: Size | None = None, noise: np.ndarray | Tensor | None = None,
         callback: Callback | None = None, return_type: Literal["pil"], **unknown: Never,
@@ -203,6 +209,8 @@ class Pipeline(Model):
         self,
         labels: Labels = None,
         *,
+        prompts: Sequence[str] | str | None = None,
+        negative: str | None = None,
         guidance: float | GuidanceConfig | None = None,
         steps: int | None = None,
         sampler: str | None = None,
@@ -220,6 +228,8 @@ class Pipeline(Model):
 
         Args:
             labels: class names or numbers, used in turn; by default every class in turn.
+            prompts: texts, used in turn, for a model that takes prompts; by default its own examples.
+            negative: text, or class, to guide away from.
             guidance: guidance scale, 1 is off; or a GuidanceConfig, with an interval or fewer channels.
             steps: sampling steps.
             sampler: ddpm, ddim, euler, heun or dpm-solver.
@@ -243,8 +253,8 @@ class Pipeline(Model):
         refuse_unknown(self.sample, unknown)
         if return_type not in ("numpy", "pil"):
             raise UserError(f"unknown return_type {return_type!r}; known: numpy, pil")
-        config = self.defaults.changed(guidance, steps, sampler, precision)
-        chosen, count, start = self._request(labels, count, size, noise)
+        config = self.defaults.changed(guidance, steps, sampler, precision, negative)
+        chosen, count, start = self._request(self.given(labels, prompts), count, size, noise)
         made = self.batches(chosen, seed, count, config, batch, size=size, noise=start, callback=callback)
         images = np.concatenate(list(made))
         return to_pil(images) if return_type == "pil" else images.view(ImageArray)

@@ -26,15 +26,18 @@ class SampleConfig:
     """Classifier-free guidance."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes matrix products in bfloat16; auto is bf16 on GPUs, fp32 on CPUs."""
+    negative: str = ""
+    """Text, or a class, to guide away from; empty guides away from no condition."""
 
     def changed(
         self, guidance: float | GuidanceConfig | None = None, steps: int | None = None, sampler: str | None = None,
-        precision: str | None = None,
+        precision: str | None = None, negative: str | None = None,
     ) -> SampleConfig:  # fmt: skip
         """This configuration with other values where they are given; a number is the scale of the guidance."""
         if guidance is not None and not isinstance(guidance, GuidanceConfig):
             guidance = replace(self.guidance, scale=float(guidance))
         given = {"guidance": guidance, "steps": steps, "sampler": sampler, "precision": precision}
+        given |= {"negative": negative}
         return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def bf16_on(self, device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def held_out_images(recipe: Recipe | AutoencoderRecipe, images: Images, limit: i
         held_out = open_data(replace(recipe.data, split="test", limit=limit), once).load()
     except UserError as error:
         first = slice(0, limit)
-        few = replace(images, pixels=images.pixels[first], labels=images.labels[first])
+        captions = None if images.captions is None else images.captions[first]
+        few = replace(images, pixels=images.pixels[first], labels=images.labels[first], captions=captions)
         return few, f"{len(few):,} training images, since none are held out ({error})"
     return held_out, f"{len(held_out):,} images of the test split"
 
@@ -37,6 +39,7 @@ class _Encoded:
 
     moments: np.ndarray
     labels: np.ndarray
+    captions: list[tuple[str, ...]]
     fingerprint: str = ""
 
     def __len__(self) -> int:
@@ -54,9 +57,10 @@ def held_out_data(
         return held_out_images(recipe, data, HELD_OUT_IMAGES, once)
     with np.load(cache / HELD_OUT) as stored:
         moments, labels, what = stored["moments"], stored["labels"], str(stored["what"])
+        captions = json.loads(str(stored["captions"])) if "captions" in stored else []
     if not len(moments):
         return data, f"{min(len(data), HELD_OUT_IMAGES):,} training images, since {what}"
-    return _Encoded(moments, labels), what  # type: ignore[return-value]
+    return _Encoded(moments, labels, [tuple(each) for each in captions]), what  # type: ignore[return-value]
 
 
 def encode_held_out(recipe: Recipe, cache: Path, autoencoder: Autoencoder, device: torch.device) -> None:
@@ -65,17 +69,18 @@ def encode_held_out(recipe: Recipe, cache: Path, autoencoder: Autoencoder, devic
     if path.exists():
         return
     autoencoder.to(device)
-    moments, labels = [], np.empty(0, np.int64)
+    moments, labels, captions = [], np.empty(0, np.int64), []
     try:
         images = open_data(replace(recipe.data, split="test", limit=HELD_OUT_IMAGES)).load()
     except UserError as error:
         what = f"none are held out ({error})"
     else:
-        what, labels = f"{len(images):,} images of the test split", images.labels
+        what, labels, captions = f"{len(images):,} images of the test split", images.labels, list(images.captions or ())
         with torch.no_grad():
             for start in range(0, len(images), 8):
                 pixels = uint8_to_float(images.pixels[start : start + 8], device)
                 moments.append(autoencoder.encode(pixels).float().cpu().numpy())
     buffer = io.BytesIO()
-    np.savez(buffer, moments=np.concatenate(moments) if moments else labels, labels=labels, what=what)
+    encoded = np.concatenate(moments) if moments else labels
+    np.savez(buffer, moments=encoded, labels=labels, what=what, captions=json.dumps(captions))
     files.write_file(path, buffer.getvalue())

@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from ditlab.data import DataConfig
 from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import AutoencoderConfig, RemoteCache, autoencoder_kind
+from ditlab.encoders import AutoencoderConfig, RemoteCache, TextEncoder, TextEncoderConfig, autoencoder_kind
 from ditlab.errors import UserError, nearest
 from ditlab.models import DiTConfig, LatentSpec, NetworkConfig, NetworkSpec, labelled
+from ditlab.models.condition_embedding import TextConfig
 from ditlab.models.network import of_record, to_record
 from ditlab.pipelines import SampleConfig
 from ditlab.runtime import files
@@ -99,6 +100,8 @@ class Recipe:
     """The latents."""
     autoencoder_train: TrainConfig = field(default_factory=lambda: AUTOENCODER_TRAIN)
     """Training of the autoencoder (kl)."""
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    """Captions."""
     latents: str = ""
     """Folder of the encoded cache, or its URL (s3://...) with RUN-latents as the local copy; empty: RUN-latents."""
     model: NetworkConfig = field(default_factory=DiTConfig)
@@ -139,11 +142,27 @@ class Recipe:
         return of_model(parse_recipe(text, source), source)
 
 
-def network_spec(recipe: Recipe, shape: tuple[int, int, int], class_count: int) -> NetworkSpec:
-    """The inputs and outputs of a recipe's network: latents of ``shape`` (C, H, W), and labels of ``class_count`` classes."""
+def network_spec(
+    recipe: Recipe, shape: tuple[int, int, int], class_count: int, text: TextEncoder | None = None
+) -> NetworkSpec:
+    """The inputs and outputs of a recipe's network.
+
+    Args:
+        recipe: of the network.
+        shape: of latents, (C, H, W).
+        class_count: classes of the labels.
+        text: the encoder of captions, which replace labels.
+    """
     (channels, *size), diffusion = shape, recipe.diffusion
-    null, variance = diffusion.condition_dropout > 0, diffusion.learned_variance
-    return labelled(LatentSpec(channels, tuple(size)), class_count, null=null, learned_variance=variance)
+    latent, null, variance = (
+        LatentSpec(channels, tuple(size)),
+        diffusion.condition_dropout > 0,
+        diffusion.learned_variance,
+    )
+    if text is None:
+        return labelled(latent, class_count, null=null, learned_variance=variance)
+    condition = TextConfig(features=text.features, vocabulary=text.vocabulary, tokens=text.max_tokens, null=null)
+    return NetworkSpec(latent, (condition,), variance)
 
 
 def of_model(recipe: Recipe | AutoencoderRecipe, source: str) -> Recipe:

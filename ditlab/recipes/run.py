@@ -9,13 +9,14 @@ import torch
 
 from ditlab.data import Dataset, Images
 from ditlab.diffusion import samplers
-from ditlab.encoders import Autoencoder, LatentCache, autoencoder_kind
+from ditlab.encoders import Autoencoder, LatentCache, TextEncoder, autoencoder_kind
 from ditlab.errors import UserError, check_divisible
 from ditlab.models import build, cost
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.recipes import prepare
 from ditlab.recipes.autoconfigure import fit_to_machine
+from ditlab.recipes.captions import captions_of, encoded, example_prompts, text_encoder
 from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import RunContext, cache_folder
 from ditlab.recipes.recipe import Recipe, absolute, network_spec, refuse_other
@@ -43,28 +44,30 @@ def encode_latents(recipe: Recipe, context: RunContext) -> Path:
 
 
 def build_model(
-    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...]
-) -> Pipeline:
-    """The recipe's model with random weights, for images of shape ``pixels`` (C, H, W) and classes ``names``.
+    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...],
+    text: TextEncoder | None = None,
+) -> Pipeline:  # fmt: skip
+    """The recipe's model with random weights, for images of shape ``pixels`` (C, H, W) and classes ``names``, or captions.
 
     Raises UserError for sizes that do not divide or settings that are incompatible.
     """
     recipe.check()
     _check_size(recipe, autoencoder.factor, *pixels[1:])
-    spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names))
+    spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names), text)
     network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
-    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name})
+    names = names if text is None else ()
+    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name}, text=text)
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
 
 
-def _check_before(recipe: Recipe, dataset: Dataset) -> None:
+def _check_before(recipe: Recipe, dataset: Dataset, text: TextEncoder | None) -> None:
     """Find incompatible settings before hours of reading, of training an autoencoder, and of encoding."""
     config = recipe.autoencoder
     kind = autoencoder_kind(config.kind)
     if (kind.trained and not config.path) or not kind.latents:  # others are loaded, and checked then
-        build_model(recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names)
+        build_model(recipe, kind.build(config, dataset.shape[0], recipe.seed), dataset.shape, dataset.names, text)
 
 
 def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
@@ -77,10 +80,11 @@ def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
     recipe = absolute(recipe)
     context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
     dataset = prepare.open_images(recipe, context)
-    context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out))
-    _check_before(recipe, dataset)
+    text = text_encoder(recipe, dataset)
+    context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out, text is not None))
+    _check_before(recipe, dataset, text)
     with prepare.locked(context.out, "the run", context.processes):
-        _train(recipe, context, dataset)
+        _train(recipe, context, dataset, text)
     return Pipeline.load(context.out).to(context.device)
 
 
@@ -96,17 +100,18 @@ def _readable_classes(dataset: Dataset, labels: np.ndarray, log: prepare.Log) ->
     return counts
 
 
-def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
+def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEncoder | None) -> None:
     data: Images | LatentCache
     if autoencoder_kind(recipe.autoencoder.kind).latents:
         autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
-        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names, text)
         data = prepare.encode_dataset(recipe, context, dataset, autoencoder)
     else:
         data = prepare.load_images(dataset, context)
         autoencoder = prepare.pixel_autoencoder(data)
-        model = build_model(recipe, autoencoder, dataset.shape, dataset.names)
-    model.counts = _readable_classes(dataset, data.labels, context.log)
+        model = build_model(recipe, autoencoder, dataset.shape, dataset.names, text)
+    if text is None:
+        model.counts = _readable_classes(dataset, data.labels, context.log)
     count = cost(recipe.model, model.network.spec)
     tokens = f"{count.tokens} tokens, " if count.tokens else ""
     context.log(
@@ -114,12 +119,15 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset) -> None:
         f"batch {recipe.train.batch}, {recipe.train.precision_on(context.device)}, {context.device}"
     )
     loss = recipe.diffusion.build_loss()
-    task = DiffusionTask(model.network, loss, autoencoder, data)
+    captions = captions_of(data, dataset) if text else ()
+    task = DiffusionTask(model.network, loss, autoencoder, data, encoded(captions, text))
     recipe, first_picture = fit_to_machine(recipe, task, context.out, context.device, context.processes, context.log)
     context.processes.broadcast_from_main(lambda: prepare.save_settings(recipe, dataset, context.out))
     held_out, what = held_out_data(recipe, data, cache_folder(recipe, context), context.processes.broadcast_from_main)
+    held_out_captions = captions if isinstance(held_out, LatentCache) else held_out.captions or ()
+    model.prompts = tuple(example_prompts(held_out_captions)) if text else ()
     callbacks = [
-        HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out)),
+        HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out, encoded(held_out_captions, text))),
         SampleGrid(model, recipe.sample_images, recipe.seed),
         ModelFile(model),
         *context.callbacks,

@@ -19,16 +19,18 @@ def save_data(info: DataInfo, folder: Path) -> None:
     files.write_file(folder / DATA, json.dumps(asdict(info), indent=2) + "\n")
 
 
-def refuse_other_data(info: DataInfo, folder: Path) -> None:
+def refuse_other_data(info: DataInfo, folder: Path, captions: bool = False) -> None:
     """Raise a UserError, which names the differences, if a run folder has been trained on other images.
 
-    The same images at another path are the same. A run of a version before 0.3 has no description.
+    The same images at another path are the same. A run of a version before 0.3 has no description. With ``captions``, which
+    a network of labels does not read, other captions are refused too.
     """
     try:
         there = json.loads((folder / DATA).read_text())
-        if there["fingerprint"] == info.fingerprint:
+        same = there["fingerprint"] == info.fingerprint
+        if same and not (captions and there["captions"] != info.captions):
             return
-        differences = _differences(there, info)
+        differences = ["their captions differ"] if same else _differences(there, info)
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -165,7 +165,10 @@ class Reconstructions(Callback):
 
 def _around(network: Network, model: Pipeline) -> Pipeline:
     """The pipeline with another network."""
-    return Pipeline(network, model.diffusion, model.autoencoder, model.names, model.defaults, model.facts, model.counts)
+    return Pipeline(
+        network, model.diffusion, model.autoencoder, model.names, model.defaults, model.facts, model.counts, model.text,
+        model.prompts,
+    )  # fmt: skip
 
 
 def _encoded(
@@ -175,6 +178,6 @@ def _encoded(
     count = min(len(images), limit)
     for start in range(0, count, ENCODED_AT_A_TIME):
         indices = np.arange(start, min(start + ENCODED_AT_A_TIME, count))
-        pixels = images.read(indices, np.zeros(len(indices), bool))
+        pixels = images.read(indices)
         moments = autoencoder.encode(uint8_to_float(pixels, device)).float()
         yield pixels, moments, moments.chunk(2, dim=1)[0]

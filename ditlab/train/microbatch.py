@@ -36,8 +36,8 @@ def free_memory(device: torch.device, processes: Processes) -> float:
 
 def saved_bytes(task: Task, config: TrainConfig, device: torch.device, count: int) -> int:
     """Bytes that a forward pass of ``count`` images keeps for the backward pass, with compiled parts if they will be."""
-    batch = task.read(np.arange(count) % task.count, np.zeros(count, bool))
     draws = task.draw(Positions(0, 0, count))
+    batch = task.read(np.arange(count) % task.count, np.zeros(count, bool), draws)
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
     def keep(tensor: Tensor) -> Tensor:

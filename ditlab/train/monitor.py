@@ -18,8 +18,8 @@ MONITORED = 8  # images
 
 def _inputs(task: Task, indices: np.ndarray, draws: Batch, device: torch.device) -> tuple[Batch, Batch]:
     """Images, not mirrored, and the draws of the same numbers, on a device."""
-    batch = task.read(indices, np.zeros(len(indices), bool))
     rows = {name: value[torch.from_numpy(indices)] for name, value in draws.items()}
+    batch = task.read(indices, np.zeros(len(indices), bool), rows)
     return tuple({name: value.to(device) for name, value in each.items()} for each in (batch, rows))  # type: ignore[return-value]
 
 

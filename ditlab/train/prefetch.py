@@ -45,7 +45,7 @@ class Prefetcher:
     def _read(self, step: int) -> tuple[Batch, Batch]:
         first = step * self.batch + self.offset
         draws = self.task.draw(Positions(self.seed, first, self.share))
-        return self._pin(self.task.read(*self.order.batch(first, self.share))), self._pin(draws)
+        return self._pin(self.task.read(*self.order.batch(first, self.share), draws)), self._pin(draws)
 
     def _pin(self, tensors: Batch) -> Batch:
         pin = self.device.type == "cuda"

@@ -23,8 +23,11 @@ class Task(ABC):
     macs: float = 0.0  # multiply-accumulates of a forward pass of one image; 0 if unknown
 
     @abstractmethod
-    def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
-        """The images ``indices`` (N,) of the training set, mirrored where ``flips`` (N,) is set, as CPU tensors."""
+    def read(self, indices: np.ndarray, flips: np.ndarray, draws: Batch) -> Batch:
+        """The images ``indices`` (N,) of the training set, mirrored where ``flips`` (N,) is set, as CPU tensors.
+
+        ``draws`` (N rows), made by ``draw``, decide what else is random, as which of several captions an image has.
+        """
 
     @abstractmethod
     def draw(self, positions: Positions) -> Batch:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ditlab.data import Images
 from ditlab.diffusion import Loss, Positions
-from ditlab.encoders import Autoencoder, DiffusersAutoencoder, LatentCache, uint8_to_float
+from ditlab.encoders import Autoencoder, DiffusersAutoencoder, EncodedCaptions, LatentCache, uint8_to_float
 from ditlab.errors import UserError
 from ditlab.models import Condition, Network, cost
 from ditlab.train.task import Batch, Task
@@ -19,12 +19,19 @@ EVALUATION_TIMES = 8  # of the held-out loss: the middles of eighths of [0, 1]
 class DiffusionTask(Task):
     """Train a DiT or a U-Net to denoise the latents of an autoencoder, which is not trained.
 
-    ``data`` is pixels, for the identity autoencoder, or a cache of moments. UserError if a label exceeds the classes.
+    ``data`` is pixels, for the identity autoencoder, or a cache of moments. ``captions`` of the same images are the
+    condition in place of labels. UserError if a label exceeds the classes.
     """
 
-    def __init__(self, network: Network, loss: Loss, autoencoder: Autoencoder, data: Images | LatentCache):
+    def __init__(
+        self, network: Network, loss: Loss, autoencoder: Autoencoder, data: Images | LatentCache,
+        captions: EncodedCaptions | None = None,
+    ):  # fmt: skip
         self.module, self.diffusion_loss, self.autoencoder, self.data = network, loss, autoencoder, data
+        self.captions = captions
         self.count, self.fingerprint = len(data), data.fingerprint
+        if captions is not None:
+            self.fingerprint += f"-{captions.fingerprint}"
         self.labels = torch.from_numpy(np.asarray(data.labels, np.int64))
         self.classes = network.spec.classes
         self.latent = network.spec.latent.shape
@@ -33,15 +40,20 @@ class DiffusionTask(Task):
         if self.classes and highest >= self.classes:
             raise UserError(f"label {highest} in the data is out of range: the network has {self.classes} classes")
 
-    def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
-        """Moments and labels."""
+    def read(self, indices: np.ndarray, flips: np.ndarray, draws: Batch) -> Batch:
+        """Moments and labels, or moments, encoded captions and their mask."""
         moments = torch.from_numpy(self.data.read(indices, flips))
+        if self.captions is not None:
+            text = self.captions.read(indices, draws["caption"])
+            return {"moments": moments, "text": text.value, "mask": text.mask}
         labels = self.labels[indices] if self.classes else torch.full((len(indices),), -1)
         return {"moments": moments, "labels": labels}
 
     def draw(self, positions: Positions) -> Batch:
         """The draws of the loss, and the noise of the autoencoder's posterior."""
         draws = self.diffusion_loss.draw(positions, self.latent)
+        if self.captions is not None:
+            draws["caption"] = positions.uniform("caption")
         if not isinstance(self.data, Images):  # moments
             draws["posterior"] = positions.normal("posterior", self.latent)
         return draws
@@ -60,7 +72,11 @@ class DiffusionTask(Task):
         moments = batch["moments"]
         moments = uint8_to_float(moments) if moments.dtype == torch.uint8 else moments.float()
         x0 = self.autoencoder.latent(moments, draws.get("posterior", moments))
-        return self.diffusion_loss(module, x0, Condition.of_labels(batch["labels"]), draws)
+        if self.captions is None:
+            condition = Condition.of_labels(batch["labels"])
+        else:
+            condition = Condition.of_text(batch["text"], batch["mask"])
+        return self.diffusion_loss(module, x0, condition, draws)
 
     def parts(self, module: nn.Module) -> list[nn.Module]:
         """The blocks: all blocks of a DiT, and equal blocks of a U-Net, share one compiled graph."""
@@ -90,7 +106,7 @@ class AutoencoderTask(Task):
         self.count, self.fingerprint = len(data), data.fingerprint
         self.latent = autoencoder.latent_shape(data.shape[1:])
 
-    def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
+    def read(self, indices: np.ndarray, flips: np.ndarray, draws: Batch) -> Batch:
         """Pixels."""
         return {"pixels": torch.from_numpy(self.data.read(indices, flips))}
 

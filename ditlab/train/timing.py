@@ -44,7 +44,7 @@ def time_images(task: Task, config: TrainConfig, processes: Processes) -> dict[i
     copied.module = copy.deepcopy(task.module)
     alone = replace(config, images=config.batch * 100, batch=count, compile="off", parallel="ddp")
     trainer = Trainer(copied, alone, ALONE, torch.device("cpu"), count)
-    batch = task.read(np.arange(count) % task.count, np.zeros(count, bool))
     draws, profile = task.draw(Positions(0, 0, count)), Profile(None, log_nothing)
+    batch = task.read(np.arange(count) % task.count, np.zeros(count, bool), draws)
     seconds = time_threads(lambda: trainer.step(0, batch, draws, profile), thread_counts(config.threads, processes))
     return {threads: step / count for threads, step in seconds.items()}

@@ -229,9 +229,11 @@ def test_between_two_conditions_predictions_are_mixed(learned: bool):
 
 def test_a_negative_condition_takes_the_place_of_the_null() -> None:
     network, denoise, point = paper()
-    negative = Condition.of_labels(torch.tensor([1, 1, 0]))
-    found = guided(denoise, ClassifierFreeGuidance(GuidanceConfig(2.0), negative), image(), point)
+    found = guided(
+        denoise, ClassifierFreeGuidance(GuidanceConfig(2.0), Condition.of_labels(torch.tensor([1]))), image(), point
+    )
+    negative = Condition.of_labels(torch.tensor([1, 1, 1]))
     conditional, unconditional = (denoise.predict(image(), point, each) for each in (LABELS, negative))
     expected = unconditional.epsilon + 2 * (conditional.epsilon - unconditional.epsilon)
     torch.testing.assert_close(found.epsilon, expected, atol=1e-12, rtol=0)
-    assert network.calls[0][0] == [0, 2, 1, 1, 1, 0]
+    assert network.calls[0][0] == [0, 2, 1, 1, 1, 1]

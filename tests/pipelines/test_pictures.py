@@ -144,7 +144,7 @@ def test_a_filmstrip_begins_with_noise_and_the_data_expected_of_it(make: Callabl
     model = make((3, 8, 12))
     config = SampleConfig(sampler, 40)
     found = _frames(filmstrip(model, None, 3, 2, config, frames=6), 2, 6, 8, 12).astype(float)
-    first, *_ = model.states(model.label_indices(None, 2), 3, 0, config)
+    first, *_ = model.states(model.condition(None, 2), 3, 0, config)
     for k in range(2):
         seed = int(np.random.SeedSequence([3, k]).generate_state(1, np.uint64)[0])
         noise = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(seed))

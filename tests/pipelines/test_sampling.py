@@ -9,7 +9,7 @@ import torch
 from ditlab.diffusion import SAMPLERS, DiffusionConfig, GuidanceConfig
 from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.errors import UserError
-from ditlab.models import DiTConfig
+from ditlab.models import Condition, DiTConfig
 from ditlab.models.blocks import BLOCKS
 from ditlab.pipelines import Pipeline, SampleConfig
 
@@ -53,7 +53,7 @@ def test_the_noise_of_image_k_is_its_own_and_not_that_of_a_neighbouring_seed(mak
 
     def first_noise(seed: int, first: int) -> torch.Tensor:
         config = SampleConfig("ddpm", 2)
-        return next(model.states(torch.full((3,), -1), seed, first, config)).x_s
+        return next(model.states(Condition.of_labels(torch.full((3,), -1)), seed, first, config)).x_s
 
     torch.testing.assert_close(first_noise(0, 1)[0], first_noise(0, 0)[1])
     torch.testing.assert_close(first_noise(0, 2)[0], first_noise(0, 0)[2])
@@ -66,7 +66,10 @@ def test_the_noise_added_between_steps_differs_from_step_to_step(make: Callable)
     with torch.no_grad():
         for parameter in model.network.parameters():
             parameter.zero_()
-    x = [state.x_s.flatten() for state in model.states(torch.tensor([-1]), 0, 0, SampleConfig("ddpm", 200))]
+    x = [
+        state.x_s.flatten()
+        for state in model.states(Condition.of_labels(torch.tensor([-1])), 0, 0, SampleConfig("ddpm", 200))
+    ]
     added = torch.stack([after - before for before, after in pairwise(x[:21])])
     correlation = torch.corrcoef(added).fill_diagonal_(0)
     assert correlation.abs().max() < 0.35  # 256 numbers: five deviations
@@ -165,7 +168,7 @@ def test_latent_models_decode_what_they_sample(make: Callable):
     model = make((3, 8, 12), autoencoder=autoencoder, diffusion=LEARNED)
     config = SampleConfig("ddpm", 3)
     made = np.concatenate(list(model.batches(None, 0, 4, config)))
-    *_, last = model.states(model.label_indices(None, 4), 0, 0, config)
+    *_, last = model.states(model.condition(None, 4), 0, 0, config)
     assert last.x_s.shape == (4, 2, 4, 6)
     raw = last.x_s.double() * torch.tensor([2.0, 0.5]).view(2, 1, 1) + torch.tensor([0.5, -1.0]).view(2, 1, 1)
     with torch.no_grad():
@@ -193,7 +196,7 @@ def test_pixel_models_stay_between_black_and_white(
 ):
     model = make((3, 8, 8), diffusion=diffusion)
     config = SampleConfig(sampler, 5, guidance)
-    states = list(model.states(model.label_indices(None, 4), 0, 0, config))
+    states = list(model.states(model.condition(None, 4), 0, 0, config))
     for state in states:
         assert model.autoencoder.decode(state.x0).abs().max() <= 1 + 1e-5
     made = model.autoencoder.decode(states[-1].x_s)
@@ -203,7 +206,7 @@ def test_pixel_models_stay_between_black_and_white(
 
 def test_steps_run_from_noise_to_data_and_there_are_as_many_as_asked(make: Callable):
     for sampler in SAMPLERS:
-        states = list(make().states(torch.tensor([0, 1]), 0, 0, SampleConfig(sampler, 6)))
+        states = list(make().states(Condition.of_labels(torch.tensor([0, 1])), 0, 0, SampleConfig(sampler, 6)))
         times = [state.s.t for state in states]
         assert len(times) == 6
         assert times == sorted(times, reverse=True)
@@ -213,7 +216,7 @@ def test_steps_run_from_noise_to_data_and_there_are_as_many_as_asked(make: Calla
 
 def test_the_callers_own_code_runs_with_gradients_between_steps(make: Callable):
     model = make()
-    steps = model.states(torch.tensor([0]), 0, 0, SampleConfig("euler", 3))
+    steps = model.states(Condition.of_labels(torch.tensor([0])), 0, 0, SampleConfig("euler", 3))
     next(steps)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
@@ -237,7 +240,7 @@ def test_ddpm_with_a_learned_variance_uses_it(make: Callable):
                 parameter.zero_()
             bias = model.network.final_layer.linear.bias  # of four patch pixels, each epsilon and variance
             bias.view(4, 2)[:, 1] = level
-        states = list(model.states(torch.full((16,), -1), 0, 0, SampleConfig("ddpm", 10)))
+        states = list(model.states(Condition.of_labels(torch.full((16,), -1)), 0, 0, SampleConfig("ddpm", 10)))
         before, after = states[6].x_s.double(), states[7]
         mean = (  # Ho et al. 2020, equation 7
             math.sqrt(there) * beta / (1 - here) * after.x0

@@ -37,7 +37,7 @@ def build_pipeline(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, class
 
 
 def inspect(model: Pipeline, label: int, seed: int) -> Inspection:
-    *_, last = model.states(torch.tensor([label]), seed, 0, model.defaults)
+    *_, last = model.states(Condition.of_labels(torch.tensor([label])), seed, 0, model.defaults)
     return Inspection(model, label, seed, last.x_s, model.decode(last.x_s)[0])
 
 

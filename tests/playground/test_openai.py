@@ -84,7 +84,7 @@ def test_a_stream_has_partial_images_and_the_image(client: openai.OpenAI, model:
     assert last.to_dict()["seed"] == 4
     expected = model.sample([8], seed=4, steps=30, sampler="euler", guidance=1.5)[0, ..., 0].astype(int)
     assert np.abs(pixels(opened(last.b64_json)) - expected).max() <= 1
-    states = list(model.states(model.label_indices([8], 1), 4, 0, configured(model, 30)))
+    states = list(model.states(model.condition([8], 1), 4, 0, configured(model, 30)))
     for event, step in zip(partial, {0: (), 1: (15,), 3: (8, 15, 22)}[count], strict=True):
         x0 = model.decode(states[step - 1].x0)[0, ..., 0].astype(int)
         assert np.abs(pixels(opened(event.b64_json)) - x0).max() <= 1

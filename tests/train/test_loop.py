@@ -38,7 +38,7 @@ class Line(Task):
         self.y = self.x @ torch.from_numpy(random.normal(size=(3, 2)).astype(np.float32))
         self.poison, self.where, self.steps_left = poison, where, stop_after
 
-    def read(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+    def read(self, indices: np.ndarray, flips: np.ndarray, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         x = self.x[indices].clone()
         x[flips] = -x[flips]
         return {"x": x, "y": self.y[indices], "bad": torch.from_numpy(indices == self.where)}
@@ -205,7 +205,7 @@ def test_a_step_with_a_nan_gradient_is_skipped_and_counted(tmp_path: Path, poiso
     optimiser = torch.optim.AdamW(by_hand.module.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     for step in set(range(12)) - set(bad):
         draws = by_hand.draw(Positions(3, 16 * step, 16))
-        batch = by_hand.read(*DataOrder(COUNT, 3, True).batch(16 * step, 16))
+        batch = by_hand.read(*DataOrder(COUNT, 3, True).batch(16 * step, 16), draws)
         optimiser.zero_grad()
         by_hand.loss(by_hand.module, batch, draws).mean().backward()
         optimiser.param_groups[0]["lr"] = CONFIG.lr_at(step)

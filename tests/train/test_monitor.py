@@ -34,7 +34,7 @@ def test_held_out_loss_is_the_mean_over_eight_times_and_always_the_same(make_tas
     assert (draws["t"].double() - expected).abs().max() < 1 / 1000
     assert not draws["drop"].any()
     with torch.no_grad():
-        batch = task.read(np.arange(24), np.zeros(24, bool))
+        batch = task.read(np.arange(24), np.zeros(24, bool), {})
         direct = task.loss(task.module, batch, draws).double().mean()
     first, again = (callback.on_log(event(task)) for _ in range(2))
     assert first == again
@@ -81,7 +81,7 @@ def test_block_rms_is_that_of_outputs_and_their_gradients(make_task: MakeTask, r
     outputs: list[torch.Tensor] = []
     for part in task.parts(task.module):
         part.register_forward_hook(lambda _, __, out: outputs.append(out if isinstance(out, torch.Tensor) else out[0]))
-    inputs = task.read(np.arange(8), np.zeros(8, bool)), HeldOutLoss(task, 8).draws
+    inputs = task.read(np.arange(8), np.zeros(8, bool), {}), HeldOutLoss(task, 8).draws
     gradients = torch.autograd.grad(task.loss(task.module, *inputs).mean(), outputs)
     for name, tensors in (("activation_rms", outputs), ("gradient_rms", gradients)):
         expected = [float(each.detach().double().square().mean().sqrt()) for each in tensors]

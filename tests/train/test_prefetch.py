@@ -28,7 +28,7 @@ class Numbers:
     def __init__(self) -> None:
         self.steps_read: list[int] = []
 
-    def read(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+    def read(self, indices: np.ndarray, flips: np.ndarray, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         self.steps_read.append(int(indices[0]))
         if len(self.steps_read) == 4:
             raise UserError("the fourth cannot be read")

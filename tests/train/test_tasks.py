@@ -131,7 +131,7 @@ def test_the_autoencoders_loss_is_squared_error_and_divergence_as_torch_has_it()
     images = open_data(DataConfig(source="digits", limit=8)).load()
     autoencoder = new_kl(AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 16)), 1, seed=0)
     task = AutoencoderTask(autoencoder, images, kl_weight=0.3)
-    batch = task.read(np.arange(8), np.zeros(8, bool))
+    batch = task.read(np.arange(8), np.zeros(8, bool), {})
     draws = task.draw(Positions(0, 0, 8))
     with torch.no_grad():
         losses = task.loss(autoencoder, batch, draws)

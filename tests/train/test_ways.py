@@ -149,7 +149,7 @@ def test_what_is_kept_is_what_autograd_holds():
         def __init__(self) -> None:
             self.module, self.count = nn.Linear(32, 64), 8
 
-        def read(self, indices, flips):
+        def read(self, indices, flips, draws):
             return {"x": torch.ones(len(indices), 32)}
 
         def draw(self, positions):

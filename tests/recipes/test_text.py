@@ -1,0 +1,168 @@
+"""A model of prompts, from captioned images to samples: training, model file, Python and command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ditlab as api
+from ditlab.data.arrays import ArraySource
+from ditlab.diffusion import DiffusionConfig
+from ditlab.encoders import AutoencoderConfig, TextEncoderConfig
+from ditlab.errors import UserError
+from ditlab.models import DiTConfig
+from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.recipes import Recipe, train_recipe
+from ditlab.recipes.prepare import RunContext
+from ditlab.train import TrainConfig
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+RECIPE = Recipe(
+    name="colours",
+    text=TextEncoderConfig("tokens"),
+    model=DiTConfig(depth=1, width=32, heads=2, patch=4),
+    diffusion=DiffusionConfig("rectified-flow", "velocity", learned_variance=False),
+    train=TrainConfig(images=8000, batch=32, lr=4e-3, ema=0.98, log=4000, checkpoint=8000, samples=8000, threads=1),
+    sample=SampleConfig("euler", 4),
+    sample_images=4,
+)
+
+
+def captioned() -> ArraySource:
+    """Images of one colour, with two captions, one caption, or none."""
+    pixels = np.array([colour for colour in COLOURS.values() for _ in range(8)], np.uint8)[:, None, None]
+    source = ArraySource("colours", pixels.repeat(4, 1).repeat(4, 2), np.zeros(24, np.int64), ())
+    source.captions = [
+        [(f"a {name} image", f"all is {name}"), (name,), ()][k % 3] for name in COLOURS for k in range(8)
+    ]
+    return source
+
+
+def run(folder: Path, recipe: Recipe = RECIPE) -> Pipeline:
+    return train_recipe(recipe, RunContext(folder, torch.device("cpu"), lambda line: None, images=captioned()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "colours"
+    run(folder)
+    return folder
+
+
+def colour_of(images: np.ndarray) -> list[str]:
+    return [list(COLOURS)[k] for k in images.mean(axis=(1, 2)).argmax(axis=1)]
+
+
+def test_images_follow_prompts(trained: Path) -> None:
+    model = api.load(trained)
+    assert model.prompts == ("a red image", "red", "a green image", "green", "a blue image", "blue")
+    assert repr(model).count("prompts") == 1
+    images = model.sample(prompts=["all is blue", "red", "a green image"], guidance=2, count=6)
+    assert colour_of(images) == ["blue", "red", "green"] * 2
+    words = model.network.get_parameter("condition_embedding.text.table.weight")
+    assert len(words) == 1 + len({"a", "red", "image", "all", "is", "green", "blue"})
+
+
+def test_a_negative_prompt_is_guided_away_from(trained: Path) -> None:
+    model = api.load(trained)
+    plain = model.sample(prompts="image", seed=3, count=8, guidance=3)
+    away = model.sample(prompts="image", negative="a red image", seed=3, count=8, guidance=3)
+    assert away[..., 0].mean() < plain[..., 0].mean() - 10
+    assert "red" not in colour_of(away)
+
+
+def test_an_image_depends_on_its_prompt_alone(trained: Path) -> None:
+    model, long = api.load(trained), "a " * 6 + "red image"
+    one = model.sample(prompts=["red"], count=1)
+    batch = model.sample(prompts=["red", long], count=2)
+    assert np.abs(one[0].astype(int) - batch[0]).max() <= 1
+
+
+def test_hostile_prompts_are_images_like_others(trained: Path) -> None:
+    model = api.load(trained)
+    prompts = [
+        "",
+        " ",
+        "x" * 10_000,
+        "красный 赤 🟥",
+        "<script>alert(1)</script>",
+        "red\x00\x1b[0m\n",
+        "\ud800",
+        "red " * 10_000,
+    ]
+    images = model.sample(prompts=prompts, guidance=2, batch=3)
+    assert len(images) == len(prompts)
+    assert np.array_equal(images[5], model.sample(prompts=["RED"], guidance=2, seed=0, count=6)[5])
+
+
+def test_a_run_resumes_and_refuses_other_captions(trained: Path, tmp_path: Path) -> None:
+    short = replace(RECIPE, train=replace(RECIPE.train, images=64, checkpoint=64, log=64, samples=64))
+    run(tmp_path / "colours", short)
+    longer = replace(short, train=replace(short.train, images=128))
+    assert run(tmp_path / "colours", longer).facts["images"] == 128
+    other = captioned()
+    other.captions = [(f"{each[0]}!",) if each else () for each in other.captions or ()]
+    with pytest.raises(UserError, match="their captions differ"):
+        train_recipe(
+            replace(longer, train=replace(longer.train, images=192)),
+            RunContext(tmp_path / "colours", torch.device("cpu"), lambda line: None, images=other),
+        )
+
+
+def test_captions_go_with_latents(tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE,
+        autoencoder=AutoencoderConfig("kl", latent_channels=2, widths=(8, 8), layers=1),
+        autoencoder_train=replace(RECIPE.train, images=64, checkpoint=64, log=64, samples=64),
+        model=replace(RECIPE.model, patch=1),
+        train=replace(RECIPE.train, images=64, checkpoint=64, log=64, samples=64),
+    )
+    model = run(tmp_path / "latent", recipe)
+    assert model.text is not None
+    assert model.sample(prompts="red", count=1).shape == (1, 4, 4, 3)
+    assert run(tmp_path / "latent", replace(recipe, train=replace(recipe.train, images=128))).facts["images"] == 128
+
+
+def test_images_without_captions_are_refused(tmp_path: Path) -> None:
+    source = captioned()
+    source.captions = None
+    with pytest.raises(UserError, match=r"colours has no captions.*--text.kind none"):
+        train_recipe(RECIPE, RunContext(tmp_path / "x", torch.device("cpu"), lambda line: None, images=source))
+
+
+def test_prompts_on_the_command_line(trained: Path, tmp_path: Path, ditlab) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a blue image\n\nred\n")
+    made = ditlab("sample", trained, "--prompts", lines, "--count", "4", "--out", tmp_path / "folder", "--no-filmstrip")
+    assert made.code == 0, made
+    assert [path.name for path in sorted((tmp_path / "folder").glob("*.png"))] == [
+        "000000-a blue image.png", "000001-red.png", "000002-a blue image.png", "000003-red.png",
+    ]  # fmt: skip
+    made = ditlab("sample", trained, "--prompt", "red mauve", "green", "--out", tmp_path / "grid.png")
+    assert made.code == 0, made
+    assert "'red mauve': words that no training caption has are skipped: 'mauve'" in made.out
+    from PIL import Image
+
+    with Image.open(tmp_path / "grid.png") as picture:
+        settings = json.loads(picture.info["ditlab"])
+    assert settings["prompts"] == ["red mauve", "green"]
+    assert settings["negative"] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--labels", "red"], "this model takes prompts, not labels"),
+        (["--prompt", "red", "--prompts", "x.txt"], "--prompt and --prompts exclude each other"),
+        (["--prompts", "missing.txt"], "missing.txt cannot be read"),
+    ],
+)
+def test_wrong_flags_of_prompts(trained: Path, flags: list[str], message: str, ditlab) -> None:
+    made = ditlab("sample", trained, *flags)
+    assert made.code == 2
+    assert message in made.err
