@@ -17,7 +17,7 @@ class DataConfig:
     """Which images, and their size. Checked when the data is opened."""
 
     source: str = "digits"
-    """Where the images come from: digits, fashion, mnist, folder, archive or parquet."""
+    """Where the images come from: digits, scenes, fashion, mnist, folder, archive or parquet."""
 
     path: str = ""
     """The folder of images, the archive (.tar, .tar.gz, .tar.zst, .zip, ...), the table (.parquet, .arrow, or a folder of

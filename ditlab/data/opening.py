@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ditlab.data.archive import ARCHIVE_SUFFIXES, open_archive
 from ditlab.data.arrays import open_digits
-from ditlab.data.config import DataConfig, check_config
+from ditlab.data.config import DataConfig, check_config, target_size
 from ditlab.data.dataset import DataInfo, Dataset
 from ditlab.data.folder import FolderSource
 from ditlab.data.idx import KNOWN, open_known
 from ditlab.data.layout import EXPECTED
 from ditlab.data.listing import ending, extensions
 from ditlab.data.remote import local_copy
+from ditlab.data.scenes import open_scenes
 from ditlab.data.source import Once, Source, call
 from ditlab.data.tables import BUILDERS, open_table, tables_in
 from ditlab.errors import UserError, nearest
@@ -44,6 +45,15 @@ def _open_digits(config: DataConfig, once: Once) -> Source:
 def _open_known(config: DataConfig, once: Once) -> Source:
     del once  # nothing is listed
     return open_known(config.source, config.path, config.split)
+
+
+def _open_scenes(config: DataConfig, once: Once) -> Source:
+    del once  # nothing is listed
+    if config.path:
+        raise UserError(f"scenes takes no path ({config.path!r}); for your own images give --data.source folder")
+    if config.flip:
+        raise UserError("scenes cannot be mirrored, their captions name left and right; give --no-data.flip")
+    return open_scenes(config.split, target_size(config))
 
 
 def _open_path(config: DataConfig, once: Once) -> Source:
@@ -87,6 +97,7 @@ def _open_given(config: DataConfig, once: Once) -> Source:
 
 SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {
     "digits": _open_digits,
+    "scenes": _open_scenes,
     **dict.fromkeys(KNOWN, _open_known),
     **dict.fromkeys(("folder", "archive", "parquet"), _open_path),
     "given": _open_given,
