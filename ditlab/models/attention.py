@@ -67,15 +67,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Attend within x (N, T, D); ``rope`` rotates queries and keys, ``mask`` is ``attend``'s."""
-        x = attend(*self._heads(x, rope), mask)  # (N, heads, T, D / heads)
+        x = attend(*self.project(x, rope), mask)  # (N, heads, T, D / heads)
         return self.projection(rearrange(x, "n h t d -> n t (h d)"))
 
     def weights(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The attention weights of ``forward``, (N, heads, T, T)."""
-        q, k, _ = self._heads(x, rope)
+        q, k, _ = self.project(x, rope)
         return attention_weights(q, k, mask)
 
-    def _heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (N, heads, T, D / heads)."""
         q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
         if self.norm_q is not None and self.norm_k is not None:

@@ -21,6 +21,7 @@ from ditlab.errors import UserError
 from ditlab.models.attention import EPSILON, CrossAttention, SelfAttention
 from ditlab.models.condition_embedding import Conditioning
 from ditlab.models.layout import Layout
+from ditlab.models.modulation import ModulationTable, by_token, gated, modulate
 
 
 class Context(NamedTuple):
@@ -39,7 +40,8 @@ class BlockConfig:
     """The configuration of a block; the paper's by default."""
 
     block: str = "adaln-zero"
-    """How timestep and label reach the blocks: adaln-zero, adaln, cross-attention, in-context, or a registered name."""
+    """How time and condition reach the blocks: adaln-zero, adaln, cross-attention, in-context; for text also
+    adaln-cross-attention, adaln-in-context, joint; or a registered name."""
     width: int = 384
     """Width of every token (the paper's hidden size d)."""
     heads: int = 6
@@ -56,30 +58,12 @@ class BlockConfig:
     """Normalise queries and keys, which keeps attention from saturating."""
     modulation_rank: int = 0
     """adaLN-LoRA: one modulation shared by all blocks and a correction of this rank in each; 0 is one in each block."""
+    shared_modulation: bool = False
+    """adaLN-single: one modulation shared by all blocks and a learned table in each, and in the final layer."""
 
     def build(self, index: int, depth: int) -> Block:
-        """Block ``index`` of ``depth``; designs whose blocks differ by place decide here."""
-        return BLOCKS[self.block](self)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift tokens (N, L, D) by vectors (N, G, D) of their groups: x * (1 + scale) + shift, in one pass."""
-    return torch.addcmul(shift[:, :, None], grouped(x, shift), 1 + scale[:, :, None]).flatten(1, 2)
-
-
-def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
-    """Add a change (N, L, D) to tokens x, times the gate (N, G, D) of their group."""
-    return torch.addcmul(grouped(x, gate), gate[:, :, None], grouped(change, gate)).flatten(1, 2)
-
-
-def grouped(x: Tensor, vectors: Tensor) -> Tensor:
-    """Tokens (N, L, D) as a view of the groups of vectors (N, G, D): (N, G, L / G, D)."""
-    return x.unflatten(1, (vectors.shape[1], -1))
-
-
-def by_token(vectors: Tensor, layout: Layout) -> Tensor:
-    """Vectors (samples, 1, D) of a pack, one a token: (R, L, D); of a batch unchanged."""
-    return vectors if layout.sample is None else vectors[:, 0][layout.sample]
+        """Block ``index`` of ``depth``."""
+        return BLOCKS[self.block].build(self, index, depth)
 
 
 def plain_norm(x: Tensor, kind: str) -> Tensor:
@@ -118,11 +102,23 @@ class Block(nn.Module, ABC):
 
     Attributes:
         adaptive: norms are modulated, so that a time a frame and packs need no context tokens.
+        frame_times: with adaptive norms, a time a frame is supported.
         appends: the context is part of the sequence that self-attention sees.
         vectors: modulation vectors of a block; 0 for none.
+        text: the context is the tokens of a text, which the network's conditions have to contain.
+        pooled: the pooled text is one of the conditioning's vectors.
     """
 
-    adaptive, appends, vectors = False, False, 0
+    adaptive, frame_times, appends, vectors, text, pooled = False, True, False, 0, False, True
+
+    @classmethod
+    def build(cls, config: BlockConfig, index: int, depth: int) -> Block:
+        """Block ``index`` of ``depth``; designs whose blocks differ by place decide here."""
+        return cls(config)
+
+    def zero_linears(self) -> tuple[nn.Linear, ...]:
+        """Linears that start at zero besides those named ``modulation``."""
+        return ()
 
     @staticmethod
     def prepare(time: Tensor, conditioning: Conditioning) -> tuple[Context | None, Maybe]:
@@ -156,13 +152,21 @@ class AdaLNZeroBlock(Block):
         self.attention = SelfAttention(width, config.heads, config.qk_norm)
         self.mlp = MLP(config)
         self.reduction = nn.Linear(width, rank, bias=False) if rank else None
-        self.modulation = nn.Linear(rank or width, self.vectors * width)
+        self.modulation: nn.Linear | ModulationTable
+        if config.shared_modulation:
+            self.modulation = ModulationTable(self.vectors, width)
+        else:
+            self.modulation = nn.Linear(rank or width, self.vectors * width)
 
     def modulation_vectors(self, c: Tensor, layout: Layout, shared: Maybe) -> tuple[Tensor, ...]:
-        """Shifts, scales and gates, each (N, G, D), from c (N, G, D); with adaLN-LoRA a correction to the shared ones."""
-        c = F.silu(c)
-        made = self.modulation(c if self.reduction is None else self.reduction(c))  # (N, G, vectors D)
-        return by_token(made if shared is None else shared + made, layout).chunk(self.vectors, dim=2)
+        """Shifts, scales and gates, each (N, G, D), from c (N, G, D) or, where modulation is shared, from ``shared``."""
+        if self.config.shared_modulation:
+            made = self.modulation(shared)  # (N, G, vectors D)
+        else:
+            c = F.silu(c)
+            made = self.modulation(c if self.reduction is None else self.reduction(c))  # (N, G, vectors D)
+            made = made if shared is None else shared + made
+        return by_token(made, layout).chunk(self.vectors, dim=2)
 
     def norm(self, x: Tensor) -> Tensor:
         """A norm without parameters of its own: shift and scale come from the condition."""
@@ -234,22 +238,28 @@ B = TypeVar("B", bound=Block)
 class FinalLayer(nn.Module):
     """Norm and the Linear that turns tokens (N, L, D) into patches (N, L, out).
 
-    With ``adaptive`` the norm is modulated by the modulation input (N, G, D); the designs without adaptive norms have a
-    learned norm here too, which is what the paper's parameter counts say.
+    With ``adaptive`` the norm is modulated by the modulation input (N, G, D), through a Linear or, where modulation is shared,
+    plus a table; the designs without adaptive norms have a learned norm here too, which is what the paper's parameter counts
+    say.
     """
 
     def __init__(self, config: BlockConfig, out: int, adaptive: bool):
         super().__init__()
         self.kind = config.norm
         self.norm = None if adaptive else learned_norm(config)
-        self.modulation = nn.Linear(config.width, 2 * config.width) if adaptive else None
+        self.modulation: nn.Linear | ModulationTable | None = None
+        self.shared = config.shared_modulation
+        if adaptive:
+            width = config.width
+            self.modulation = ModulationTable(2, width) if self.shared else nn.Linear(width, 2 * width)
         self.linear = nn.Linear(config.width, out)
 
     def forward(self, x: Tensor, c: Maybe, layout: Layout) -> Tensor:
         """Patches of tokens x (N, L, D) under c (N, G, D)."""
         x = plain_norm(x, self.kind) if self.norm is None else self.norm(x)
         if self.modulation is not None and c is not None:
-            shift, scale = by_token(self.modulation(F.silu(c)), layout).chunk(2, dim=2)
+            made = self.modulation(torch.cat([c, c], dim=2) if self.shared else F.silu(c))  # (N, G, 2 D)
+            shift, scale = by_token(made, layout).chunk(2, dim=2)
             x = modulate(x, shift, scale)
         return self.linear(x)
 
@@ -274,10 +284,11 @@ def register_block(name: str) -> Callable[[type[B]], type[B]]:
         name: of the design, in recipes and model files.
 
     Raises:
-        UserError: a name that the paper's designs have, or a class that is no Block.
+        UserError: a name that a design of ditlab has, or a class that is no Block.
     """
-    if not name or name in PAPER_BLOCKS:
-        raise UserError(f"block name {name!r} is taken; choose one that is not {', '.join(PAPER_BLOCKS)}")
+    shipped = [known for known, design in BLOCKS.items() if design.__module__.startswith("ditlab.")]
+    if not name or name in shipped:
+        raise UserError(f"block name {name!r} is taken; choose one that is not {', '.join(shipped)}")
 
     def register(design: type[B]) -> type[B]:
         if not (isinstance(design, type) and issubclass(design, Block)):

@@ -73,6 +73,7 @@ class ConditionConfig(ABC):
     """A condition of a network; ``name`` is that of the ``Condition``'s entry and of the embedding module."""
 
     kind: ClassVar[str]
+    sequence: ClassVar[bool] = False  # embedded as tokens
     name: str
     channels: int = 0
     """Channels it adds to the sample."""
@@ -82,8 +83,11 @@ class ConditionConfig(ABC):
     """It has a learned null, which guidance needs."""
 
     @abstractmethod
-    def build(self, width: int) -> nn.Module | None:
-        """The embedding, called with an ``Entry``; None for channels, which need none."""
+    def build(self, width: int, pooled: bool = True) -> nn.Module | None:
+        """The embedding, called with an ``Entry``; None for channels, which need none.
+
+        Without ``pooled``, a sequence is embedded as tokens only, not also as a vector.
+        """
 
     @abstractmethod
     def blank(self, count: int, latent: LatentSpec) -> Tensor:
@@ -97,7 +101,7 @@ class LabelsConfig(ConditionConfig):
     kind: ClassVar[str] = "labels"
     name: str = "labels"
 
-    def build(self, width: int) -> LabelEmbedding:  # noqa: D102
+    def build(self, width: int, pooled: bool = True) -> LabelEmbedding:  # noqa: D102
         return LabelEmbedding(self.classes, width, self.null)
 
     def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
@@ -109,6 +113,7 @@ class TextConfig(ConditionConfig):
     """A text, as tokens and their mean as a vector: features of a frozen encoder, or ids whose embedding is trained."""
 
     kind: ClassVar[str] = "text"
+    sequence: ClassVar[bool] = True
     name: str = "text"
     features: int = 0
     """Width of the encoder's features; 0 for ids."""
@@ -117,8 +122,8 @@ class TextConfig(ConditionConfig):
     tokens: int = 16
     """Tokens of a text when cost is counted; the network accepts any number."""
 
-    def build(self, width: int) -> TextEmbedding:  # noqa: D102
-        return TextEmbedding(self, width)
+    def build(self, width: int, pooled: bool = True) -> TextEmbedding:  # noqa: D102
+        return TextEmbedding(self, width, pooled)
 
     def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
         if self.vocabulary:
@@ -134,7 +139,7 @@ class ChannelsConfig(ConditionConfig):
     name: str = "low"
     channels: int = 3
 
-    def build(self, width: int) -> None:  # noqa: D102 - the patch embedding has columns for these channels
+    def build(self, width: int, pooled: bool = True) -> None:  # noqa: D102 - the patch embedding has columns for these channels
         return
 
     def blank(self, count: int, latent: LatentSpec) -> Tensor:  # noqa: D102
@@ -187,28 +192,30 @@ class LabelEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Ids (N, S) or features (N, S, E) -> tokens (N, S, width) and the mean of the valid ones as a vector (N, width).
+    """Ids (N, S) or features (N, S, E) -> tokens (N, S, width) and, with ``pooled``, the mean of the valid ones (N, width).
 
     Features are projected. Ids are looked up and get sine-cosine positions, since a row of a table knows nothing of its
     place; the mean of these tokens is the same for words in any order. An absent or empty text is one learned null token,
     so that no row of the mask is empty.
     """
 
-    def __init__(self, config: TextConfig, width: int):
+    def __init__(self, config: TextConfig, width: int, pooled: bool = True):
         super().__init__()
         self.width = width
         self.table = nn.Embedding(config.vocabulary, width) if config.vocabulary else None
         self.projection = None if config.vocabulary else nn.Linear(config.features, width)
-        self.pooled = nn.Linear(width, width)
+        self.pooled = nn.Linear(width, width) if pooled else None
         self.null = nn.Parameter(torch.zeros(width))
 
-    def forward(self, entry: Entry) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N, S, width), their mask (N, S), and the pooled vector (N, width)."""
+    def forward(self, entry: Entry) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (N, S, width), their mask (N, S), and the pooled vector (N, width) or None."""
         mask = entry.value.new_ones(entry.value.shape[:2], dtype=torch.bool) if entry.mask is None else entry.mask
         present = entry.present & mask.any(dim=1)
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         mask = torch.where(present[:, None], mask, first)
         tokens = torch.where(present[:, None, None], self._tokens(entry.value), self.null)
+        if self.pooled is None:
+            return tokens, mask, None
         weights = mask / mask.sum(dim=1, keepdim=True)
         return tokens, mask, self.pooled((tokens * weights[..., None]).sum(dim=1))
 
@@ -225,8 +232,8 @@ class TextEmbedding(nn.Module):
 class ConditionEmbedding(nn.ModuleDict):
     """The embeddings of a network's conditions, by name."""
 
-    def __init__(self, conditions: Sequence[ConditionConfig], width: int):
-        modules = {condition.name: condition.build(width) for condition in conditions}
+    def __init__(self, conditions: Sequence[ConditionConfig], width: int, pooled: bool = True):
+        modules = {condition.name: condition.build(width, pooled) for condition in conditions}
         super().__init__({name: module for name, module in modules.items() if module is not None})
         self.names = tuple(modules)
 
@@ -247,7 +254,7 @@ class ConditionEmbedding(nn.ModuleDict):
                 continue
             embedded = self[name](entry)
             if isinstance(embedded, tuple):
-                tokens, mask, vectors[name] = embedded
-            else:
+                tokens, mask, embedded = embedded
+            if embedded is not None:
                 vectors[name] = embedded
         return Conditioning(vectors, tokens, mask, torch.cat(channels, dim=1) if channels else None)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.errors import UserError, nearest
-from ditlab.models.blocks import BLOCKS, BlockConfig, FinalLayer
+from ditlab.models import text_blocks  # noqa: F401 - registers its designs
+from ditlab.models.blocks import BLOCKS, Block, BlockConfig, FinalLayer, ModulationTable
 from ditlab.models.condition import Condition
 from ditlab.models.condition_embedding import (
     ConditionEmbedding,
@@ -80,17 +81,18 @@ class DiTConfig(BlockConfig):
             )
         if self.modulation_rank < 0 or self.modulation_rank > self.width:
             raise UserError(f"modulation rank {self.modulation_rank} must be from 0, off, to the width {self.width}")
-        if self.modulation_rank and not BLOCKS[self.block].adaptive:
-            raise UserError(
-                f"a modulation rank is for the blocks adaln-zero and adaln; {self.block!r} has no modulation"
-            )
+        if self.modulation_rank and self.shared_modulation:
+            raise UserError("a modulation rank and shared modulation are two corrections of one modulation; choose one")
+        if (self.modulation_rank or self.shared_modulation) and not BLOCKS[self.block].adaptive:
+            what = "a modulation rank" if self.modulation_rank else "shared modulation"
+            raise UserError(f"{what} is for the adaln blocks; {self.block!r} has no modulation")
 
 
 class DiT(Network):
     """Tokens of latent patches through transformer blocks, conditioned on time and label.
 
     Raises:
-        UserError: the patch does not divide the sample, or the heads the width.
+        UserError: the patch does not divide the sample, or the heads the width, or the block needs a text.
     """
 
     config: DiTConfig
@@ -100,7 +102,13 @@ class DiT(Network):
         config.check()
         design = BLOCKS[config.block]
         clips = len(spec.latent.size) == 3
-        self.supports = Supports(clips=clips, frame_times=clips and design.adaptive, packs=design.adaptive, tokens=True)
+        if design.text and not any(condition.sequence for condition in spec.conditions):
+            others = ", ".join(name for name, other in BLOCKS.items() if not other.text)
+            raise UserError(f"block {config.block!r} needs a text condition, which this network lacks; choose {others}")
+        frame_times = clips and design.adaptive and design.frame_times
+        # A pack's text tokens would have to be packed too.
+        packs = design.adaptive and not design.text
+        self.supports = Supports(clips=clips, frame_times=frame_times, packs=packs, tokens=True)
         self.patching = Patching(config.patch)
         self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
         self.layouts = Layouts(config.width, config.width // config.heads if config.positions == "rotary" else 0)
@@ -108,8 +116,9 @@ class DiT(Network):
         self.patch_embedding = nn.Linear(spec.channels_in * area, width)
         self.timestep_embedding = TimestepEmbedding(width)
         self.interval_embedding = TimestepEmbedding(width) if spec.interval else None
-        self.condition_embedding = ConditionEmbedding(spec.conditions, width)
-        self.shared_modulation = nn.Linear(width, design.vectors * width) if config.modulation_rank else None
+        self.condition_embedding = ConditionEmbedding(spec.conditions, width, design.pooled)
+        shared = config.modulation_rank or config.shared_modulation
+        self.shared_modulation = nn.Linear(width, design.vectors * width) if shared else None
         self.blocks = nn.ModuleList(config.build(index, config.depth) for index in range(config.depth))
         self.final_layer = FinalLayer(config, area * spec.channels_out, design.adaptive)
 
@@ -126,12 +135,19 @@ class DiT(Network):
                     nn.init.normal_(linear.weight, std=0.02, generator=generator)  # type: ignore[arg-type]
             elif isinstance(module, LabelEmbedding):
                 nn.init.normal_(module.table.weight, std=0.02, generator=generator)
-            elif isinstance(module, TextEmbedding) and module.table is not None:
-                nn.init.normal_(module.table.weight, generator=generator)  # as large as the positions added to it
+            elif isinstance(module, TextEmbedding):
+                nn.init.normal_(module.null, std=0.02, generator=generator)
+                if module.table is not None:
+                    nn.init.normal_(module.table.weight, generator=generator)  # as large as the positions added to it
         # Zero modulation makes every adaLN-Zero block the identity; a zero last Linear makes the first prediction zero.
         for name, module in self.named_modules():
             if name.endswith("modulation") and isinstance(module, nn.Linear):
                 nn.init.zeros_(module.weight)
+            elif isinstance(module, ModulationTable):
+                nn.init.zeros_(module.table)
+        for block in self.blocks:
+            for linear in block.zero_linears():  # type: ignore[operator]
+                nn.init.zeros_(linear.weight)
         nn.init.zeros_(self.final_layer.linear.weight)
         return self
 
@@ -151,7 +167,15 @@ class DiT(Network):
         return self.patching.to_sample(self.forward_tokens(tokens, t, self.condition_embedding(condition), r))  # type: ignore[return-value]
 
     def forward_tokens(self, tokens: Tokens, t: Tensor, conditioning: Conditioning, r: Tensor | None) -> Tokens:
-        """The transformer: patches (R, L, P) to predicted patches (R, L, P')."""
+        """The transformer: patches (R, L, P) to predicted patches (R, L, P').
+
+        Raises:
+            UserError: a pack or a time a frame, which the network does not support.
+        """
+        if tokens.segment is not None and not self.supports.packs:
+            raise UserError(f"block {self.config.block!r} does not support samples of several sizes in one sequence")
+        if t.ndim == 2 and not self.supports.frame_times:
+            raise UserError(f"block {self.config.block!r} does not support a time per frame")
         time = self.timestep_embedding(t)  # (N, G, D)
         if self.interval_embedding is not None:
             time = time + self.interval_embedding(torch.zeros_like(t) if r is None else t - r)
@@ -165,7 +189,7 @@ class DiT(Network):
         return replace(tokens, x=self.final_layer(x, c, layout))  # (R, L, patch * patch * out)
 
     @property
-    def design(self) -> type:
+    def design(self) -> type[Block]:
         """The class of the blocks."""
         return BLOCKS[self.config.block]
 

@@ -210,9 +210,11 @@ def modulation(network: DiT, t: Tensor, labels: Tensor) -> Tensor:
     """
     conditioning = network.condition_embedding(Condition.of_labels(labels))
     _, c = network.design.prepare(network.timestep_embedding(t), conditioning)  # (N, 1, D)
+    assert c is not None
     shared = None if network.shared_modulation is None else network.shared_modulation(F.silu(c))
     blocks: Sequence[Any] = list(network.blocks)
-    vectors = [torch.stack(block.modulation_vectors(c, Layout(c), shared)) for block in blocks]
+    # The first six: more are of a text stream.
+    vectors = [torch.stack(block.modulation_vectors(c, Layout(c), shared)[:6]) for block in blocks]
     return torch.stack(vectors)[..., 0, :]
 
 

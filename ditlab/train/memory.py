@@ -30,7 +30,8 @@ class OnGPU(TorchFunctionMode):
     """Treats tensors of the meta device as a GPU does: with its autocast and its fused attention.
 
     The meta device has neither, and the CPU's keep other tensors. Attention is the flash kernel in bfloat16 and the
-    memory-efficient one in float32: they keep queries, keys, values, the result and one logarithm a row, never T x T scores.
+    memory-efficient one in float32 or with a mask: they keep queries, keys, values, the result and one logarithm a row, never
+    T x T scores.
     """
 
     # Of the lists of torch's ATen/autocast_mode.h, the functions that networks call.
@@ -50,6 +51,10 @@ class OnGPU(TorchFunctionMode):
             args, kwargs = self._cast(func, (args, kwargs))
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
+        mask = kwargs.get("attn_mask")
+        if mask is not None:
+            bias = torch.where(mask, 0.0, -torch.inf).to(args[0].dtype).expand(*args[0].shape[:3], args[1].shape[2])
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, bias, True)[0]
         if args[0].dtype == torch.bfloat16:
             return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
         return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, True)[0]

@@ -41,6 +41,12 @@ def apply(block: Block, x: Tensor, context: Tensor | None = None, c: Tensor | No
     return block(x, None if context is None else Context(context), c, LAYOUT)[0]
 
 
+def linear_of(block: AdaLNBlock | AdaLNZeroBlock) -> nn.Linear:
+    """The modulation of a block that shares none."""
+    assert isinstance(block.modulation, nn.Linear)
+    return block.modulation
+
+
 def gelu(x: Tensor) -> Tensor:
     """The tanh approximation, written out (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
@@ -99,8 +105,8 @@ def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
 def test_an_adaln_block_with_nothing_modulated_is_torchs_encoder_layer() -> None:
     block = AdaLNBlock(CONFIG)
     randomise(block)
-    nn.init.zeros_(block.modulation.weight)
-    nn.init.zeros_(block.modulation.bias)
+    nn.init.zeros_(linear_of(block).weight)
+    nn.init.zeros_(linear_of(block).bias)
     layer = encoder_layer(block.attention, block.mlp, [])
     x = tokens(2, 7, 0)
     torch.testing.assert_close(apply(block, x, c=tokens(2, 1, 1)), layer(x), atol=2e-5, rtol=1e-5)
@@ -110,7 +116,7 @@ def test_an_adaln_block_shifts_and_scales_before_attention_then_before_the_mlp()
     block = AdaLNBlock(CONFIG)
     randomise(block)
     x, c = tokens(2, 7, 0), tokens(2, 1, 1)
-    vectors = F.linear(F.silu(c[:, 0]), block.modulation.weight, block.modulation.bias)
+    vectors = F.linear(F.silu(c[:, 0]), linear_of(block).weight, linear_of(block).bias)
     shift1, scale1, shift2, scale2 = (vectors[:, None, i * WIDTH : (i + 1) * WIDTH] for i in range(4))
     attended = x + block.attention(nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + scale1) + shift1)
     expected = attended + block.mlp(nn.LayerNorm(WIDTH, eps=1e-6)(attended) * (1 + scale2) + shift2)
@@ -123,13 +129,13 @@ def test_an_adaln_zero_block_with_open_gates_is_an_adaln_block() -> None:
     zero.attention.load_state_dict(plain.attention.state_dict())
     zero.mlp.load_state_dict(plain.mlp.state_dict())
     with torch.no_grad():
-        weight, bias = zero.modulation.weight.view(6, WIDTH, WIDTH), zero.modulation.bias.view(6, WIDTH)
+        weight, bias = linear_of(zero).weight.view(6, WIDTH, WIDTH), linear_of(zero).bias.view(6, WIDTH)
         for ours, theirs in enumerate([0, 1, None, 2, 3, None]):  # shift, scale, gate; twice
             if theirs is None:
                 weight[ours], bias[ours] = 0, 1
             else:
-                weight[ours] = plain.modulation.weight.view(4, WIDTH, WIDTH)[theirs]
-                bias[ours] = plain.modulation.bias.view(4, WIDTH)[theirs]
+                weight[ours] = linear_of(plain).weight.view(4, WIDTH, WIDTH)[theirs]
+                bias[ours] = linear_of(plain).bias.view(4, WIDTH)[theirs]
     x, c = tokens(2, 7, 0), tokens(2, 1, 1)
     torch.testing.assert_close(apply(zero, x, c=c), apply(plain, x, c=c), atol=1e-5, rtol=1e-5)
 
@@ -139,8 +145,8 @@ def test_closed_gates_leave_tokens_as_they_are() -> None:
     randomise(block)
     with torch.no_grad():
         for gate in (2, 5):
-            block.modulation.weight.view(6, WIDTH, WIDTH)[gate] = 0
-            block.modulation.bias.view(6, WIDTH)[gate] = 0
+            linear_of(block).weight.view(6, WIDTH, WIDTH)[gate] = 0
+            linear_of(block).bias.view(6, WIDTH)[gate] = 0
     x = tokens(2, 7, 0)
     assert torch.equal(apply(block, x, c=tokens(2, 1, 1)), x)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
-from specs import image_spec
+from specs import image_spec, spec_of_block
 
 from ditlab.errors import UserError
-from ditlab.models import NAMES, DiT, DiTConfig, NetworkSpec, cost
+from ditlab.models import NAMES, Cost, DiT, DiTConfig, LatentSpec, NetworkSpec, TextConfig, cost
+from ditlab.models.blocks import BLOCKS
 
 LATENT_256 = image_spec(4, 32, 32, classes=1000, learned_variance=True)
 LATENT_512 = image_spec(4, 64, 64, classes=1000, learned_variance=True)
@@ -19,8 +18,6 @@ PAPER = [
     ("L/8", 5.01, 459), ("L/4", 19.70, 458), ("L/2", 80.71, 458), ("XL/8", 7.39, 676), ("XL/4", 29.05, 675),
     ("XL/2", 118.64, 675),
 ]  # fmt: skip
-BLOCKS: list[Literal["adaln-zero", "adaln", "cross-attention", "in-context"]]
-BLOCKS = ["adaln-zero", "adaln", "cross-attention", "in-context"]
 
 
 @pytest.mark.parametrize(("name", "gmacs", "millions"), PAPER)
@@ -54,10 +51,8 @@ def test_xl2_at_512_counts_as_the_paper_says() -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("shape", [image_spec(3, 8, 12, classes=5), image_spec(1, 8, 8, 0, learned_variance=True)])
-def test_parameters_are_those_of_the_built_network(
-    block: Literal["adaln-zero", "adaln", "cross-attention", "in-context"], shape: NetworkSpec
-) -> None:
-    config = DiTConfig(depth=3, width=24, heads=3, patch=2, block=block)
+def test_parameters_are_those_of_the_built_network(block: str, shape: NetworkSpec) -> None:
+    config, shape = DiTConfig(depth=3, width=24, heads=3, patch=2, block=block), spec_of_block(shape, block)
     counted, network = cost(config, shape), DiT(config, shape)
     assert counted.total_parameters == sum(parameter.numel() for parameter in network.parameters())
     assert counted.total_parameters == sum(counted.parameters.values())
@@ -108,3 +103,59 @@ def test_an_unknown_name_is_one_line_that_says_it(name: str) -> None:
     assert repr(name) in str(caught.value)
     assert "DiT-S/2" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def text_cost(block: str, length: int, shared_modulation: bool = False) -> Cost:
+    spec = NetworkSpec(LatentSpec(4, (16, 16)), (TextConfig(features=6, tokens=length),))
+    return cost(DiTConfig(depth=3, width=24, heads=3, block=block, shared_modulation=shared_modulation), spec)
+
+
+def of_blocks(counts: dict[str, int]) -> int:
+    """Of all parts of the blocks but the modulation."""
+    return sum(
+        count for part, count in counts.items() if part.startswith("blocks: ") and not part.endswith("modulation")
+    )
+
+
+# Of a block, for width d: weights in d^2, multiply-accumulates of an image token and of a text token in d^2.
+TEXT_COSTS = {
+    "adaln-zero": (12, 12, 0), "adaln-cross-attention": (16, 14, 2), "adaln-in-context": (12, 12, 12), "joint": (24, 12, 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("block", TEXT_COSTS)
+def test_the_ways_of_text_count_as_their_formulas(block: str) -> None:
+    d, depth, n, length = 24, 3, 64, 11
+    weights, image, text = TEXT_COSTS[block]
+    counted = text_cost(block, length)
+    attention = {
+        "adaln-zero": 2 * n * n * d,
+        "adaln-cross-attention": 2 * n * (n + length) * d,
+        "adaln-in-context": 2 * (n + length) ** 2 * d,
+        "joint": 2 * (n + length) ** 2 * d,
+    }[block]
+    macs = depth * (n * image * d * d + length * text * d * d + attention)
+    parameters = depth * weights * d * d
+    if block == "joint":  # the last block computes keys and values of the text only
+        macs -= length * 10 * d * d + 2 * length * (n + length) * d
+        parameters -= 10 * d * d
+    assert of_blocks(counted.macs) == macs
+    biases = of_blocks(counted.parameters) - parameters
+    assert 0 < biases <= depth * 18 * d
+    vectors = depth * 6 if block != "joint" else 2 * 12 + 8
+    assert counted.macs["blocks: modulation"] == vectors * d * d
+    assert counted.parameters["blocks: modulation"] == vectors * d * (d + 1)
+    assert counted.macs["text embedding"] == length * 6 * d + (0 if block == "adaln-cross-attention" else d * d)
+
+
+@pytest.mark.parametrize("block", ["adaln-zero", "adaln", "adaln-cross-attention", "adaln-in-context", "joint"])
+def test_shared_modulation_is_one_linear_and_a_table_a_block_and_in_the_final_layer(block: str) -> None:
+    d, vectors = 24, {"adaln": 4, "joint": 12}.get(block, 6)
+    counted = text_cost(block, 11, shared_modulation=True)
+    last = 8 if block == "joint" else vectors
+    assert counted.parameters["shared modulation"] == vectors * d * (d + 1)
+    assert counted.macs["shared modulation"] == vectors * d * d
+    assert counted.parameters["blocks: modulation"] == (2 * vectors + last) * d
+    assert counted.macs["blocks: modulation"] == 0
+    assert counted.parameters["final layer"] == 2 * d + (d + 1) * 16
+    assert sum(counted.parameters.values()) == counted.total_parameters

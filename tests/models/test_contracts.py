@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from specs import TEXT_BLOCKS, condition_of, spec_of_block, text_entry
 from torch import Tensor, nn
 
 from ditlab.diffusion import ClassifierFreeGuidance, Denoiser, GuidanceConfig, Query, RectifiedFlow, schedule_steps
@@ -23,12 +25,12 @@ from ditlab.models import (
     TextConfig,
     labelled,
 )
-from ditlab.models.blocks import PAPER_BLOCKS, Context
+from ditlab.models.blocks import BLOCKS, Context
 from ditlab.models.layout import Layout
 
 SMALL = DiTConfig(depth=2, width=32, heads=2, patch=2, positions="rotary")
 ADAPTIVE = ("adaln-zero", "adaln")
-DESIGNS = PAPER_BLOCKS
+DESIGNS = tuple(BLOCKS)
 
 
 def built(spec: NetworkSpec, config: DiTConfig = SMALL) -> DiT:
@@ -47,19 +49,22 @@ def labels(*values: int) -> Condition:
     return Condition.of_labels(torch.tensor(values))
 
 
-@pytest.mark.parametrize("block", ADAPTIVE)
-@pytest.mark.parametrize("rank", [0, 4])
-def test_a_time_a_frame_with_equal_times_is_a_time_a_clip_to_the_bit(block: str, rank: int) -> None:
-    network = built(labelled(LatentSpec(2, (3, 8, 12)), 4), replace(SMALL, block=block, modulation_rank=rank, heads=4))
+@pytest.mark.parametrize("block", [*ADAPTIVE, "adaln-cross-attention"])
+@pytest.mark.parametrize("modulation", [{}, {"modulation_rank": 4}, {"shared_modulation": True}], ids=str)
+def test_a_time_a_frame_with_equal_times_is_a_time_a_clip_to_the_bit(block: str, modulation: dict[str, Any]) -> None:
+    spec = spec_of_block(labelled(LatentSpec(2, (3, 8, 12)), 4), block)
+    network = built(spec, replace(SMALL, block=block, heads=4, **modulation))
+    assert network.supports.frame_times
+    condition = condition_of(spec, torch.tensor([0, 3, 1, 2]))
     x, t = (
         noise(4, 2, 3, 8, 12),
         torch.tensor([17.0, 500.0, 3.0, 900.0]),
     )  # matrix products of 4 rows or more, see below
-    clip = network(x, t, labels(0, 3, 1, 2))
+    clip = network(x, t, condition)
     times = t[:, None].repeat(1, 3)
-    assert torch.equal(network(x, times, labels(0, 3, 1, 2)), clip)  # of 1 to 3 rows MKL rounds otherwise
+    assert torch.equal(network(x, times, condition), clip)  # of 1 to 3 rows MKL rounds otherwise
     times[0, 2] = 3.0
-    other = network(x, times, labels(0, 3, 1, 2))
+    other = network(x, times, condition)
     changed = (other - clip).abs().amax(dim=(1, 3, 4))
     assert changed[0].min() > 1e-3  # attention carries the third frame's time to the others
     assert changed[1:].max() == 0
@@ -93,6 +98,27 @@ def test_a_pack_of_two_sizes_is_each_alone_in_outputs_and_gradients(block: str, 
         torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("block", DESIGNS)
+def test_unsupported_packs_and_frame_times_are_refused_in_one_line(block: str) -> None:
+    spec = spec_of_block(labelled(LatentSpec(2, (3, 8, 8)), 4), block)
+    network = built(spec, replace(SMALL, block=block, positions="sincos"))
+    assert network.supports.packs == (block in ADAPTIVE)
+    assert network.supports.frame_times == (block in (*ADAPTIVE, "adaln-cross-attention"))
+    condition = condition_of(spec, torch.tensor([0, 1]))
+    if not network.supports.packs:
+        with pytest.raises(UserError, match=f"block '{block}' does not support samples of several sizes"):
+            network.forward_pack([noise(2, 3, 8, 8), noise(2, 3, 8, 12)], torch.tensor([20.0, 700.0]), condition)
+    if not network.supports.frame_times:
+        with pytest.raises(UserError, match=f"block '{block}' does not support a time per frame"):
+            network(noise(2, 2, 3, 8, 8), torch.rand(2, 3), condition)
+
+
+@pytest.mark.parametrize("block", TEXT_BLOCKS)
+def test_a_text_block_without_a_text_is_refused_in_one_line(block: str) -> None:
+    with pytest.raises(UserError, match=f"^block '{block}' needs a text condition.*adaln-zero, .*in-context$"):
+        DiT(replace(SMALL, block=block), labelled(LatentSpec(2, (8, 8)), 4))
+
+
 def test_r_reaches_the_network_and_differs_in_the_output() -> None:
     network = built(labelled(LatentSpec(2, (8, 8)), 3, interval=True))
     x, t = noise(2, 2, 8, 8), torch.tensor([800.0, 500.0])
@@ -121,22 +147,45 @@ def test_a_denoiser_gives_its_network_the_end_of_the_step() -> None:
 
 
 def text(lengths: tuple[int, ...], padded: int) -> Condition:
-    value, mask = torch.full((len(lengths), padded, 6), 9.0), torch.zeros(len(lengths), padded, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        value[row, :length], mask[row, :length] = noise(length, 6, seed=row + 5), True
-    return Condition({"text": Entry(value, torch.ones(len(lengths), dtype=torch.bool), mask)})
+    return Condition({"text": text_entry(lengths, padded)})
+
+
+TEXTS = NetworkSpec(LatentSpec(2, (8, 8)), (TextConfig(features=6),))
 
 
 @pytest.mark.parametrize("block", DESIGNS)
 def test_masked_text_tokens_do_not_depend_on_the_padding(block: str) -> None:
-    network = built(NetworkSpec(LatentSpec(2, (8, 8)), (TextConfig(features=6),)), replace(SMALL, block=block))
-    x, t = noise(3, 2, 8, 8), torch.tensor([10.0, 400.0, 900.0])
-    short, long = (network(x, t, text((2, 5, 0), padded)) for padded in (5, 21))
-    torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
-    assert short.isfinite().all()  # an empty text is the null token, never a fully masked row
-    null = network(x, t, text((2, 5, 0), 5).null())
-    torch.testing.assert_close(short[2], null[2], atol=1e-5, rtol=1e-5)
-    assert (short[0] - null[0]).abs().max() > 1e-3
+    network = built(TEXTS, replace(SMALL, block=block)).double()
+    x, t = noise(3, 2, 8, 8).double(), torch.tensor([10.0, 400.0, 900.0]).double()
+
+    def run(condition: Condition) -> tuple[Tensor, list[Tensor]]:
+        network.zero_grad()
+        entry = condition.entries["text"]
+        output = network(x, t, condition.replace(text=replace(entry, value=entry.value.double())))
+        output.square().sum().backward()
+        return output.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    short, long, null = (run(each) for each in (text((2, 5, 0), 16), text((2, 5, 0), 64), text((2, 5, 0), 5).null()))
+    torch.testing.assert_close(short, long, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(short[0][2], null[0][2], atol=1e-8, rtol=1e-8)  # an empty text is the null token
+    assert (short[0][0] - null[0][0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("block", DESIGNS)
+@pytest.mark.parametrize("present", [True, False])
+def test_empty_and_absent_texts_have_finite_gradients_in_bfloat16(block: str, present: bool) -> None:
+    network = built(TEXTS, replace(SMALL, block=block))
+    condition = text((0, 0), 4)
+    if not present:
+        condition = condition.null()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(noise(2, 2, 8, 8), torch.tensor([10.0, 400.0]), condition)
+    output.float().square().mean().backward()
+    assert output.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    null = network.get_parameter("condition_embedding.text.null").grad
+    assert null is not None
+    assert null.any()
 
 
 def test_a_structural_channel_condition_stays_under_guidance() -> None:
@@ -163,11 +212,12 @@ def test_a_structural_channel_condition_stays_under_guidance() -> None:
 @pytest.mark.parametrize("positions", ["sincos", "rotary"])
 def test_a_network_built_for_one_size_runs_at_another(block: str, positions: str) -> None:
     config = replace(SMALL, block=block, positions=positions)
-    square, wide = (built(labelled(LatentSpec(2, size), 3), config) for size in ((32, 32), (24, 40)))
-    x, t = noise(2, 2, 24, 40), torch.tensor([17.0, 500.0])
-    assert torch.equal(square(x, t, labels(0, 2)), wide(x, t, labels(0, 2)))
+    specs = [spec_of_block(labelled(LatentSpec(2, size), 3), block) for size in ((32, 32), (24, 40))]
+    square, wide = (built(spec, config) for spec in specs)
+    x, t, condition = noise(2, 2, 24, 40), torch.tensor([17.0, 500.0]), condition_of(specs[0], torch.tensor([0, 2]))
+    assert torch.equal(square(x, t, condition), wide(x, t, condition))
     with pytest.raises(UserError, match=r"25x40.*patch 2"):
-        square(noise(1, 2, 25, 40), t[:1], labels(0))
+        square(noise(1, 2, 25, 40), t[:1], condition.select(slice(0, 1)))
 
 
 def test_layouts_are_kept_and_serve_training_after_inference() -> None:
@@ -179,21 +229,31 @@ def test_layouts_are_kept_and_serve_training_after_inference() -> None:
     assert [id(tensor) for tensor in network.layouts.tensors()] == kept
 
 
-@pytest.mark.parametrize("block", DESIGNS)
-@pytest.mark.parametrize("masked", [False, True])
+# Texts always come with a mask, other designs with context tokens may; the others have no context.
+COMPILED = [
+    *((name, True) for name in TEXT_BLOCKS),
+    *((name, False) for name in ADAPTIVE),
+    *((name, masked) for name in ("cross-attention", "in-context") for masked in (False, True)),
+]
+
+
+@pytest.mark.parametrize(("block", "masked"), COMPILED)
 def test_blocks_compile_to_one_graph(block: str, masked: bool) -> None:
     torch._dynamo.reset()
-    config = replace(SMALL, block=block, modulation_rank=4 if block in ADAPTIVE else 0)
-    module = config.build(0, 2)
+    adaptive = BLOCKS[block].adaptive
+    config = replace(SMALL, block=block, modulation_rank=4 if adaptive else 0, qk_norm=adaptive)
     x, c, rope = noise(2, 6, 32), noise(2, 1, 32, seed=2), noise(2, 6, 8, seed=3)
     mask = torch.tensor([[True, True, False], [True, True, True]]) if masked else None
-    context, modulation = (None, c) if module.adaptive else (Context(noise(2, 3, 32, seed=4), mask), None)
-    if module.appends:
-        rope = noise(2, 9, 8, seed=3)
-    shared = noise(2, 1, module.vectors * 32, seed=5) if config.modulation_rank else None
-    inputs = (x, context, modulation, Layout(torch.zeros(6, 32), rope), shared)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs)[0], module(*inputs)[0])
+    for index in (0, 1) if block == "joint" else (0,):  # whose last block is another
+        module = config.build(index, 2)
+        context = Context(noise(2, 3, 32, seed=4), mask) if module.text or not adaptive else None
+        if module.appends:
+            rope = noise(2, 9, 8, seed=3)
+        shared = noise(2, 1, BLOCKS[block].vectors * 32, seed=5) if adaptive else None
+        inputs = (x, context, c if adaptive else None, Layout(torch.zeros(6, 32), rope), shared)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        for found, expected in zip(compiled(*inputs), module(*inputs), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 def test_known_frames_have_time_0_and_never_divide_by_sigma() -> None:

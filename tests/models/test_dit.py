@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pytest
 import torch
-from specs import class_count, image_spec
+from specs import TEXT_BLOCKS, condition_of_classes, image_spec, spec_of_block
 from torch import Tensor, nn
 
 from ditlab.errors import UserError
 from ditlab.models import NULL, Condition, DiT, DiTConfig, NetworkSpec
+from ditlab.models.blocks import BLOCKS as REGISTRY
+from ditlab.models.blocks import Context
 from ditlab.models.layout import Layout
 
-Block = Literal["adaln-zero", "adaln", "cross-attention", "in-context"]
-BLOCKS: tuple[Block, ...] = get_args(Block)
+BLOCKS = tuple(REGISTRY)
 SMALL = DiTConfig(depth=2, width=24, heads=3, patch=2)
 SHAPES = {
     "rectangle": image_spec(3, 8, 12, classes=5, learned_variance=True),
@@ -38,13 +39,13 @@ def built(config: DiTConfig, shape: NetworkSpec, std: float = 0.1) -> DiT:
 def batch(shape: NetworkSpec, n: int = 4) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(n, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=generator)
-    labels = torch.arange(n) % class_count(shape) if class_count(shape) else torch.full((n,), NULL)
-    return x, torch.tensor([0.0, 17.0, 500.5, 999.0])[:n], Condition.of_labels(labels)
+    return x, torch.tensor([0.0, 17.0, 500.5, 999.0])[:n], condition_of_classes(shape, n)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_every_parameter_gets_a_finite_gradient(block: Block, shape: NetworkSpec) -> None:
+def test_every_parameter_gets_a_finite_gradient(block: str, shape: NetworkSpec) -> None:
+    shape = spec_of_block(shape, block)
     network = built(replace(SMALL, block=block), shape)
     output = network(*batch(shape))
     channels = shape.latent.channels * (2 if shape.learned_variance else 1)
@@ -57,21 +58,22 @@ def test_every_parameter_gets_a_finite_gradient(block: Block, shape: NetworkSpec
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_time_and_label_change_the_output_of_their_own_sample_only(block: Block) -> None:
-    shape = image_spec(3, 8, 12, classes=5)
+def test_time_and_label_change_the_output_of_their_own_sample_only(block: str) -> None:
+    shape = spec_of_block(image_spec(3, 8, 12, classes=5), block)
     network = built(replace(SMALL, block=block), shape, std=0.3).eval()
     x, t, condition = batch(shape)
     before = network(x, t, condition)
     labels, times = condition.entries["labels"].value.clone(), t.clone()
     labels[1], times[2] = NULL, 3.0
-    changed = (network(x, times, Condition.of_labels(labels)) - before).abs().flatten(1).amax(dim=1)
+    changed_labels = condition.replace(**Condition.of_labels(labels).entries)
+    changed = (network(x, times, changed_labels) - before).abs().flatten(1).amax(dim=1)
     assert (changed[[1, 2]] > 1e-3).all()
     assert (changed[[0, 3]] < 1e-5).all()
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_batch_is_its_samples(block: Block) -> None:
-    shape = image_spec(3, 8, 12, classes=5)
+def test_a_batch_is_its_samples(block: str) -> None:
+    shape = spec_of_block(image_spec(3, 8, 12, classes=5), block)
     network = built(replace(SMALL, block=block), shape)
     x, t, condition = batch(shape)
     alone = [network(x[k : k + 1], t[k : k + 1], condition.select(slice(k, k + 1))) for k in range(4)]
@@ -108,28 +110,41 @@ def test_in_context_attends_over_two_more_tokens_the_time_and_the_label() -> Non
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_new_network_predicts_zero(block: Block) -> None:
-    shape = image_spec(3, 8, 12, classes=5, learned_variance=True)
+def test_a_new_network_predicts_zero(block: str) -> None:
+    shape = spec_of_block(image_spec(3, 8, 12, classes=5, learned_variance=True), block)
     network = DiT(replace(SMALL, block=block), shape).initialise(torch.Generator().manual_seed(0))
     assert not network(*batch(shape)).any()
 
 
-def test_a_new_adaln_zero_block_is_the_identity() -> None:
-    network = DiT(SMALL, image_spec(4, 8, 8, classes=3)).initialise(torch.Generator().manual_seed(0))
-    x, c = torch.randn(2, 16, 24), torch.randn(2, 1, 24)
-    for block in network.blocks:
-        assert torch.equal(block(x, None, c, Layout(torch.zeros(16, 24)))[0], x)
+@pytest.mark.parametrize("block", ["adaln-zero", *TEXT_BLOCKS])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_new_adaln_zero_block_is_the_identity(block: str, shared: bool) -> None:
+    config = replace(SMALL, block=block, shared_modulation=shared)
+    network = DiT(config, spec_of_block(image_spec(4, 8, 8, classes=3), block))
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 7.0)
+    network.initialise(torch.Generator().manual_seed(0))
+    x, c, text = torch.randn(2, 16, 24), torch.randn(2, 1, 24), torch.randn(2, 3, 24)
+    modulation = None if network.shared_modulation is None else network.shared_modulation(c)
+    for each in network.blocks:
+        context = Context(text, torch.tensor([[True, True, False], [True, False, False]])) if each.text else None
+        after, changed = each(x, context, c, Layout(torch.zeros(16, 24)), modulation)
+        assert torch.equal(after, x)
+        assert changed is None or torch.equal(changed.tokens, text)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_initial_weights_are_distributed_as_the_paper_says(block: Block) -> None:
-    shape = image_spec(4, 8, 8, classes=100, learned_variance=True)
+def test_initial_weights_are_distributed_as_the_paper_says(block: str) -> None:
+    shape = spec_of_block(image_spec(4, 8, 8, classes=100, learned_variance=True), block, features=96)
     config = DiTConfig(depth=2, width=128, heads=4, block=block)
     network = DiT(config, shape)
     for parameter in network.parameters():
         nn.init.constant_(parameter, 7.0)  # whatever stood there must be gone, but for the norms' own weights
     network.initialise(torch.Generator().manual_seed(0))
     small = {"timestep_embedding.mlp.0", "timestep_embedding.mlp.2", "condition_embedding.labels.table"}
+    zero = {"final_layer.linear"}
+    if block == "adaln-cross-attention":
+        zero |= {f"blocks.{index}.cross_attention.projection" for index in (0, 1)}
     kinds = set()
     for name, module in network.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
@@ -141,7 +156,7 @@ def test_initial_weights_are_distributed_as_the_paper_says(block: Block) -> None
             kinds.add("small")
             assert weight.std().item() == pytest.approx(0.02, rel=0.04), name
             assert weight.abs().max() > 0.05, name  # normal, not uniform
-        elif name.endswith("modulation") or name == "final_layer.linear":
+        elif name.endswith("modulation") or name in zero:
             kinds.add("zero")
             assert not weight.any(), name
         else:
@@ -167,8 +182,8 @@ def test_initial_weights_depend_on_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_bf16_autocast_stays_close_to_fp32(block: Block) -> None:
-    shape = image_spec(3, 8, 12, classes=5)
+def test_bf16_autocast_stays_close_to_fp32(block: str) -> None:
+    shape = spec_of_block(image_spec(3, 8, 12, classes=5), block)
     network = built(replace(SMALL, block=block), shape)
     full = network(*batch(shape))
     with torch.autocast("cpu", dtype=torch.bfloat16):

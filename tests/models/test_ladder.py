@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from specs import image_spec
+from specs import TEXT_BLOCKS, condition_of, image_spec, spec_of_block
 from torch import Tensor, nn
 
 from ditlab.errors import UserError
@@ -18,6 +19,7 @@ from ditlab.models.layout import rotary_positions
 
 PAPER = DiTConfig(depth=2, width=48, heads=4, patch=2)
 SHAPE = image_spec(3, 8, 12, classes=5)
+ALL: dict[str, Any] = {"mlp": "swiglu", "norm": "rms", "positions": "rotary", "qk_norm": True}
 LADDER = {
     "swiglu": replace(PAPER, mlp="swiglu"),
     "rms": replace(PAPER, norm="rms"),
@@ -28,44 +30,48 @@ LADDER = {
     "in-context": replace(PAPER, block="in-context", mlp="swiglu", norm="rms", positions="rotary", qk_norm=True),
     "cross": replace(PAPER, block="cross-attention", mlp="swiglu", norm="rms", positions="rotary", qk_norm=True),
     "all": replace(PAPER, mlp="swiglu", norm="rms", positions="rotary", qk_norm=True, modulation_rank=2),
+    "single": replace(PAPER, shared_modulation=True),
+    **{f"lora of {block}": replace(PAPER, block=block, modulation_rank=2, **ALL) for block in TEXT_BLOCKS},
+    **{f"single of {block}": replace(PAPER, block=block, shared_modulation=True, **ALL) for block in TEXT_BLOCKS},
 }
 
 
 def built(config: DiTConfig, shape: NetworkSpec = SHAPE, std: float = 0.1) -> DiT:
+    shape = spec_of_block(shape, config.block)
     network, generator = DiT(config, shape), torch.Generator().manual_seed(3)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)
     return network
 
 
-def batch(shape: NetworkSpec = SHAPE) -> tuple[Tensor, Tensor, Condition]:
+def batch(block: str = "adaln-zero", shape: NetworkSpec = SHAPE) -> tuple[Tensor, Tensor, Condition]:
     x = torch.randn(
         3, shape.latent.channels, shape.latent.size[0], shape.latent.size[1], generator=torch.Generator().manual_seed(4)
     )
-    return x, torch.tensor([0.0, 500.5, 999.0]), Condition.of_labels(torch.tensor([0, 4, -1]))
+    return x, torch.tensor([0.0, 500.5, 999.0]), condition_of(spec_of_block(shape, block), torch.tensor([0, 4, -1]))
 
 
 @pytest.mark.parametrize("config", LADDER.values(), ids=LADDER.keys())
 def test_every_parameter_learns_and_every_option_changes_the_network(config: DiTConfig) -> None:
     network = built(config)
-    output = network(*batch())
+    output = network(*batch(config.block))
     output.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
-    assert not torch.allclose(output, built(replace(PAPER, block=config.block))(*batch()), atol=1e-3)
+    assert not torch.allclose(output, built(replace(PAPER, block=config.block))(*batch(config.block)), atol=1e-3)
 
 
 @pytest.mark.parametrize("config", LADDER.values(), ids=LADDER.keys())
 def test_a_new_network_predicts_zero_and_its_recomputed_gradients_are_the_same(config: DiTConfig) -> None:
-    network = DiT(config, SHAPE).initialise(torch.Generator().manual_seed(0))
-    assert not network(*batch()).any()
+    network = DiT(config, spec_of_block(SHAPE, config.block)).initialise(torch.Generator().manual_seed(0))
+    assert not network(*batch(config.block)).any()
     gradients = []
     for recompute in (False, True):
         network = built(config)
         network.activation_checkpointing = recompute
-        network(*batch()).square().sum().backward()
+        network(*batch(config.block)).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     for plain, again in zip(*gradients, strict=True):
         assert torch.equal(plain, again)
@@ -75,9 +81,9 @@ def test_a_new_network_predicts_zero_and_its_recomputed_gradients_are_the_same(c
 def test_bfloat16_is_near_float32(config: DiTConfig) -> None:
     network = built(config)
     with torch.no_grad():
-        exact = network(*batch())
+        exact = network(*batch(config.block))
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = network(*batch()).float()
+            rounded = network(*batch(config.block)).float()
     assert (rounded - exact).norm() < 0.03 * exact.norm()
 
 
@@ -179,6 +185,33 @@ def test_adaln_lora_adds_its_correction_to_what_is_shared() -> None:
     torch.testing.assert_close(network(*batch()), plain(*batch()))
 
 
+def test_shared_modulation_adds_its_table_to_what_is_shared() -> None:
+    """Modulation in each block, whose bias is the shared one plus the table; the final layer's is its own."""
+    single, plain = built(LADDER["single"]), built(PAPER)
+    state = {name: tensor for name, tensor in single.state_dict().items() if "modulation" not in name}
+    for k in range(2):
+        state[f"blocks.{k}.modulation.weight"] = single.state_dict()["shared_modulation.weight"]
+        table = single.state_dict()[f"blocks.{k}.modulation.table"]
+        state[f"blocks.{k}.modulation.bias"] = single.state_dict()["shared_modulation.bias"] + table
+    state |= {
+        f"final_layer.modulation.{kind}": plain.state_dict()[f"final_layer.modulation.{kind}"]
+        for kind in ("weight", "bias")
+    }
+    plain.load_state_dict(state)
+    assert single.final_layer.modulation is not None
+    seen: list[Any] = []
+    for network in (single, plain):
+        network.final_layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    output, _ = single(*batch()), plain(*batch())
+    (x, c, _), (expected, *_) = seen
+    torch.testing.assert_close(x, expected)
+    table = single.final_layer.modulation.get_parameter("table").view(2, 48)
+    tokens = nn.functional.layer_norm(x, (48,), eps=1e-6) * (1 + c + table[1]) + c + table[0]
+    patches = single.patching.to_tokens(torch.zeros(3, 3, 8, 12))
+    by_hand = single.patching.to_sample(replace(patches, x=single.final_layer.linear(tokens)))
+    torch.testing.assert_close(output, by_hand)
+
+
 def test_adaln_lora_of_rank_2_has_the_parameters_walt_says() -> None:
     """W.A.L.T's XL, of DiT-XL's depth and width with rank 2, has 460M parameters (its table)."""
     shape, large = image_spec(4, 32, 32, classes=1000, learned_variance=True), DiTConfig.named("DiT-XL/2")
@@ -199,6 +232,8 @@ def test_adaln_lora_of_rank_2_has_the_parameters_walt_says() -> None:
         ({"modulation_rank": 49}, "from 0, off, to the width 48"),
         ({"modulation_rank": -1}, "from 0, off, to the width 48"),
         ({"modulation_rank": 2, "block": "in-context"}, "'in-context' has no modulation"),
+        ({"shared_modulation": True, "block": "cross-attention"}, "'cross-attention' has no modulation"),
+        ({"shared_modulation": True, "modulation_rank": 2}, "two corrections of one modulation; choose one"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(changes: dict[str, object], message: str) -> None:

@@ -10,7 +10,7 @@ from ditlab.diffusion import SAMPLERS, DiffusionConfig, GuidanceConfig
 from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiTConfig
-from ditlab.models.blocks import BLOCKS
+from ditlab.models.blocks import PAPER_BLOCKS
 from ditlab.pipelines import Pipeline, SampleConfig
 
 LEARNED = DiffusionConfig()  # the paper's: 1000 linear betas, epsilon, learned variance
@@ -121,7 +121,7 @@ def test_a_label_given_is_what_the_network_is_told(make: Callable):
     np.testing.assert_array_equal(model.sample(labels=["cat", "fish"]), turned.sample(labels=["fish", "cat"]))
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", PAPER_BLOCKS)
 def test_weights_cast_once_give_the_images_of_weights_cast_in_every_step(make: Callable, block: str):
     model = make(config=DiTConfig(depth=2, width=16, heads=2, block=block))  # type: ignore[arg-type]
     config = SampleConfig("euler", 3, GUIDED, "bf16")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from specs import image_spec
+from specs import TEXT_BLOCKS, image_spec, spec_of_block
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -40,7 +40,7 @@ FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_var
 
 def subject(block: str = "adaln-zero", side: int = 24, diffusion: DiffusionConfig = PAPER, depth: int = 3) -> Subject:
     config = DiTConfig(depth=depth, width=48, heads=3, patch=1, block=block)  # type: ignore[arg-type]
-    return Subject(config, image_spec(4, side, side, 10, diffusion.learned_variance), diffusion)
+    return Subject(config, spec_of_block(image_spec(4, side, side, 10, diffusion.learned_variance), block), diffusion)
 
 
 def unet(design: str, diffusion: DiffusionConfig = PAPER) -> Subject:
@@ -71,7 +71,7 @@ def really_kept(of: Subject, images: int, bf16: bool, recompute: bool = False) -
     loss = of.diffusion.build_loss()
     latent = of.shape.latent.shape
     draws = loss.draw(Positions(1, 0, images), latent)
-    x0, condition = torch.randn(images, *latent), Condition.of_labels(torch.arange(images))
+    x0, condition = torch.randn(images, *latent), of.shape.blank_condition(images)
     kept = Kept(network, loss)
     hooks = torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -80,12 +80,14 @@ def really_kept(of: Subject, images: int, bf16: bool, recompute: bool = False) -
 
 
 @pytest.mark.parametrize("diffusion", [PAPER, FLOW], ids=["hybrid", "flow"])
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", [*BLOCKS, *TEXT_BLOCKS])
 def test_what_is_kept_in_float32_is_what_a_cpu_really_keeps(block: str, diffusion: DiffusionConfig):
     for images in (1, 4):
         counted, copies = kept_bytes(subject(block, 8, diffusion), images, bf16=False)
-        # In-context attention is over 66 rows, whose logarithms a GPU keeps in multiples of 32.
-        assert counted == pytest.approx(really_kept(subject(block, 8, diffusion), images, bf16=False), rel=5e-3)
+        # In-context attention is over 66 rows, whose logarithms a GPU keeps in multiples of 32. From joined queries a CPU's
+        # attention returns another layout than a GPU's, and a joint block keeps a copy of its result.
+        rel = 0.05 if block == "joint" else 5e-3
+        assert counted == pytest.approx(really_kept(subject(block, 8, diffusion), images, bf16=False), rel=rel)
         assert copies == 0
 
 
