@@ -92,7 +92,7 @@ class Dataset:
             check_sizes(self.look, source, config)
             self._shape = self._first_shape()
             counts = tuple(np.bincount(self.labels, minlength=len(source.names)).tolist()) if source.names else ()
-            notes = summary(source, self.labels, self.look, config)
+            notes = summary(source, self.labels, self.captions, self.look, config)
             captions = "" if self.captions is None else caption_digest(self.captions)
             info = DataInfo(
                 source.title, len(self._chosen), self._shape, source.names, fingerprint, counts, notes, captions
@@ -180,7 +180,7 @@ class Dataset:
         skipped = tuple(self.skipped[index] for index in sorted(self.skipped))
         captions = self.captions
         if captions is not None:
-            captions = [captions[index] for index in np.flatnonzero(readable)]
+            captions = [captions[index] for index in np.flatnonzero(readable).tolist()]
         return Images(pixels, self.labels[readable], self.names, self.fingerprint, skipped, captions)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
