@@ -18,6 +18,7 @@ COLUMNS = (  # of captions, the first that gives some, in any case
 HINT = "captions found; --text.kind tokens trains on them"
 _TEXT_FILES = (".txt", ".caption")
 _NO_WORDS = re.compile(r"[\d\s.,;:eE+-]*")  # boxes of a detector: 0 0.5 0.5 0.2 0.2
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would act on a terminal
 _EXAMPLE = 100  # characters
 
 Found = tuple[Captions, str, list[str]]  # captions of each image, what they are from, and notes
@@ -73,14 +74,15 @@ def captions_of(value: Any) -> tuple[str, ...]:
 
 
 def clean_caption(text: str) -> str:
-    """In NFC, with single spaces for line ends and other white space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """In NFC, with single spaces for control characters, line ends and other white space, and ? for half a character."""
+    whole = text.encode("utf-8", "replace").decode()  # JSON may contain one of two surrogates
+    return " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", whole)).split())
 
 
 def example(caption: str) -> str:
     """A caption that fits a line of the log, in quotation marks."""
     short = caption if len(caption) <= _EXAMPLE else f"{caption[: _EXAMPLE - 3].rstrip()}..."
-    return f'"{printable(short)}"'
+    return f'"{short}"'
 
 
 def caption_lines(captions: Captions) -> list[str]:

@@ -125,10 +125,16 @@ def test_lists_and_repeated_rows_are_several_captions_in_order() -> None:
 
 def test_text_in_a_table_may_hold_any_character_and_length() -> None:
     long = "word " * 40_000
-    texts = ["a\u2028b", 'say "red"\r\nnow', long, "\x1cx, y"]
+    texts = ["a\u2028b\x1b[31m", 'say "red"\r\nnow', long, "\x1cx, y"]
     rows = [{"file_name": name, "text": text} for name, text in zip(NAMES, texts, strict=True)]
-    expected = [("a b",), ('say "red" now',), (long.strip(),), ("x, y",)]
+    expected = [("a b [31m",), ('say "red" now',), (long.strip(),), ("x, y",)]
     assert arranged({"metadata.jsonl": jsonl(*rows)}).captions == expected
+    assert arranged({"metadata.jsonl": '{"file_name": "a.png", "text": "half \\ud83d"}'}).captions == [
+        ("half ?",),
+        (),
+        (),
+        (),
+    ]
     quoted = "".join(f'{row["file_name"]},"{row["text"].replace(chr(34), chr(34) * 2)}"\r\n' for row in rows)
     assert arranged({"metadata.csv": "\ufefffile_name,text\r\n" + quoted}).captions == expected
     assert arranged({"metadata.csv": "file_name,text\na.png,caf\u00e9\n".encode("cp1252")}).captions == [
