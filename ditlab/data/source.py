@@ -16,6 +16,8 @@ T = TypeVar("T")
 Stamps = dict[str, list[int]]
 Captions = Sequence[tuple[str, ...]] | None
 
+IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")  # usual names in tables
+
 _WORTH_THREADS = 4096
 
 MEMORY_LIMIT = 4 * 2**30

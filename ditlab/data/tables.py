@@ -13,7 +13,7 @@ import numpy as np
 from ditlab.data.captions import caption_columns, captions_of, is_caption
 from ditlab.data.classes import COLUMNS, choose_column, encode_classes, named_classes
 from ditlab.data.decode import DecodeError
-from ditlab.data.source import Captions, EncodedSource, Once, call, printable, stamps_of
+from ditlab.data.source import IMAGE_COLUMNS, Captions, EncodedSource, Once, call, printable, stamps_of
 from ditlab.data.splits import FALLBACKS, split_in, split_named
 from ditlab.errors import UserError, nearest
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
-_IMAGES = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")  # names of the column
 
 
 class TableSource(EncodedSource):
@@ -180,7 +179,7 @@ def _image_column(features: datasets.Features, image: str, title: str) -> tuple[
         raise UserError(
             f"{title} has no column of encoded images (columns: {listed}); expected a column image of bytes"
         )
-    chosen = next((name for name in _IMAGES if name in usable), usable[0])
+    chosen = next((name for name in IMAGE_COLUMNS if name in usable), usable[0])
     others = ", ".join(printable(name) for name in usable if name != chosen)
     return chosen, f"images from column {chosen}; others: {others} (--data.image)" if others else ""
 
