@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ditlab.data import Dataset
 
 ROWS, COLUMNS = 8, 8  # of the picture
+EXAMPLES = 4  # captions printed
 
 
 def data(arguments: list[str]) -> None:
@@ -20,6 +21,7 @@ def data(arguments: list[str]) -> None:
 
     from ditlab.cli.data_options import DataOptions
     from ditlab.data import open_data
+    from ditlab.data.captions import example
     from ditlab.data.opening import SOURCES
 
     options = parse(DataOptions, arguments, "data")
@@ -30,10 +32,19 @@ def data(arguments: list[str]) -> None:
     dataset = open_data(replace(config, size=size))
     for line in (dataset.describe(), *dataset.info.notes):
         log(line)
+    for caption in _examples(dataset):
+        log(f"caption: {example(caption)}")
     _draw(dataset, Path(options.out))
     if dataset.skipped:
         log(f"unreadable: {'; '.join(list(dataset.skipped.values())[:3])}")
     log(f"picture: {options.out}")
+
+
+def _examples(dataset: Dataset) -> list[str]:
+    """Captions of images evenly spaced over the set, each the first of its image."""
+    present = [captions[0] for captions in dataset.captions or () if captions]
+    step = max(1, len(present) // EXAMPLES)
+    return present[::step][:EXAMPLES]
 
 
 def _draw(dataset: Dataset, out: Path) -> None:
@@ -47,10 +58,12 @@ def _draw(dataset: Dataset, out: Path) -> None:
     rows = [np.flatnonzero(labels == present[k]) for k in chosen] if present else [np.arange(len(labels))]
     columns = min(COLUMNS, max(map(len, rows))) if present else min(COLUMNS, len(labels))
     count = columns if present else columns * min(ROWS, -(-len(labels) // columns))
-    picture = []
+    picture, captions = [], []
     for row in rows:
-        pixels, _ = dataset.read(row[np.linspace(0, len(row) - 1, min(count, len(row))).astype(int)])
+        pixels, kept = dataset.read(row[np.linspace(0, len(row) - 1, min(count, len(row))).astype(int)])
         blank = np.full((count - len(pixels), *dataset.shape), 255, np.uint8)
         picture.append(np.concatenate([pixels, blank]))
+        if dataset.captions is not None:
+            captions += [" / ".join(dataset.captions[index]) for index in kept.tolist()] + [""] * len(blank)
     images = np.concatenate(picture).transpose(0, 2, 3, 1)
-    write_png(grid(images, columns, [names[present[k]] for k in chosen] if present else ()), out)
+    write_png(grid(images, columns, [names[present[k]] for k in chosen] if present else (), captions=captions), out)

@@ -32,8 +32,8 @@ _CHUNK = 4 * 2**20
 _UTF8 = 0x800  # flag of a zip member whose name is UTF-8
 
 
-def open_archive(path: Path, split: str, label: str = "", once: Once = call) -> EncodedSource:
-    """The images of an archive, classes and splits as in a folder; its first bytes, not its name, tell the format.
+def open_archive(path: Path, split: str, label: str = "", once: Once = call, caption: str = "") -> EncodedSource:
+    """The images of an archive, classes, captions and splits as in a folder; its first bytes, not its name, tell the format.
 
     Raises a UserError if it is damaged, not an archive or too large for memory, or see ``layout.arrange``.
     """
@@ -41,9 +41,9 @@ def open_archive(path: Path, split: str, label: str = "", once: Once = call) -> 
         with path.open("rb") as file:
             magic = file.read(6)
         if magic.startswith(b"PK"):
-            return ZipSource(path, split, label)
+            return ZipSource(path, split, label, caption)
         content = _decompressed(path, magic) if magic.startswith(_COMPRESSED) else None
-        return TarSource(path, split, label, content, once)
+        return TarSource(path, split, label, content, once, caption)
 
 
 @contextmanager
@@ -64,12 +64,16 @@ class TarSource(EncodedSource):
     ``content`` is the decompressed archive; None reads members from the file.
     """
 
-    def __init__(self, path: Path, split: str, label: str, content: BytesIO | None, once: Once = call) -> None:
-        layout, self._members = once(lambda: _list(path, split, label, content))
+    def __init__(
+        self, path: Path, split: str, label: str, content: BytesIO | None, once: Once = call, caption: str = ""
+    ) -> None:
+        layout, self._members = once(lambda: _list(path, split, label, content, caption))
         self._content = content
         self._file = path.open("rb") if content is None else content
         sizes = [size for _, size in self._members]
-        super().__init__(str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), layout.notes)
+        super().__init__(
+            str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), layout.notes, layout.captions
+        )
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes."""
@@ -87,7 +91,7 @@ class TarSource(EncodedSource):
 class ZipSource(EncodedSource):
     """A zip archive whose members are read one at a time under a lock and decoded outside it."""
 
-    def __init__(self, path: Path, split: str, label: str = "") -> None:
+    def __init__(self, path: Path, split: str, label: str = "", caption: str = "") -> None:
         self._zip = zipfile.ZipFile(path)
         self._lock = threading.Lock()
         listed = [info for info in self._zip.infolist() if not info.is_dir()]
@@ -96,14 +100,15 @@ class ZipSource(EncodedSource):
         locked = [printable(name) for name, info in members.items() if info.flag_bits & 1]
         if locked:
             raise UserError(f"{path} is encrypted (first: {locked[0]}); give an archive without a password")
-        layout = arrange(members, split, str(path), label, lambda name: self._zip.read(members[name]))
+        layout = arrange(members, split, str(path), label, lambda name: self._zip.read(members[name]), caption=caption)
         self._members = [members[layout.prefix + file] for file in layout.files]
         sizes = [info.file_size for info in self._members]
         old = sum(not (info.filename.isascii() or info.flag_bits & _UTF8 or _is_utf8(info)) for info in listed)
         notes = (f"{old:,} names of unknown code page, read as that of DOS (437)",) * (old > 0)
         super().__init__(
-            str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), (*layout.notes, *notes)
-        )
+            str(path), layout.files, sizes, layout.labels, layout.names, stamps_of(path), (*layout.notes, *notes),
+            layout.captions,
+        )  # fmt: skip
 
     def encoded(self, index: int) -> bytes:
         """The member's bytes, verified by its checksum."""
@@ -130,7 +135,9 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     return info.filename.encode("cp437").decode() if not marked and _is_utf8(info) else info.filename
 
 
-def _list(path: Path, split: str, label: str, content: BytesIO | None) -> tuple[Layout, list[tuple[int, int]]]:
+def _list(
+    path: Path, split: str, label: str, content: BytesIO | None, caption: str
+) -> tuple[Layout, list[tuple[int, int]]]:
     """The images of a split, and start and bytes of each member."""
     with checked(path), nullcontext(content) if content else path.open("rb") as file:
         members = tar_members(file)
@@ -140,7 +147,7 @@ def _list(path: Path, split: str, label: str, content: BytesIO | None) -> tuple[
             file.seek(start)
             return file.read(size)
 
-        layout = arrange(members, split, str(path), label, read)
+        layout = arrange(members, split, str(path), label, read, caption=caption)
     return layout, [members[layout.prefix + file] for file in layout.files]
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ditlab.data.captions import is_caption
+from ditlab.data.metadata import Metadata, Row
 from ditlab.data.source import printable
 from ditlab.errors import UserError, nearest
 
@@ -22,23 +22,23 @@ CAMERAS = (  # words before a number that are no classes
     "img", "image", "images", "dsc", "dscn", "dscf", "pxl", "photo", "pic", "picture", "frame", "screenshot", "vid", "gopr",
     "sample", "file",
 )  # fmt: skip
-Read = Callable[[str], bytes]
 Found = tuple[list[Any] | None, str]  # a class for each image, or None without classes, and a note
 
 
 def find_classes(
-    images: Sequence[str], folders: Sequence[str], tables: Sequence[str], read: Read, label: str, where: str
+    folders: Sequence[str], metadata: Metadata, label: str, caption: str = ""
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """Labels int64 (N,), class names in label order, and notes.
 
-    ``images`` are full names, ``folders`` the names below the split, whose first folder may be the class. ``label`` names a
-    column of the table, ``folder``, ``filename`` or ``none``; empty takes the first of: a table (metadata.jsonl,
-    metadata.csv, dataset.json, .cls files), folders, file names like ``class_0001.png``.
+    ``folders`` are the names of the images below the split, whose first folder may be the class. ``label`` names a column
+    of the table, ``folder``, ``filename`` or ``none``; empty takes the first of: a table (metadata.jsonl, metadata.csv,
+    dataset.json, .cls files), folders, file names like ``class_0001.png``. A column of captions, see ``is_caption``, is one
+    of classes only if ``label`` names it.
     """
-    in_folders = any("/" in name for name in folders)
+    where, in_folders = metadata.where, any("/" in name for name in folders)
     ways: dict[str, list[Callable[[], Found]]] = {
         "": [
-            lambda: _of_table(images, tables if label or not in_folders else _described(tables), read, label, where),
+            lambda: _of_table(metadata, label, in_folders, caption),
             lambda: _of_folders(folders, label, where),
             lambda: _of_file_names(folders, label),
         ]
@@ -55,7 +55,7 @@ def find_classes(
         raise UserError(
             f"{where} has no classes by --data.label {label}; give a column, folder, filename or none, or leave it out"
         )
-    return np.zeros(len(images), np.int64), (), tuple(notes)
+    return np.zeros(len(folders), np.int64), (), tuple(notes)
 
 
 def named_classes(values: list[Any], names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -99,20 +99,21 @@ def _check_classes(values: list[Any], where: str) -> None:
         raise UserError(f"{what} are hidden ({min(numbers)}), as in a test split without answers; {without}")
 
 
-def choose_column(columns: Mapping[str, Sequence[Any]], where: str) -> tuple[str, tuple[str, ...]]:
+def choose_column(columns: Mapping[str, Sequence[Any]], where: str, guess: bool = True) -> tuple[str, tuple[str, ...]]:
     """The column of classes among those of a table, empty if there is none, and notes.
 
-    Columns whose names say so come first, then those with few values; names of classes come before numbers. A column with
-    another whole number for every image is one of numbers of images.
+    Columns whose names say so come first, then, with ``guess``, those with few values; names of classes come before
+    numbers. A column with another whole number for every image is one of numbers of images.
     """
     known = [name for name in COLUMNS if name in columns]
-    for chosen, guessed in ((known, False), ([name for name in columns if name not in COLUMNS], True)):
+    others = [name for name in columns if name not in COLUMNS] if guess else []
+    for chosen, guessed in ((known, False), (others, True)):
         usable = [name for name in chosen if _is_class(columns[name], guessed)]
         usable.sort(key=lambda name: all(isinstance(value, int) for value in columns[name]))
         if usable:
             column = usable[0]
-            guess = f"classes from column {printable(column)} of {where} (--data.label none trains without)"
-            return column, (guess,) if guessed else ()
+            said = f"classes from column {printable(column)} of {where} (--data.label none trains without)"
+            return column, (said,) if guessed else ()
     listed = ", ".join(
         printable(name) + " (another whole number for every image)" * _numbers_images(values)
         for name, values in columns.items()
@@ -135,23 +136,20 @@ def _numbers_images(values: Sequence[Any]) -> bool:
     return len(values) > 2 and all(isinstance(value, int) for value in values) and len(set(values)) == len(values)
 
 
-def _described(tables: Sequence[str]) -> list[str]:
-    """Tables without the .json files next to images in folders: downloads have them, and the folders are the classes."""
-    return [name for name in tables if not name.endswith(".json") or posixpath.basename(name) == "dataset.json"]
-
-
-def _of_table(images: Sequence[str], tables: Sequence[str], read: Read, label: str, where: str) -> Found:
-    rows, source = _rows(images, tables, read, where)
-    if not rows:
+def _of_table(metadata: Metadata, label: str, in_folders: bool, caption: str) -> Found:
+    rows, source = _rows(metadata, label, in_folders)
+    if not source:
         return None, ""
-    found = [rows.get(unicodedata.normalize("NFC", image), {}) for image in images]
-    if not any(found):
+    where = metadata.where
+    if not any(rows):
         return None, f"{source} is not used: it names none of the images" if source != "dataset.json" else ""
-    names = sorted({column for row in found for column in row})
+    names = sorted({column for row in rows for column in row})
     if label and label not in names:
         raise UserError(f"{source} in {where} has no column {label!r}; {nearest(label, names)}")
-    columns = {name: _numbers([row.get(name) for row in found]) for name in ([label] if label else names)}
-    column, notes = (label, ()) if label else choose_column(columns, source)
+    captioned = {name for name in names if is_caption(name, caption)}
+    chosen = [label] if label else [name for name in names if name not in captioned]
+    columns = {name: _numbers([row.get(name) for row in rows]) for name in chosen}
+    column, notes = (label, ()) if label else choose_column(columns, source, guess=not captioned)
     if not column:
         return None, " ".join(notes)
     if all(value is None for value in columns[column]):
@@ -159,65 +157,18 @@ def _of_table(images: Sequence[str], tables: Sequence[str], read: Read, label: s
     return columns[column], " ".join(notes) or f"classes from {source}" + f", column {column}" * (column != "label")
 
 
-def _rows(
-    images: Sequence[str], tables: Sequence[str], read: Read, where: str
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """By image name in NFC the columns of the table that is there, and its name."""
-    rows, source = dict[str, dict[str, Any]](), ""
-    for table in tables:
-        folder, name = posixpath.split(table)
-        if source and name != source:  # metadata.jsonl may be in several folders
-            break
-        if name not in ("metadata.jsonl", "metadata.csv", "dataset.json"):
-            continue
-        try:
-            for file, row in _table_rows(name, read(table)):
-                rows[unicodedata.normalize("NFC", posixpath.normpath(posixpath.join(folder, file)))] = row
-        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-            reason = "no column file_name" if isinstance(error, KeyError) else str(error)
-            raise UserError(
-                f"{table} in {where} cannot be read ({reason}); repair it, or give --data.label folder"
-            ) from error
-        source = name if rows else source
-    return (rows, source) if rows else _sidecars(images, tables, read)
+def _rows(metadata: Metadata, label: str, in_folders: bool) -> tuple[list[Row], str]:
+    """The row of each image from the table or files next to the images, and what it is from, empty if there is none.
 
-
-def _table_rows(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """File name and columns of each row of metadata.jsonl, metadata.csv or dataset.json."""
-    if name == "dataset.json":
-        for file, value in json.loads(content).get("labels") or ():
-            yield file, {"label": value}
-        return
-    lines = content.decode("utf-8-sig").splitlines()
-    for row in csv.DictReader(lines) if name.endswith("csv") else (json.loads(line) for line in lines if line.strip()):
-        yield row.pop("file_name"), row
-
-
-def _sidecars(images: Sequence[str], tables: Sequence[str], read: Read) -> tuple[dict[str, dict[str, Any]], str]:
-    """Rows from a file next to each image, 000123.cls or 000123.json, as in a WebDataset."""
-    names = set(tables)
+    The .json files of images in folders count only if ``label`` asks: downloads have them, and the folders are the classes.
+    """
+    rows, source = metadata.table
+    if source:
+        return [each[-1] if each else {} for each in metadata.of_images(rows)], source
     for kind in (".cls", ".json"):
-        rows = dict[str, dict[str, Any]]()
-        for image in images:
-            folder, base = posixpath.split(image)
-            stems = (posixpath.splitext(base)[0], base.split(".", 1)[0])
-            file = next((path for stem in stems if (path := posixpath.join(folder, stem) + kind) in names), None)
-            if file is not None and (row := _sidecar(kind, read(file))):
-                rows[unicodedata.normalize("NFC", image)] = row
-        if rows:
-            return rows, f"{kind} files"
-    return {}, ""
-
-
-def _sidecar(kind: str, content: bytes) -> dict[str, Any]:
-    text = content.decode("utf-8", "replace").strip()
-    if kind == ".cls":
-        return {"label": int(text) if re.fullmatch(r"-?\d+", text) else text}
-    try:
-        row = json.loads(text)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+        if (label or not in_folders or kind == ".cls") and any(found := metadata.beside(kind)):
+            return found, f"{kind} files"
+    return [], ""
 
 
 def _numbers(values: list[Any]) -> list[Any]:

@@ -30,6 +30,10 @@ class DataConfig:
     """Where classes come from: a column of metadata.jsonl, metadata.csv or a parquet file; folder, filename
     (class_0001.png) or none. Empty: the first of a table, folders and file names that gives classes."""
 
+    caption: str = ""
+    """Where captions come from: a column of a table (text, caption, ...), a key of .json files, txt (files of the images'
+    names, a caption a line) or none. Empty: the first of these that gives captions."""
+
     image: str = ""
     """The column of images of a table that has several."""
 

@@ -92,7 +92,7 @@ class Dataset:
             check_sizes(self.look, source, config)
             self._shape = self._first_shape()
             counts = tuple(np.bincount(self.labels, minlength=len(source.names)).tolist()) if source.names else ()
-            notes = summary(source, self.labels, self.look, config)
+            notes = summary(source, self.labels, self.captions, self.look, config)
             captions = "" if self.captions is None else caption_digest(self.captions)
             info = DataInfo(
                 source.title, len(self._chosen), self._shape, source.names, fingerprint, counts, notes, captions

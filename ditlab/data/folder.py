@@ -28,13 +28,15 @@ class FolderSource(EncodedSource):
     numbered or it contains .cls files, a shard of a larger set (WebDataset).
     """
 
-    def __init__(self, root: Path, split: str, label: str = "", once: Once = call) -> None:
-        layout, self._members, stamps = once(lambda: _list(root, split, label))
+    def __init__(self, root: Path, split: str, label: str = "", once: Once = call, caption: str = "") -> None:
+        layout, self._members, stamps = once(lambda: _list(root, split, label, caption))
         self.root = root
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
         sizes = [size for _, _, size in self._members]
-        super().__init__(str(root), layout.files, sizes, layout.labels, layout.names, stamps, layout.notes)
+        super().__init__(
+            str(root), layout.files, sizes, layout.labels, layout.names, stamps, layout.notes, layout.captions
+        )
 
     def encoded(self, index: int) -> bytes:
         """The file's or the member's bytes."""
@@ -57,8 +59,8 @@ class FolderSource(EncodedSource):
             os.close(descriptor)
 
 
-def _list(root: Path, split: str, label: str) -> tuple[Layout, list[Member], Stamps]:
-    """The images of a split, where the bytes of each are, and the stamps of all folders."""
+def _list(root: Path, split: str, label: str, caption: str) -> tuple[Layout, list[Member], Stamps]:
+    """The images of a split, where the bytes of each are, and the stamps of the folders and of files that tell classes."""
     stamps: Stamps = {}
     try:
         sizes = dict(_walk(root, "", frozenset(), root.stat(), stamps))
@@ -67,21 +69,26 @@ def _list(root: Path, split: str, label: str) -> tuple[Layout, list[Member], Sta
     members: dict[str, Member] = {name: (name, -1, size) for name, size in sizes.items()}
     tars = [name for name in sizes if ending(name) == ".tar"]
     shards: set[str] = set()
+    used: Stamps = {}
     if tars and not any(ending(name) in extensions() for name in sizes):
         members, shards = _archives(root, tars, members)
 
     def read(name: str) -> bytes:
         path, start, size = members[name]
-        with (root / path).open("rb") as file:
-            file.seek(max(start, 0))
-            return file.read(size)
+        try:
+            used[os.path.abspath(root / path)] = stamp(root / path)  # noqa: PTH100 - as in _walk
+            with (root / path).open("rb") as file:
+                file.seek(max(start, 0))
+                return file.read(size)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; make it readable or remove it") from error
 
-    layout = arrange(members, split, str(root), label, read, shards)
+    layout = arrange(members, split, str(root), label, read, shards, caption)
     empty = _without_images(os.path.abspath(root / layout.prefix), stamps, layout)  # noqa: PTH100 - as in _walk
     if empty:
         listed = printable(", ".join(empty[:_LISTED])) + ", ..." * (len(empty) > _LISTED)
         layout = replace(layout, notes=(*layout.notes, f"folders without images, which are no classes: {listed}"))
-    return layout, [members[layout.prefix + file] for file in layout.files], stamps
+    return layout, [members[layout.prefix + file] for file in layout.files], stamps | used
 
 
 def _without_images(folder: str, stamps: Stamps, layout: Layout) -> list[str]:

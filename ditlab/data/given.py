@@ -1,10 +1,11 @@
-"""Images given in Python: arrays, or a map-style data set of PyTorch."""
+"""Images given in Python: arrays, or a map-style data set of PyTorch or Hugging Face."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from PIL import Image
 
 from ditlab.data.arrays import ArraySource
+from ditlab.data.captions import caption_columns, captions_of
+from ditlab.data.classes import COLUMNS
+from ditlab.data.config import DataConfig
 from ditlab.data.decode import array_to_channels, image_to_array
-from ditlab.data.source import Source
-from ditlab.errors import UserError
+from ditlab.data.source import IMAGE_COLUMNS, Captions, Source
+from ditlab.errors import UserError, nearest
 
 TITLE = "the given images"
 EXPECTED = (
@@ -23,29 +27,55 @@ EXPECTED = (
 )
 
 
-def given_source(data: Any) -> Source:
+def given_source(data: Any, captions: Any = None, config: DataConfig | None = None) -> Source:
     """The source of images given in Python.
 
     Args:
         data: images as ``to_uint8`` takes them; a tuple (images, labels) with labels (N,), which are class names or whole
-            numbers from 0; or a map-style data set (``__len__`` and ``__getitem__``) of images or of (image, label).
+            numbers from 0; or a map-style data set (``__len__`` and ``__getitem__``) of images, of (image, label), or of
+            dictionaries, as those of Hugging Face.
+        captions: of each image a text, a list of several, or None; by default those of the dictionaries.
+        config: its ``image``, ``label`` and ``caption`` name keys of the dictionaries, by default the usual ones.
 
     Raises:
-        UserError: anything else, or labels that do not fit.
+        UserError: anything else, or labels or captions that do not fit.
     """
+    source = _images(data, config or DataConfig())
+    if captions is not None:
+        source.captions = _given_captions(captions, len(source))
+    return source
+
+
+def _images(data: Any, config: DataConfig) -> Source:
     if isinstance(data, tuple):
         if len(data) != 2:
             raise UserError(f"data is a tuple of {len(data)}; give images, (images, labels) or a map-style data set")
         pixels = to_uint8(data[0])
         labels, names = class_labels(data[1], len(pixels))
         return ArraySource(TITLE, pixels, labels, names)
-    pairs = isinstance(data, list) and data and isinstance(data[0], tuple)
-    if isinstance(data, np.ndarray | torch.Tensor | list) and not pairs:
+    items = isinstance(data, list) and data and isinstance(data[0], tuple | Mapping)
+    if isinstance(data, np.ndarray | torch.Tensor | list) and not items:
         pixels = to_uint8(data)
         return ArraySource(TITLE, pixels, np.zeros(len(pixels), np.int64), ())
+    if isinstance(data, Mapping):
+        raise UserError(f"data is a dictionary of {', '.join(map(str, data))}; give one of these")
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        return MapSource(data)
+        return MapSource(data, config)
     raise UserError(f"data is of type {type(data).__name__}; give images, (images, labels) or a map-style data set")
+
+
+def _given_captions(captions: Any, count: int) -> Captions:
+    if isinstance(captions, str) or not hasattr(captions, "__len__") or not hasattr(captions, "__getitem__"):
+        raise UserError(f"captions are of type {type(captions).__name__}; give a list with a text for each image")
+    if len(captions) != count:
+        raise UserError(f"{len(captions):,} captions for {count:,} images; give one for each, None without one")
+    for index in range(count):
+        values = captions[index] if isinstance(captions[index], list | tuple) else [captions[index]]
+        wrong = [value for value in values if not isinstance(value, str | None)]
+        if wrong:
+            kind = type(wrong[0]).__name__
+            raise UserError(f"caption {index} is of type {kind}; give a text, a list of several, or None")
+    return [captions_of(captions[index]) for index in range(count)]
 
 
 def to_uint8(images: Any) -> np.ndarray:
@@ -101,10 +131,11 @@ def class_labels(labels: Any, count: int, names: Sequence[str] = ()) -> tuple[np
 
 
 class MapSource(Source):
-    """A map-style data set of PyTorch, whose items are images or (image, label).
+    """A map-style data set whose items are images, (image, label), or dictionaries.
 
-    Every item is read once for its label and the fingerprint, then again when its pixels are used. Class names are the data
-    set's ``classes``, if it has them as torchvision's data sets do.
+    Every item is read once for its label, captions and the fingerprint, then again when its pixels are used. Class names are
+    the data set's ``classes``, as of torchvision, or those of its ``features``, as of Hugging Face. ``config`` names keys of
+    dictionaries.
 
     Raises:
         UserError: items of another kind, or random transforms.
@@ -112,26 +143,31 @@ class MapSource(Source):
 
     threaded = False
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, config: DataConfig) -> None:
         if not len(data):
             raise UserError("the data set is empty; training needs at least one image")
+        self._keys = _Keys.of(data[0], config) if isinstance(data[0], Mapping) else None
         self.title, self.stamps, self._data, self._lock = TITLE, {}, data, threading.Lock()
-        digest, labels = hashlib.sha256(), []
-        first, _ = self._item(0)
+        digest, labels, captions = hashlib.sha256(), [], []
+        first, *_ = self._item(0)
         if not np.array_equal(first, self._item(0)[0]):
             raise UserError(
                 "item 0 differs when it is read again: remove random transforms, since each image is read once for all "
                 "epochs; recipe(..., flip=True) mirrors at random"
             )
         for index in range(len(data)):
-            pixels, label = self._item(index)
+            pixels, label, text = self._item(index)
             digest.update(f"{pixels.shape} {label}".encode() + pixels.tobytes())
             labels.append(label)
+            captions.append(captions_of(text))
+        self.captions = captions if any(captions) else None
         self._digest = digest.digest()
         if any(label is None for label in labels):
             self.labels, self.names = np.zeros(len(labels), np.int64), ()
         else:
-            classes = getattr(data, "classes", ())
+            features = getattr(data, "features", None) or {}
+            stored = getattr(features.get(self._keys.label), "names", ()) if self._keys else ()
+            classes = stored or getattr(data, "classes", ())
             known = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
             self.labels, self.names = class_labels(labels, len(labels), classes if known else ())
 
@@ -147,15 +183,46 @@ class MapSource(Source):
         """A digest of every image and label."""
         yield self._digest
 
-    def _item(self, index: int) -> tuple[np.ndarray, Any]:
-        """Image uint8 (H, W, C) and label, None if the items have none."""
+    def _item(self, index: int) -> tuple[np.ndarray, Any, Any]:
+        """Image uint8 (H, W, C), label and captions, None if the items have none."""
         with self._lock:
             item = self._data[index]
+        if self._keys is not None and isinstance(item, Mapping):
+            keys = self._keys
+            if item.get(keys.image) is None:
+                raise UserError(f"item {index} of the data set has no image in {keys.image!r}; remove it")
+            return _one_image(item[keys.image]), _number(item.get(keys.label)), item.get(keys.caption)
         if not isinstance(item, tuple | list):
-            return _one_image(item), None
+            return _one_image(item), None, None
         if len(item) != 2:
             raise UserError(f"item {index} of the data set has {len(item)} parts; give images, or (image, label)")
-        return _one_image(item[0]), item[1].item() if isinstance(item[1], torch.Tensor) else item[1]
+        return _one_image(item[0]), _number(item[1]), None
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Keys of items that are dictionaries; empty for what they do not have."""
+
+    image: str
+    label: str
+    caption: str
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any], config: DataConfig) -> _Keys:
+        wanted = {"image": config.image, "label": config.label, "caption": config.caption}
+        for field, key in wanted.items():
+            if key and key not in item and key != "none":
+                raise UserError(f"items of the data set have no {key!r} for data.{field}; {nearest(key, item)}")
+        image = config.image or next((key for key in IMAGE_COLUMNS if key in item), "")
+        if not image:
+            raise UserError(f"items of the data set have no image among {', '.join(map(str, item))}; name it image")
+        label = config.label or next((key for key in COLUMNS if key in item), "")
+        captions = caption_columns([str(key) for key in item], config.caption, config.label)
+        return cls(image, label, next(iter(captions), ""))
+
+
+def _number(label: Any) -> Any:
+    return label.item() if isinstance(label, torch.Tensor) else label
 
 
 def _one_image(image: Any) -> np.ndarray:

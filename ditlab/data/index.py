@@ -2,7 +2,8 @@
 
 An index lets a run with a finished latent cache start without listing the images. It is valid for one DataConfig (except
 ``flip``, which changes no image) and while the source's folders and files keep their modification time and size: adding,
-removing or renaming an image changes its folder. A file edited in place is not noticed; ``ditlab encode`` lists all files.
+removing or renaming an image changes its folder, and files that tell classes and captions have stamps of their own. An image
+edited in place is not noticed; ``ditlab encode`` lists all files.
 """
 
 from __future__ import annotations

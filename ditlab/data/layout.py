@@ -1,4 +1,4 @@
-"""Which files of a folder or archive are images, and the split and class of each."""
+"""Which files of a folder or archive are images, and the split, class and captions of each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ditlab.data.captions import find_captions
 from ditlab.data.classes import find_classes
 from ditlab.data.listing import select
+from ditlab.data.metadata import Metadata
+from ditlab.data.source import Captions
 from ditlab.data.splits import FALLBACKS, choose_split, split_in
 from ditlab.errors import UserError
 
@@ -28,18 +31,19 @@ class Layout:
     labels: np.ndarray
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    captions: Captions = None
 
 
 def arrange(
     names: Collection[str], split: str, where: str, label: str = "", read: Callable[[str], bytes] = lambda name: b"",
-    shards: Collection[str] = (),
+    shards: Collection[str] = (), caption: str = "",
 ) -> Layout:  # fmt: skip
-    """Find the images of a split and their classes, see ``choose_split`` and ``find_classes``.
+    """Find the images of a split, their classes and captions: ``choose_split``, ``find_classes``, ``find_captions``.
 
     ``names`` are clean names of all files, ``where`` is the folder's or archive's name, for messages, ``read`` gives the
     bytes of a file, ``shards`` are top folders that stand for files of many images and are no classes.
 
-    Raises a UserError if there are no images, no such split, or classes that cannot be used.
+    Raises a UserError if there are no images, no such split, or classes or captions that cannot be used.
     """
     files = select(names, read)
     if not files.images:
@@ -58,11 +62,12 @@ def arrange(
     inner = sorted(inner)
     folders = [name.split("/", 1)[1] if name.split("/", 1)[0] in shards else name for name in inner]
     images = [prefix + name for name in inner]
-    tables = _table_first(files.tables, prefix)
-    labels, classes, notes = find_classes(images, folders, tables, read, label, where)
+    metadata = Metadata(images, _table_first(files.tables, prefix), read, where)
+    labels, classes, notes = find_classes(folders, metadata, label, caption)
+    captions, more = find_captions(metadata, caption, label)
     skipped = len(files.images) - len(inner)
     others = (f"not used: {skipped:,} image{'s' * (skipped != 1)} of other splits",) if skipped else ()
-    return Layout(prefix, tuple(inner), labels, classes, (*others, *files.notes, *notes))
+    return Layout(prefix, tuple(inner), labels, classes, (*others, *files.notes, *notes, *more), captions)
 
 
 def _table_first(tables: tuple[str, ...], prefix: str) -> list[str]:

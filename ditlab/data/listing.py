@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 
+from ditlab.data.metadata import CAPTION_TABLES, stems
 from ditlab.data.source import printable
 
 SYSTEM = {  # folders that file systems and programs make, in lower case
     "@eadir": "thumbnails of a Synology NAS", "__macosx": "copies of macOS attributes", "#recycle": "deleted files",
     "$recycle.bin": "deleted files", "system volume information": "files of Windows", "lost+found": "files of the disk",
 }  # fmt: skip
-USED = (".json", ".jsonl", ".csv", ".cls")  # read for classes
+USED = (".json", ".jsonl", ".csv", ".cls")  # read for classes and captions
+TEXTS = (".txt", ".caption", ".tsv")  # read for captions where an image has the same name
 DOCUMENTS = {  # endings that are not tried as images
-    *USED, ".txt", ".md", ".xml", ".yaml", ".yml", ".html", ".py", ".ipynb", ".npy", ".npz", ".pt", ".pth", ".mat", ".log",
+    *USED, *TEXTS, ".md", ".xml", ".yaml", ".yml", ".html", ".py", ".ipynb", ".npy", ".npz", ".pt", ".pth", ".mat", ".log",
     ".ini", ".db", ".tar", ".zip", ".gz", ".zst", ".parquet", ".arrow", ".mp4", ".mov", ".avi", ".webm", ".mp3", ".wav",
-    ".pdf", ".svg", ".eps", ".safetensors", ".caption",
+    ".pdf", ".svg", ".eps", ".safetensors",
 }  # fmt: skip
 
 
@@ -46,7 +48,7 @@ def ending(name: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Names of the images and of the files that may tell their classes, sorted; a note on what was passed over."""
+    """Names of the images and of the files that may tell classes and captions, sorted; a note on what was passed over."""
 
     images: tuple[str, ...]
     tables: tuple[str, ...]
@@ -56,7 +58,7 @@ class Files:
 def select(names: Iterable[str], read: Callable[[str], bytes]) -> Files:
     """Divide clean names into images and other files; ``read`` gives the bytes of one, to try endings that are not known."""
     known, passed = extensions(), Counter[str]()
-    images, tables, unknown = [], [], dict[str, list[str]]()
+    images, tables, texts, unknown = [], [], [], dict[str, list[str]]()
     for name in sorted(names):
         system = next((part for part in name.split("/")[:-1] if part.lower() in SYSTEM), None)
         if system is not None:
@@ -65,6 +67,8 @@ def select(names: Iterable[str], read: Callable[[str], bytes]) -> Files:
             images.append(name)
         elif end in USED:
             tables.append(name)
+        elif end in TEXTS:
+            texts.append(name)
         elif end in DOCUMENTS:
             passed[end] += 1
         else:
@@ -74,9 +78,15 @@ def select(names: Iterable[str], read: Callable[[str], bytes]) -> Files:
             images += group
         else:
             passed[end or "files without an ending"] += len(group)
+    named = {stem for image in images for stem in stems(image)} if texts else set()
+    for text in texts:
+        if posixpath.splitext(text)[0] in named or posixpath.basename(text) in CAPTION_TABLES:
+            tables.append(text)
+        else:
+            passed[ending(text)] += 1
     skipped = [f"{count:,} {what}" for what, count in passed.most_common()]
     notes = (f"skipped: {printable(', '.join(skipped))}",) if skipped else ()
-    return Files(tuple(sorted(images)), tuple(tables), notes)
+    return Files(tuple(sorted(images)), tuple(sorted(tables)), notes)
 
 
 def _is_image(content: bytes) -> bool:

@@ -64,16 +64,16 @@ def _open_path(config: DataConfig, once: Once) -> Source:
     name = path.name.lower()
     if path.is_dir():
         if once(lambda: _is_table(path, config.source)):
-            return open_table(path, config.split, config.image, config.label, once=once)
-        return FolderSource(path, config.split, config.label, once)
+            return open_table(path, config.split, config.image, config.label, once=once, caption=config.caption)
+        return FolderSource(path, config.split, config.label, once, config.caption)
     if not path.exists():
         raise UserError(f"{path} does not exist; {EXPECTED}, or give an archive or a .parquet file")
     if ending(name) in extensions():
         raise UserError(f"{path} is one image; give the folder that contains it")
     if ending(name) in BUILDERS or config.source == "parquet":
-        return open_table(path, config.split, config.image, config.label, once=once)
+        return open_table(path, config.split, config.image, config.label, once=once, caption=config.caption)
     if name.endswith(ARCHIVE_SUFFIXES) or config.source == "archive":
-        return open_archive(path, config.split, config.label, once)
+        return open_archive(path, config.split, config.label, once, config.caption)
     known = ", ".join((*ARCHIVE_SUFFIXES, *BUILDERS))
     raise UserError(f"{path} is neither a folder nor a known file; expected {known}")
 

@@ -16,6 +16,8 @@ T = TypeVar("T")
 Stamps = dict[str, list[int]]
 Captions = Sequence[tuple[str, ...]] | None
 
+IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")  # usual names in tables
+
 _WORTH_THREADS = 4096
 
 MEMORY_LIMIT = 4 * 2**30
@@ -96,10 +98,10 @@ class EncodedSource(Source):
 
     def __init__(
         self, title: str, files: Sequence[str], sizes: Sequence[int], labels: np.ndarray, names: tuple[str, ...],
-        stamps: Stamps, notes: tuple[str, ...] = (),
+        stamps: Stamps, notes: tuple[str, ...] = (), captions: Captions = None,
     ) -> None:  # fmt: skip
         self.title, self.files, self.sizes, self.labels, self.names = title, files, sizes, labels, names
-        self.stamps, self.notes = stamps, notes
+        self.stamps, self.notes, self.captions = stamps, notes, captions
         # For a tiny image, Pillow's Python code, which holds the interpreter lock, takes longer than the decoding.
         self.threaded = len(sizes) > 0 and sum(sizes) / len(sizes) > _WORTH_THREADS
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ditlab.data.captions import caption_lines
 from ditlab.data.config import DataConfig, target_size
 from ditlab.data.decode import DecodeError
-from ditlab.data.source import Source
+from ditlab.data.source import Captions, Source
 from ditlab.errors import UserError
 
 LOOKED_AT = 256  # images whose headers are read
@@ -66,12 +67,12 @@ def _decodes(source: Source, row: int) -> bool:
     return True
 
 
-def summary(source: Source, labels: np.ndarray, look: Look, config: DataConfig) -> tuple[str, ...]:
-    """Lines for the user: classes with their counts, channels and sizes, and the source's notes."""
+def summary(source: Source, labels: np.ndarray, captions: Captions, look: Look, config: DataConfig) -> tuple[str, ...]:
+    """Lines for the user: classes and captions with their counts, channels and sizes, and the source's notes."""
     lines = [*_class_lines(source.names, np.bincount(labels, minlength=len(source.names)))]
     if look.shapes:
         lines.append(_image_line(look, config))
-    return (*lines, *source.notes)
+    return (*lines, *caption_lines(captions), *source.notes)
 
 
 def _class_lines(names: Sequence[str], counts: np.ndarray) -> list[str]:

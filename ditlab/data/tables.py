@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ditlab.data.captions import caption_columns, captions_of, is_caption
 from ditlab.data.classes import COLUMNS, choose_column, encode_classes, named_classes
 from ditlab.data.decode import DecodeError
-from ditlab.data.source import EncodedSource, Once, call, printable, stamps_of
+from ditlab.data.source import IMAGE_COLUMNS, Captions, EncodedSource, Once, call, printable, stamps_of
 from ditlab.data.splits import FALLBACKS, split_in, split_named
 from ditlab.errors import UserError, nearest
 
@@ -21,19 +22,18 @@ if TYPE_CHECKING:
     import pyarrow
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
-_IMAGES = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")  # names of the column
 
 
 class TableSource(EncodedSource):
-    """Rows of a Hugging Face dataset: a column of images and, by ``choose_column``, one of classes.
+    """Rows of a Hugging Face dataset: a column of images, by ``choose_column`` one of classes, and one of captions.
 
-    ``names`` replaces the class names stored with the table. ``image`` and ``label`` name the columns, see DataConfig.
-    Raises a UserError if there is no column of images or the classes cannot be used.
+    ``names`` replaces the class names stored with the table. ``image``, ``label`` and ``caption`` name the columns, see
+    DataConfig. Raises a UserError if there is no column of images, or the classes or captions cannot be used.
     """
 
     def __init__(
         self, title: str, table: datasets.Dataset, paths: Sequence[Path], image: str = "", label: str = "",
-        names: tuple[str, ...] | None = None,
+        names: tuple[str, ...] | None = None, caption: str = "",
     ) -> None:  # fmt: skip
         import datasets
         import pyarrow.compute as compute
@@ -41,7 +41,8 @@ class TableSource(EncodedSource):
         if not len(table):
             raise UserError(f"{title} has no rows; give a table with images")
         column, note = _image_column(table.features, image, title)
-        values, stored, more = _classes(table, column, label, title)
+        values, stored, more = _classes(table, column, label, title, caption)
+        captions, said = _captions(table, caption, label, title)
         if values is None:
             labels, classes = np.zeros(len(table), np.int64), ()
         elif names or stored:
@@ -55,8 +56,8 @@ class TableSource(EncodedSource):
         sizes = getattr(compute, "binary_length")(self._bytes).fill_null(0).to_numpy()  # noqa: B009
         stored_paths = [Path(path).name if path else "" for path in self._paths.to_pylist()]
         files = [f"row {row}" + f" ({path})" * bool(path) for row, path in enumerate(stored_paths)]
-        notes = tuple(line for line in (note, *more) if line)
-        super().__init__(title, files, sizes, labels, classes, stamps_of(*paths), notes)
+        notes = tuple(line for line in (note, *more, said) if line)
+        super().__init__(title, files, sizes, labels, classes, stamps_of(*paths), notes, captions)
 
     def encoded(self, index: int) -> bytes:
         """The row's image bytes, or those of the file whose path it contains."""
@@ -74,7 +75,7 @@ class TableSource(EncodedSource):
 
 def open_table(
     path: Path, split: str, image: str = "", label: str = "", names: tuple[str, ...] | None = None, title: str = "",
-    once: Once = call,
+    once: Once = call, caption: str = "",
 ) -> TableSource:  # fmt: skip
     """The rows of a split of a parquet or arrow file, of a folder of them, or of a dataset saved with ``save_to_disk``.
 
@@ -110,7 +111,7 @@ def open_table(
             cause = cause.__cause__
         reason = (str(cause).strip() or type(cause).__name__).split("\n")[0].rstrip(".")
         raise UserError(f"{title} cannot be read as a table ({reason}); give whole .parquet or .arrow files") from error
-    return TableSource(title, table, files, image, label, names)
+    return TableSource(title, table, files, image, label, names, caption)
 
 
 def _has_rows(file: Path) -> bool:
@@ -178,7 +179,7 @@ def _image_column(features: datasets.Features, image: str, title: str) -> tuple[
         raise UserError(
             f"{title} has no column of encoded images (columns: {listed}); expected a column image of bytes"
         )
-    chosen = next((name for name in _IMAGES if name in usable), usable[0])
+    chosen = next((name for name in IMAGE_COLUMNS if name in usable), usable[0])
     others = ", ".join(printable(name) for name in usable if name != chosen)
     return chosen, f"images from column {chosen}; others: {others} (--data.image)" if others else ""
 
@@ -195,7 +196,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def _classes(
-    table: datasets.Dataset, image: str, label: str, title: str
+    table: datasets.Dataset, image: str, label: str, title: str, caption: str
 ) -> tuple[list[Any] | None, tuple[str, ...] | None, tuple[str, ...]]:
     """The value of each row, None without classes; the names of these numbers if they are stored; notes."""
     import datasets
@@ -208,16 +209,44 @@ def _classes(
     if label and label not in features:
         raise UserError(f"{title} has no column {label!r}; {nearest(label, features)}")
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    candidates = [label] if label else named or list(features)
+    captioned = {name for name, feature in features.items() if is_caption(name, caption) and _is_text(feature)}
+    candidates = [label] if label else named or [name for name in features if name not in captioned]
     columns = {name: _values(table.data.column(name)) for name in candidates}
     first = label or next((name for name in (*COLUMNS, *named) if name in named), "")
-    column, notes = (first, ()) if first else choose_column(columns, title)
+    column, notes = (first, ()) if first else choose_column(columns, title, guess=not captioned)
     if not column:
         return None, None, notes
     stored = getattr(features[column], "names", None)
     unused = [name for name in named if name != column]
     more = (f"classes from column {column}; others: {', '.join(unused)} (--data.label)",) if unused else notes
     return columns[column], tuple(map(str, stored)) if stored else None, more
+
+
+def _captions(table: datasets.Dataset, caption: str, label: str, title: str) -> tuple[Captions, str]:
+    """The captions of each row, None without any, and a note."""
+    if caption == "none":
+        return None, ""
+    texts = [name for name, feature in table.features.items() if _is_text(feature)]
+    if caption and caption not in texts:
+        what = "is not of text" if caption in table.features else "does not exist"
+        raise UserError(f"column {caption!r} of {title} for captions {what}; {nearest(caption, (*texts, 'none'))}")
+    for column in caption_columns(texts, caption, label):
+        found = [captions_of(value) for value in table.data.column(column).to_pylist()]
+        if any(found):
+            return found, f"captions from column {printable(column)}"
+    if caption:
+        raise UserError(f"column {caption!r} of {title} contains no captions; {nearest('', (*texts, 'none'))}")
+    return None, ""
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a feature is text or lists of text."""
+    import datasets
+
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _is_text(inner)
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _values(column: pyarrow.ChunkedArray) -> list[Any]:

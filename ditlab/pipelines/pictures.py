@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,12 +26,14 @@ if TYPE_CHECKING:  # the pipeline imports this module
 
 BACKGROUND, TEXT = 255, 40
 TILE = 64  # pixels a side, at least, of an image in a grid
+CAPTION, CAPTION_LINES = 12, 4  # pixels of a letter under an image
 NAME_BYTES = 200  # of a class in the name of a file
 
 
 def grid(
-    images: np.ndarray, columns: int, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
-) -> Image.Image:
+    images: np.ndarray, columns: int, row_names: Sequence[str] = (), column_names: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> Image.Image:  # fmt: skip
     """A grid of images uint8 (N, H, W, C), row by row with gaps; small ones are enlarged by an integer factor.
 
     Args:
@@ -38,18 +41,23 @@ def grid(
         columns: images per row.
         row_names: written left of the rows.
         column_names: written above the columns, truncated to their width.
+        captions: of the first images, written under them in up to ``CAPTION_LINES`` lines; small images are then drawn larger.
     """
     count, *sides, channels = images.shape
     if channels not in (1, 3, 4):
         images, channels = images[..., :1], 1
-    scale = max(1, -(-TILE // max(sides)))
+    scale = max(1, -(-TILE * (2 if captions else 1) // max(sides)))
     gap = max(2, scale * max(sides) // 12)
     rows = -(-count // columns)
     size = max(12, scale * max(sides) // 12)
     font = label_font(size)
     left = max((int(font.getlength(name)) + 2 * gap for name in row_names), default=0)
     top = size + gap + gap // 2 if column_names else 0
-    step_x, step_y = sides[1] * scale + gap, sides[0] * scale + gap
+    small = label_font(CAPTION)
+    texts = [_wrapped(caption, small, sides[1] * scale) for caption in captions]
+    line = CAPTION + 3
+    under = max(map(len, texts), default=0) * line
+    step_x, step_y = sides[1] * scale + gap, sides[0] * scale + under + gap
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     canvas = Image.new(
         mode,
@@ -73,6 +81,10 @@ def grid(
     for index, image in enumerate(images):
         tile = single(image).resize((sides[1] * scale, sides[0] * scale), Image.Resampling.NEAREST)
         canvas.paste(tile, (left + gap + index % columns * step_x, top + gap + index // columns * step_y))
+    for index, lines in enumerate(texts):
+        x, y = left + gap + index % columns * step_x, top + gap + index // columns * step_y + sides[0] * scale
+        for number, text in enumerate(lines):
+            draw.text((x, y + number * line + line // 2), text, fill=colour, font=small, anchor="lm")
     return canvas
 
 
@@ -104,6 +116,20 @@ def _truncated(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
         return name
     length = next((k for k in range(len(name) - 1, 0, -1) if font.getlength(f"{name[:k].rstrip()}...") <= width), 1)
     return f"{name[:length].rstrip()}..."
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels, cut between words where there are some; the last ends in dots if text is left."""
+    lines, rest = [], " ".join(text.split())
+    while rest and len(lines) < CAPTION_LINES:
+        fits = bisect_right(range(2, min(len(rest), width) + 1), width, key=lambda k: font.getlength(rest[:k])) + 1
+        space = rest.rfind(" ", 0, fits + 1)
+        cut = fits if fits >= len(rest) or space <= 0 else space
+        lines.append(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    if rest:
+        lines[-1] = _truncated(f"{lines[-1]} {rest[:width]}", font, width)
+    return lines
 
 
 def filmstrip(

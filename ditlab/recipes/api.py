@@ -66,6 +66,7 @@ def train(
     out: str | Path | None = None,
     *,
     data: Any = None,
+    captions: Any = None,
     callbacks: Sequence[Callback] = (),
     device: str | torch.device | None = None,
     log: Log | None = None,
@@ -78,8 +79,10 @@ def train(
         recipe: from ``ditlab.recipe``, or what that takes.
         out: the run folder; by default runs/NAME.
         data: images to train on in place of the recipe's: an array (N, H, W) or (N, H, W, C) of uint8 or of floats from 0 to
-            1, a tensor (N, C, H, W), a tuple (images, labels), or a map-style data set of PyTorch whose items are images or
-            (image, label). They are not stored; a run is resumed with the same images.
+            1, a tensor (N, C, H, W), a tuple (images, labels), or a map-style data set of PyTorch or Hugging Face
+            whose items are images, (image, label) or dictionaries with an image, a label and text. They are not stored; a run
+            is resumed with the same images.
+        captions: of each image of ``data`` a text, a list of several, or None; by default the text of the dictionaries.
         callbacks: called during the training of the network.
         device: by default the GPU if there is one.
         log: gets lines of text on the progress, as ``print`` does; by default nothing is printed.
@@ -94,8 +97,10 @@ def train(
             raise UserError(f"callback {callback!r} is no ditlab.Callback; derive its class from that")
     open_size, images = found.name == "folder", None
     open_model = open_size and found.model == find_recipe("folder")[0].model
+    if captions is not None and data is None:
+        raise UserError("captions are given without images; give data=images too")
     if data is not None:
-        images, open_size = given_source(data), False
+        images, open_size = given_source(data, captions, found.data), False
         found = replace(found, data=replace(found.data, source="given", path="", split="train"))
     processes = join(found.train.timeout)
     chosen, write = _device(device, processes), _log(log, processes)

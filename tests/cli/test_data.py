@@ -31,6 +31,25 @@ def test_it_prints_what_is_there_and_draws_it(photos, tmp_path, capsys) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "x.png"]
 
 
+def test_captions_are_printed_and_drawn_under_their_images(photos, tmp_path, capsys) -> None:
+    (photos / "cat" / "0.txt").write_text("a \x1b[2Jcat\nanother cat\n")
+    (photos / "dog" / "0.txt").write_text("a very long dog " * 100)
+    main(["data", str(photos), "--out", str(tmp_path / "captions.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "captions: 1 of 5 images have one, 1 has several; 3 without are trained as unconditional" in lines
+    assert "captions found; --text.kind tokens trains on them" in lines
+    assert 'caption: "a [2Jcat"' in lines
+    assert any(line.startswith('caption: "a very long dog a') and line.endswith('..."') for line in lines)
+    drawn = np.asarray(Image.open(tmp_path / "captions.png").convert("RGB"))
+    dark = drawn.max(2) < 120
+    cat, dog = ((drawn == np.array(colour)).all(2) for colour in ((200, 80, 40), (40, 80, 200)))
+    for image in (cat, dog):
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        under = dark[rows[-1] + 1 : rows[-1] + 60]
+        assert under[:, columns[0] : columns[0] + 128].any()  # the first image of the row has a caption
+        assert not under[:, columns[0] + 128 :].any()  # the others have none
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"), [(["nowhere"], "nowhere"), (["digits", "--data.size", "x"], "--data.size")]
 )

@@ -1,5 +1,6 @@
 """Images given in Python: every form of them gives the same bytes, and what does not fit is said."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,69 @@ def test_arrays_and_data_sets_read_as_images_with_labels(data: object, names: tu
     assert images.names == names
     sized = Data(given_source(data), DataConfig(source="given", size=(8,), channels=1)).load()
     assert sized.shape == (1, 8, 8)
+
+
+TEXTS = ["a cat", ["two", " dogs "], None, "", "cafe\u0301\n", []]
+CAPTIONS = [("a cat",), ("two", "dogs"), (), (), ("caf\u00e9",), ()]
+
+
+@pytest.mark.parametrize("data", [PIXELS, (PIXELS, LABELS), Pictures()], ids=["array", "labels", "data set"])
+def test_captions_are_given_next_to_the_images(data: object):
+    source = given_source(data, TEXTS)
+    images = Data(source, DataConfig(source="given")).load()
+    assert images.captions == CAPTIONS
+    np.testing.assert_array_equal(images.labels, given_source(data).labels)
+    assert Data(source, DataConfig(source="given")).fingerprint == Data(given_source(data), DataConfig()).fingerprint
+    assert given_source(data).captions is None
+
+
+def hugging_face(**columns: list) -> datasets.Dataset:
+    features = datasets.Features(
+        {"picture": datasets.Image(), "species": datasets.ClassLabel(names=["wren", "cat", "dog"])}
+    )
+    pictures = [Image.fromarray(image) for image in PIXELS]
+    data = datasets.Dataset.from_dict({"picture": pictures, "species": LABELS.tolist()}, features)
+    for name, values in columns.items():
+        data = data.add_column(name, values)  # pyright: ignore[reportCallIssue]
+    return data
+
+
+def test_items_that_are_dictionaries_have_images_classes_and_captions():
+    texts = [f"number {index}" for index in range(6)]
+    for data, config in (
+        (hugging_face(text=texts), DataConfig(label="species")),
+        (hugging_face(story=texts), DataConfig(label="species", caption="story")),
+    ):
+        images = Data(given_source(data, config=config), DataConfig(source="given")).load()
+        np.testing.assert_array_equal(images.pixels, PIXELS.transpose(0, 3, 1, 2))
+        assert (images.names, images.labels.tolist()) == (("wren", "cat", "dog"), LABELS.tolist())
+        assert images.captions == [(text,) for text in texts]
+    rows = [{"image": image, "caption": text} for image, text in zip(PIXELS, TEXTS, strict=True)]
+    source = given_source(rows)
+    assert (source.names, source.captions) == ((), CAPTIONS)
+    assert given_source(rows, texts).captions == [(text,) for text in texts]
+    assert given_source(rows, config=DataConfig(caption="none")).captions is None
+
+
+@pytest.mark.parametrize(
+    ("data", "captions", "config", "words"),
+    [
+        (PIXELS, "a cat", {}, ["type str", "a list"]),
+        (PIXELS, 7, {}, ["type int", "a list"]),
+        (PIXELS, ["a cat"], {}, ["1 captions for 6 images", "None without"]),
+        (PIXELS, ["a", "b", "c", "d", "e", 6], {}, ["caption 5 is of type int"]),
+        (PIXELS, ["a", "b", "c", "d", ["e", b"f"], None], {}, ["caption 4 is of type bytes"]),
+        ({"train": PIXELS, "test": PIXELS}, None, {}, ["dictionary of train, test", "give one"]),
+        ([{"pixels": PIXELS[0]}], None, {}, ["no image among pixels"]),
+        ([{"image": PIXELS[0], "text": "a"}], None, {"caption": "tex"}, ["no 'tex'", "did you mean 'text'"]),
+        ([{"image": PIXELS[0]}, {"text": "a"}], None, {}, ["item 1", "no image"]),
+    ],
+)
+def test_captions_and_dictionaries_that_do_not_fit_are_said(data, captions, config, words):
+    with pytest.raises(UserError) as raised:
+        given_source(data, captions, DataConfig(**config))
+    assert all(word in str(raised.value) for word in words)
+    assert "\n" not in str(raised.value)
 
 
 def test_data_without_labels_has_no_classes():

@@ -46,7 +46,7 @@ def test_images_are_what_pillow_reads_whatever_the_ending() -> None:
     }
     files = select(content, content.__getitem__)
     assert files.images == ("a.jpg_large", "b", "e.AVIF", "f.jfif")
-    assert files.notes == ("skipped: 1 .txt, 1 .svg, 1 .dat",)
+    assert files.notes == ("skipped: 1 .svg, 1 .dat, 1 .txt",)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_classes_that_cannot_be_used_are_one_line_and_can_be_turned_off(refuses,
 
 
 def test_columns_that_are_no_classes_are_said() -> None:
-    texts = [{"file_name": name, "text": "a cat"} for name in IMAGES]
+    texts = [{"file_name": name, "note": "a cat"} for name in IMAGES]
     layout = labelled({**IMAGES, "metadata.jsonl": jsonl(*texts)})
     assert layout.names == ()
-    assert "no column of classes among text; --data.label COLUMN" in layout.notes[-1]
-    assert labelled({**IMAGES, "metadata.jsonl": jsonl(*texts)}, "text").names == ("a cat",)
+    assert "no column of classes among note; --data.label COLUMN" in layout.notes[-1]
+    assert labelled({**IMAGES, "metadata.jsonl": jsonl(*texts)}, "note").names == ("a cat",)
     numbers = [{"file_name": name, "label": k} for k, name in enumerate(IMAGES)]
     layout = labelled({**IMAGES, "metadata.jsonl": jsonl(*numbers)})
     assert layout.names == ()

@@ -130,7 +130,7 @@ def more_columns(path, images, **columns):
         ({"size": [8, 8, 9, 9, 9], "species": list("ababb")}, ("a", "b")),  # names of classes before numbers
         ({"label": [1, 0, 1, 0, 0], "class_name": list("ababb")}, ("a", "b")),
         ({"size": [8, 8, 9, 9, 9]}, ("8", "9")),
-        ({"caption": ["a cat", "a dog", "an emu", "an ant", "a bee"]}, ()),
+        ({"note": ["a cat", "a dog", "an emu", "an ant", "a bee"]}, ()),
         ({"score": [0.5, 0.5, 0.1, 0.1, 0.1]}, ()),
     ],
 )

@@ -237,3 +237,20 @@ def drawn(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> byte
 def test_names_are_drawn_in_that_font() -> None:
     images = np.zeros((1, 8, 8, 3), np.uint8)
     assert np.any(np.asarray(grid(images, 1, ["é"])) != np.asarray(grid(images, 1, ["ø"])))
+
+
+@pytest.mark.parametrize("caption", ["word " * 30, "W" * 300, "\u7ea2" * 300, "i", "", "a\nb\tc", "\U0001f431 " * 90])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_captions_stay_under_their_images(caption: str, channels: int) -> None:
+    images = np.zeros((4, 16, 16, channels), np.uint8)  # black, and text is not
+    plain = np.asarray(grid(images, 2, captions=["x"] * 4).convert("L"))
+    drawn = np.asarray(grid(images, 2, captions=["", caption]).convert("L"))
+    black = np.flatnonzero((drawn == 0).any(0))
+    assert len(black) == 2 * 128
+    right = drawn[:, black[128] :]
+    below = right[np.flatnonzero((right == 0).any(1))[127] + 1 :]
+    text = below[: np.flatnonzero((below == 0).any(1))[0]]
+    assert (text < 200).any() == bool(caption)
+    assert (text[:, 128:] > 200).all()
+    assert (drawn[:, : black[127] + 1] != 40).all()
+    assert drawn.shape[1] == plain.shape[1]

@@ -109,6 +109,10 @@ def test_a_data_set_trains_in_a_thread_as_its_arrays_do(tmp_path: Path):
 def test_images_of_another_size_than_the_network_takes_are_said_before_anything_is_written(tmp_path: Path):
     with pytest.raises(UserError, match="not divisible"):
         ditlab.train(tiny(), tmp_path / "run", data=PIXELS[:, :7])
+    with pytest.raises(UserError, match="captions are given without images"):
+        ditlab.train("digits", tmp_path / "run", captions=["one"])
+    with pytest.raises(UserError, match="1 captions for"):
+        ditlab.train("digits", tmp_path / "run", data=np.zeros((4, 8, 8), np.uint8), captions=["one"])
     with pytest.raises(UserError, match=r"no ditlab.Callback"):
         ditlab.train(tiny(), tmp_path / "run", data=PIXELS, callbacks=[print])  # type: ignore[list-item]
     with pytest.raises(UserError, match="device 'gpu'"):
