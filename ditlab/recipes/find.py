@@ -24,7 +24,7 @@ DATA = {
     "folder": "for example photos/cat/1.jpg and photos/dog/2.jpg with --data.path photos, or images without sub-folders",
 }
 
-NAMES = ("digits", "fashion", "fashion-plane", "cifar10", "folder", "imagenet256", "imagenet512")
+NAMES = ("digits", "fashion", "fashion-plane", "scenes", "cifar10", "folder", "imagenet256", "imagenet512")
 
 
 def find_recipe(name: str) -> tuple[Recipe, Path]:
