@@ -121,7 +121,9 @@ def sample(arguments: list[str]) -> None:
             images = pipelines.gather(make(), processes)
             if processes.is_main:
                 columns = min(count, max(1, round(count**0.5)))
-                pipelines.write_png(pipelines.grid(images, columns), out, settings)
+                pipelines.write_png(
+                    pipelines.grid(images, columns, captions=model.captions(labels, count)), out, settings
+                )
         else:
             pipelines.write_samples(
                 out, make, (count, *model.size, model.pixels[0]), options.batch, indices.numpy(), names,

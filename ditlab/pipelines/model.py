@@ -141,6 +141,11 @@ class Model:
         texts = self._texts(labels)
         return torch.arange(count) % len(texts), texts
 
+    def captions(self, labels: Labels, count: int) -> list[str]:
+        """Prompts of images 0 .. count - 1, to be written in pictures; empty for a model of labels."""
+        texts = () if self.text is None else self._texts(labels)
+        return [texts[k % len(texts)] for k in range(count)] if texts else []
+
     def _texts(self, prompts: Labels) -> tuple[str, ...]:
         given = [prompts] if isinstance(prompts, str | int) else list(prompts or ())
         for each in given:

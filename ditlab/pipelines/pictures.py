@@ -89,17 +89,18 @@ def grid(
 
 
 def sample_grid(model: Pipeline, count: int, seed: int, processes: Processes = ALONE) -> Image.Image | None:
-    """About ``count`` samples in a square, one row per class or prompt; every process makes some, the main one returns it."""
+    """About ``count`` samples in a square; every process makes some, the main one returns the picture.
+
+    One row per class, or one prompt per image, written under it.
+    """
     columns = max(1, round(count**0.5))
-    rows, known = max(1, count // columns), model.trained_labels if model.text is None else model.prompts
+    rows, known = max(1, count // columns), model.trained_labels
     shown = [known[row % len(known)] for row in range(rows)] if known else []
     labels = [label for label in shown for _ in range(columns)] or None
     batch = min(64, -(-rows * columns // processes.size))
     images = gather(model.batches(labels, seed, rows * columns, model.defaults, batch, processes), processes)
-    names = (
-        [each if isinstance(each, str) else model.names[each] for each in shown] if model.names or model.text else ()
-    )
-    return grid(images, columns, names) if processes.is_main else None
+    names = [model.names[label] for label in shown] if model.names else ()
+    return grid(images, columns, names, captions=model.captions(labels, len(images))) if processes.is_main else None
 
 
 @cache
@@ -142,18 +143,46 @@ def filmstrip(
     Raises:
         UserError: the model cannot be sampled so.
     """
-    return strip(model, list(model.states(model.condition(labels, count), seed, 0, config)), frames)
+    states = list(model.states(model.condition(labels, count), seed, 0, config))
+    return strip(model, states, frames, model.captions(labels, count))
 
 
-def strip(model: Pipeline, states: Sequence[State], frames: int = 10) -> Image.Image:
-    """The same of a denoising that is done: its states, in order, each of the same images."""
+def strip(model: Pipeline, states: Sequence[State], frames: int = 10, captions: Sequence[str] = ()) -> Image.Image:
+    """The same of a denoising that is done: its states, in order, each of the same images; captions are written above."""
     shown = [states[k] for k in sorted(set(np.linspace(0, len(states) - 1, frames - 1).round().astype(int)))]
     noised = [*(state.x_t for state in shown), states[-1].x_s]  # each (count, c, h, w)
     expected = [*(state.x0 for state in shown), states[-1].x0]
     drawn = [np.stack([model.decode(latents) for latents in row], axis=1) for row in (noised, expected)]
     images = np.stack(drawn, axis=1)  # (count, 2, frames, H, W, C)
     times = [f"t={point.t:.2f}" for point in (*(state.t for state in shown), states[-1].s)]
-    return grid(images.reshape(-1, *images.shape[3:]), len(times), ("x_t", "x0") * len(images), times)
+    rows, columns = ("x_t", "x0"), len(times)
+    if not captions:
+        return grid(images.reshape(-1, *images.shape[3:]), columns, rows * len(images), times)
+    strips = [grid(each.reshape(-1, *each.shape[2:]), columns, rows, times) for each in images]
+    return _stacked([_headed(each, caption) for each, caption in zip(strips, captions, strict=True)])
+
+
+def _headed(picture: Image.Image, text: str) -> Image.Image:
+    """A picture with a line of text above it, truncated to its width."""
+    font, band = label_font(CAPTION), CAPTION * 2
+    canvas = _stacked(
+        [Image.new(picture.mode, (picture.width, band), (BACKGROUND,) * len(picture.getbands())), picture]
+    )
+    line = _truncated(" ".join(text.split()), font, picture.width - CAPTION)
+    ImageDraw.Draw(canvas).text(
+        (CAPTION // 2, band // 2), line, (TEXT,) * 3 if canvas.mode == "RGB" else TEXT, font, "lm"
+    )
+    return canvas
+
+
+def _stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one width and mode below each other."""
+    canvas = Image.new(pictures[0].mode, (pictures[0].width, sum(each.height for each in pictures)))
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    return canvas
 
 
 def write_png(picture: Image.Image, path: Path, settings: dict[str, object] | None = None) -> None:
