@@ -66,6 +66,18 @@ class DiffusersAutoencoder(Autoencoder):
             return {"kind": "pretrained", **self.origin}
         return {"kind": "kl", "config": self._config()}
 
+    def to_config(self) -> AutoencoderConfig:
+        """See ``Autoencoder.to_config``."""
+        if self.origin is not None:
+            return AutoencoderConfig(
+                kind="pretrained", path=str(self.origin["path"]), subfolder=str(self.origin["subfolder"])
+            )
+        config = self.vae.config
+        return AutoencoderConfig(
+            kind="kl", latent_channels=config["latent_channels"], widths=tuple(config["block_out_channels"]),
+            layers=config["layers_per_block"],
+        )  # fmt: skip
+
     def architecture(self) -> dict[str, object]:
         """The VAE's configuration, without the path and the latent scale of a pretrained one."""
         if self.origin is None:

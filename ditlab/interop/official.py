@@ -154,6 +154,8 @@ def fits(network: Network, what: str = "the public DiT layout") -> Network:
         )
     default = type(config)()
     found = [(name, getattr(config, name)) for name in LATER if getattr(config, name) != getattr(default, name)]
+    if config.position_grid not in ((), tuple(side // config.patch for side in size)):
+        found.append(("positions", f"interpolated from {'x'.join(map(str, config.position_grid))} patches"))
     if found:
         listed = ", ".join(f"{name} {value}" for name, value in found)
         raise UserError(f"{what} holds the paper's blocks; this network has {listed}")

@@ -40,6 +40,9 @@ class DiTConfig(BlockConfig):
     """Transformer blocks."""
     patch: int = 2
     """Side of a patch, in latent pixels."""
+    position_grid: tuple[int, ...] = ()
+    """Rows and columns of patches that positions span: a network fine-tuned at another size interpolates those of the size it
+    was first trained at. Empty: as many as the sample has."""
 
     @classmethod
     def named(cls, name: str, **changes: object) -> DiTConfig:
@@ -58,6 +61,11 @@ class DiTConfig(BlockConfig):
     def divisor(self) -> tuple[int, str]:
         """What rows and columns of a sample must be divisible by, and why: ``(2, "patch 2")``."""
         return max(self.patch, 1), f"patch {self.patch}"  # a patch below 1 is refused by ``check``
+
+    def fine_tuned(self, spec: NetworkSpec) -> DiTConfig:
+        """The configuration for training at other sizes: positions span those of ``spec``, the network's so far."""
+        grid = Patching(self.patch).grid(spec.latent.size)[-2:]
+        return self if self.position_grid else replace(self, position_grid=grid)
 
     def build_network(self, spec: NetworkSpec) -> DiT:
         """The network, its weights still to be drawn or loaded."""
@@ -79,6 +87,8 @@ class DiTConfig(BlockConfig):
                 f"rotary positions need heads of a width divisible by 4, not {self.width // self.heads} "
                 f"(width {self.width} over {self.heads} heads)"
             )
+        if self.position_grid and (len(self.position_grid) != 2 or min(self.position_grid) < 1):
+            raise UserError(f"position grid {self.position_grid} must be rows and columns of patches, or empty")
         if self.modulation_rank < 0 or self.modulation_rank > self.width:
             raise UserError(f"modulation rank {self.modulation_rank} must be from 0, off, to the width {self.width}")
         if self.modulation_rank and self.shared_modulation:
@@ -110,8 +120,10 @@ class DiT(Network):
         packs = design.adaptive and not design.text
         self.supports = Supports(clips=clips, frame_times=frame_times, packs=packs, tokens=True)
         self.patching = Patching(config.patch)
-        self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
-        self.layouts = Layouts(config.width, config.width // config.heads if config.positions == "rotary" else 0)
+        *_, rows, columns = self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
+        span = config.position_grid or (rows, columns)
+        head_width = config.width // config.heads if config.positions == "rotary" else 0
+        self.layouts = Layouts(config.width, head_width, (span[0] / rows, span[1] / columns))
         width, area = config.width, config.patch**2
         self.patch_embedding = nn.Linear(spec.channels_in * area, width)
         self.timestep_embedding = TimestepEmbedding(width)

@@ -16,6 +16,7 @@ import torch
 from ditlab.diffusion import State
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline
+from ditlab.pipelines.labels import matching_labels
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.request import Request
@@ -183,7 +184,8 @@ class Backend:
         if labels[0] >= 0 and labels != list(range(model.classes))[:count]:
             names = [self.label_name(name, label) for label in labels]
             unique = all(
-                "," not in word and model.label(word) == label for word, label in zip(names, labels, strict=True)
+                "," not in word and matching_labels(word, model.names) in ([label], [])
+                for word, label in zip(names, labels, strict=True)
             )
             words += ["--labels", ",".join(names if unique else map(str, labels))]
         values = {
