@@ -18,7 +18,7 @@ from ditlab.recipes.recipe import Recipe
 from ditlab.train.checkpoint import existing
 
 Log = Callable[[str], None]
-TABLE = "condition_embedding.labels.table.weight"
+TABLE = "condition_embedding.labels.table.weight"  # ends the names of label tables
 LISTED = 5  # class names in a line
 
 
@@ -84,16 +84,19 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
             f"--init {recipe.init} has no weights that fit: it is {describe(source.network.config)}, the recipe has "
             f"{describe(recipe.model)}"
         )
-    loaded, fresh = {name: theirs[name] for name in fitting if name != TABLE}, list[str]()
-    if TABLE in ours and TABLE in theirs and ours[TABLE].shape[1] == theirs[TABLE].shape[1]:
-        table, fresh = _label_table(source, model)
-        model.network.load_state_dict({**ours, TABLE: table})
-        if not fresh:
-            loaded[TABLE] = table
-    model.network.load_state_dict({**model.network.state_dict(), **loaded})
-    new = [f"label table ({_listed(fresh, model.classes)})"] if fresh else []
-    new += _parts(model, sorted(ours.keys() - loaded.keys() - ({TABLE} if fresh else set())))
-    unused = len(theirs.keys() - loaded.keys() - {TABLE})
+    loaded = {name: theirs[name] for name in fitting if not name.endswith(TABLE)}
+    tables = [
+        name
+        for name in ours
+        if name.endswith(TABLE) and name in theirs and ours[name].shape[1] == theirs[name].shape[1]
+    ]
+    sources, fresh = _sources(source, model)
+    merged = {name: _table(theirs[name], len(ours[name]), sources, source.classes) for name in tables}
+    model.network.load_state_dict({**ours, **loaded, **merged})
+    new = [f"label table ({_listed(fresh, model.classes)})"] if fresh and tables else []
+    new += _parts(model, sorted(ours.keys() - loaded.keys() - merged.keys()))
+    loaded |= {} if fresh else merged
+    unused = len(theirs.keys() - loaded.keys() - merged.keys())
     log(
         f"init {recipe.init}: kept {len(loaded)} of {len(ours)} tensors"
         + (f"; new: {', '.join(new)}" if new else "")
@@ -112,19 +115,24 @@ def _fitting(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> set[st
     return {name for name in same if name.rpartition(".")[0] not in other}
 
 
-def _label_table(source: Pipeline, model: Pipeline) -> tuple[Tensor, list[str]]:
-    """The label table of a new model from that of another, and the names of classes that the other does not have."""
-    table = source.network.state_dict()[TABLE]
-    start = table[-1] if len(table) > source.classes else table.mean(dim=0)  # the null class's row, if there is one
-    rows, fresh = model.network.state_dict()[TABLE].clone(), list[str]()
-    rows[:] = start
+def _sources(source: Pipeline, model: Pipeline) -> tuple[dict[int, int], list[str]]:
+    """Of a new model's labels those in another model by the names of both, and the names that the other does not have."""
+    sources, fresh = dict[int, int](), list[str]()
     for label, name in enumerate(model.names):
         found = matching_labels(name, source.names)
         if len(found) == model.names.count(name):  # two classes of ImageNet are called crane
-            rows[label] = table[found[model.names[:label].count(name)]]
+            sources[label] = found[model.names[:label].count(name)]
         else:
             fresh.append(name)
-    return rows, fresh
+    return sources, fresh
+
+
+def _table(table: Tensor, rows: int, sources: Mapping[int, int], classes: int) -> Tensor:
+    """A label table of ``rows`` rows: those in ``sources``, the others as the null class, or the mean without one."""
+    made = (table[-1] if len(table) > classes else table.mean(dim=0)).repeat(rows, 1)
+    for label, row in sources.items():
+        made[label] = table[row]
+    return made
 
 
 def _listed(names: Sequence[str], classes: int) -> str:
