@@ -145,6 +145,7 @@ def evaluate(
         reference: the real images: train, valid or test, the split of the model's data; a folder or an archive of images; or
             an .npz of images or statistics.
         data: real images as an array (N, H, W) or (N, H, W, C), in place of ``reference``; they are stored with the results.
+            Or the path to which the images of the model's data were moved.
         recipe: recipe or run that names the real images, for samples that do not.
         network: feature network, efficientnet-lite0 or inception (the one FID is defined with).
         weights: file of the network's weights; by default the usual ones.
@@ -175,10 +176,11 @@ def evaluate(
     with without_bars():
         opened = open_samples(str(samples), count, seed, "proportional", batch, sampling, processes, device=chosen)
         folder = opened.folder if out is None else Path(out)
-        if data is not None:
+        moved = str(data) if isinstance(data, str | Path) else ""
+        if data is not None and not moved:
             reference = folder / "real.npz"
             processes.broadcast_from_main(lambda: _store(to_uint8(data), reference))
-        config = EvaluationConfig(network, str(weights), str(reference), str(recipe))
+        config = EvaluationConfig(network, str(weights), str(reference), str(recipe), data_path=moved)
         evaluation = evaluate_samples(opened, config, folder, chosen, processes, write)
     return processes.broadcast_from_main(lambda: evaluation)  # type: ignore[return-value]
 
