@@ -19,6 +19,7 @@ from ditlab.train.checkpoint import existing
 
 Log = Callable[[str], None]
 TABLE = "condition_embedding.labels.table.weight"  # ends the names of label tables
+WORDS = "condition_embedding.text.table.weight"  # a row for each word of the captions
 LISTED = 5  # class names in a line
 
 
@@ -73,11 +74,13 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
     """Load the weights of the recipe's ``init`` into a new model, and log which were kept and which are new.
 
     A module keeps its weights if all of its shapes are the same; the label table keeps the rows of classes of the same name,
-    and other classes start as the null class. UserError: no block fits.
+    and other classes start as the null class. The table of words is kept for the same words. UserError: no block fits.
     """
     source = find_model(recipe.init)
     theirs, ours = source.network.state_dict(), model.network.state_dict()
     fitting = _fitting(theirs, ours)
+    if _words(source) != _words(model):
+        fitting = {name for name in fitting if not name.endswith(WORDS)}
     blocks = {id(parameter) for block in model.network.block_list() for parameter in block.parameters()}
     if not any(name in fitting and id(parameter) in blocks for name, parameter in model.network.named_parameters()):
         raise UserError(
@@ -106,6 +109,11 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
     grid = tuple(side // patch for side in model.network.spec.latent.size[-2:])
     if span and span != grid:
         log(f"positions: interpolated from {'x'.join(map(str, span))} to {'x'.join(map(str, grid))} patches")
+
+
+def _words(model: Pipeline) -> object:
+    """What the ids of a prompt's words depend on."""
+    return None if model.text is None else model.text.record()
 
 
 def _fitting(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> set[str]:
