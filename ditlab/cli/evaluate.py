@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +10,14 @@ import tyro
 
 from ditlab.cli.flags import parse
 from ditlab.cli.sampling import SamplingOptions, choose_threads, help_defaults
+
+
+@dataclass(frozen=True)
+class MovedData:
+    """The flag --data.path, as of `ditlab train`."""
+
+    path: str = ""
+    """Where the images of the splits train and test are now, if they were moved; the same images as at the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class EvaluateOptions(SamplingOptions):
     of the data that the model was trained on: train or test."""
     recipe: str = ""
     """Recipe or run whose data the splits are of, for samples that are no run."""
+    data: MovedData = field(default_factory=MovedData)
+    """Images that a model was trained on."""
     size: tuple[int, ...] = ()
     """Crop and resize all images to this size in pixels, one number for a square or H W; empty: images are measured as they
     are, and must be of one size."""
@@ -77,8 +87,9 @@ def evaluate(arguments: list[str]) -> None:
         device,
     )
     out = Path(options.out) if options.out else samples.folder
-    config = EvaluationConfig(options.network, options.weights, options.reference, options.recipe, options.size)
-    main_log = main_process_log(processes)
+    config = EvaluationConfig(
+        options.network, options.weights, options.reference, options.recipe, options.size, options.data.path
+    )
     evaluation = evaluate_samples(samples, config, out, device, processes, main_log)
     if evaluation is not None:
         Console().print(evaluation.table())

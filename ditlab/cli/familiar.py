@@ -59,7 +59,10 @@ _HINTS: dict[tuple[str, ...], str] = {
     ("--out", "the exported model is the second argument, without a flag"): (
         "output output-dir out-dir outdir results-dir sample-dir save-dir"
     ),
-    ("the model is the first argument, without a flag",): "ckpt ckpt-path checkpoint checkpoint-path model-path",
+    ("--init", "the model is the first argument, without a flag"): (
+        "ckpt ckpt-path checkpoint checkpoint-path model-path pretrained pretrained-model pretrained-model-name-or-path "
+        "finetune fine-tune finetune-from init-from load-from warm-start"
+    ),
     ("--network",): "feature-network",
     # Serving
     ("--host", ): "server-name address",

@@ -13,6 +13,7 @@ from ditlab.cli.flags import parse
 from ditlab.errors import UserError
 from ditlab.models import named
 from ditlab.recipes.find import NAMES, find_any_recipe, find_recipe
+from ditlab.recipes.fine_tune import fine_tuning, resolved
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe
 
 
@@ -67,20 +68,27 @@ def recipe_options(words: Sequence[str], command: str) -> tuple[RecipeOptions, R
         raise UserError(f"`ditlab {command}` needs a recipe as its first argument: {known}")
     found, out = find_recipe(words[0])
     # Before parsing, since the network decides which flags exist.
-    recipe = replace(found, model=named(name)) if (name := _model_name(words)) else found
+    name, init = _flag(words, "--model"), _flag(words, "--init")
+    if name and init:
+        raise UserError(f"--init {init} has a network of its own; omit --model, and change it by --model.FIELD")
+    recipe = replace(found, model=named(name)) if name else found
+    if init and resolved(init) != found.init:  # not where a run is resumed, whose recipe has it
+        recipe = fine_tuning(found, init, open_size=found.name == "folder")
     given = parse(RecipeOptions, words[1:], f"{command} {words[0]}", RecipeOptions(recipe, out=str(out)))
     if Path(given.recipe.name).name != given.recipe.name:
         raise UserError(f"--name {given.recipe.name!r} is not the name of a folder; give the folder itself with --out")
+    if init:
+        given = replace(given, recipe=replace(given.recipe, init=resolved(given.recipe.init)))
     if Path(given.out) == out and out.name == found.name:
         given = replace(given, out=str(out.with_name(given.recipe.name)))  # --name names the folder, unless --out does
     return given, found
 
 
-def _model_name(words: Sequence[str]) -> str:
-    """The value of the last ``--model NAME`` or ``--model=NAME``; the parser reports mistakes in it."""
+def _flag(words: Sequence[str], wanted: str) -> str:
+    """The value of the last flag, as ``--model NAME`` or ``--model=NAME``; the parser reports mistakes in it."""
     name = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
-        if flag == "--model":
+        if flag == wanted:
             name = value if equals else following
     return name

@@ -27,7 +27,8 @@ class SampleOptions(SamplingOptions):
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run folder, a model.safetensors, a diffusers pipeline, a hub id, or the shipped model: fashion."""
     labels: str = ""
-    """Classes by name or number, separated by commas and used in turn; empty: all classes."""
+    """Classes by name, by one of a name's comma-separated synonyms, or by number, separated by commas and used in turn; empty:
+    all classes."""
     prompt: tuple[str, ...] = ()
     """One prompt or several, used in turn, for a model that takes prompts; empty: its own examples."""
     prompts: str = ""

@@ -22,7 +22,7 @@ def _configured(options: RecipeOptions | AutoencoderOptions, words: list[str]) -
     device, log = select_device(options.device, processes), main_process_log(processes)
     context = RunContext(Path(options.out), device, log, processes, options.profile)
     open_size = words[0] == "folder"
-    open_model = open_size and not any(word.startswith("--model") for word in words)
+    open_model = open_size and not any(word.startswith(("--model", "--init")) for word in words)
     return autoconfigure(options.recipe, device, log, open_size, open_model, context.out), context
 
 

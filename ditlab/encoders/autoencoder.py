@@ -99,6 +99,10 @@ class Autoencoder(nn.Module):
         """What ``restore`` needs, apart from the weights, to build this autoencoder."""
         return {"kind": "pixels", "channels": self.channels}
 
+    def to_config(self) -> AutoencoderConfig:
+        """The configuration of a recipe for the same latents; weights that were trained here are not in it."""
+        return AutoencoderConfig()
+
     @property
     def shipped(self) -> bool:
         """Whether a model file contains the weights; of a pretrained VAE it contains the path or hub id."""

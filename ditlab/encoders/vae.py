@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from ditlab.errors import UserError
 
 # Stable Diffusion's VAE: with decoders fine-tuned with EMA weights and for the squared error, and the original.
 SD_VAES = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse", "CompVis/stable-diffusion-v1-4")
+
+WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?\.\w+")  # the group is the variant
 
 
 class DiffusersAutoencoder(Autoencoder):
@@ -65,6 +68,18 @@ class DiffusersAutoencoder(Autoencoder):
         if self.origin is not None:
             return {"kind": "pretrained", **self.origin}
         return {"kind": "kl", "config": self._config()}
+
+    def to_config(self) -> AutoencoderConfig:
+        """See ``Autoencoder.to_config``."""
+        if self.origin is not None:
+            return AutoencoderConfig(
+                kind="pretrained", path=str(self.origin["path"]), subfolder=str(self.origin["subfolder"])
+            )
+        config = self.vae.config
+        return AutoencoderConfig(
+            kind="kl", latent_channels=config["latent_channels"], widths=tuple(config["block_out_channels"]),
+            layers=config["layers_per_block"],
+        )  # fmt: skip
 
     def architecture(self) -> dict[str, object]:
         """The VAE's configuration, without the path and the latent scale of a pretrained one."""
@@ -119,7 +134,7 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
             name = config.get("_class_name", "AutoencoderKL")
             if name not in ("AutoencoderKL", "AutoencoderTiny"):
                 raise UserError(f"{path} contains a {name}; ditlab reads AutoencoderKL and AutoencoderTiny")
-            kwargs |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+            kwargs |= {"low_cpu_mem_usage": False, "output_loading_info": True, **_stored(Path(path) / subfolder)}
             vae, loading = getattr(diffusers, name).from_pretrained(path, **kwargs)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -133,6 +148,16 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
             raise UserError(f"the weights in {path!r} do not fit its config.json: {problem}")
     path = str(Path(path).resolve()) if Path(path).is_dir() else path  # valid in any working directory
     return DiffusersAutoencoder(vae, {"path": path, "subfolder": subfolder}).eval()
+
+
+def _stored(folder: Path) -> dict[str, object]:
+    """How a folder stores weights: safetensors, or a .bin, of which only tensors are read; and the variant, such as fp16."""
+    for kind in ("safetensors", "bin"):
+        found = [WEIGHTS.fullmatch(path.name) for path in folder.glob(f"*.{kind}")] if folder.is_dir() else []
+        variants = sorted({match[1] or "" for match in found if match})
+        if variants:
+            return {"use_safetensors": kind == "safetensors", "variant": variants[0] or None}
+    return {"use_safetensors": True}
 
 
 @contextlib.contextmanager

@@ -141,11 +141,13 @@ def read_transformer(folder: Path, named: int = 0) -> official.Imported:
     missing = [name for name in _all_names(depth) if name not in theirs]
     if missing:
         raise UserError(f"the weights in {folder} lack the tensor {missing[0]!r}")
-    tensors = _public(theirs, depth, folder)
+    tensors, prefixes = _public(theirs, depth)
     tensors[official.POSITIONS] = sincos_positions(width, (side // patch, side // patch))[None]
-    if named and named < len(tensors[TABLE]):  # the other rows are of unnamed labels
-        tensors[TABLE] = torch.cat([tensors[TABLE][:named], tensors[TABLE][-1:]])
-    refit(tensors, ours=True)
+    for prefix in prefixes:
+        table = tensors[prefix + TABLE]
+        if named and named < len(table):  # the other rows are of unnamed labels
+            tensors[prefix + TABLE] = torch.cat([table[:named], table[-1:]])
+        refit(tensors, ours=True, prefix=prefix)
     settings = {"num_heads": heads, "num_classes": len(tensors[TABLE]) - 1}
     return official.imported(Weights(tensors, settings), folder, Choices(process="dit"))
 
@@ -158,18 +160,20 @@ def check_transformer(config: dict[str, Any], folder: Path) -> None:
         raise UserError(f"{folder} holds a {name}{about}; of diffusers' networks ditlab reads DiTTransformer2DModel")
 
 
-def refit(tensors: dict[str, Tensor], ours: bool) -> int:
+def refit(tensors: dict[str, Tensor], ours: bool, prefix: str = "") -> int:
     """Change the second Linear of the timestep embedding so that its outputs are the same with the other frequencies.
 
     Sines of other frequencies are not linear combinations of the given ones, but weights of the hidden layer's D outputs and a
     bias can reproduce the embeddings of any D + 1 timesteps exactly. The smallest change that does so is used, for as many
     evenly spaced timesteps as possible (all 1000 in DiT-XL, 250 in DiT-S).
 
-    ``tensors`` are in the public layout and changed: with ``ours`` to ditlab's frequencies, otherwise to diffusers'. Returns
-    the number of evenly spaced timesteps, from 0, that are exact; those of any divisor of it are too.
+    ``tensors`` are in the public layout and changed: with ``ours`` to ditlab's frequencies, otherwise to diffusers'.
+    ``prefix`` comes before the names of the embedding's. Returns the number of evenly spaced timesteps, from 0, that are
+    exact; those of any divisor of it are too.
     """
-    first, bias = (tensors[f"t_embedder.mlp.0.{kind}"].double() for kind in KINDS)
-    second, offset = (tensors[f"t_embedder.mlp.2.{kind}"].double() for kind in KINDS)
+    inner, outer = (f"{prefix}t_embedder.mlp.{place}" for place in (0, 2))
+    first, bias = (tensors[f"{inner}.{kind}"].double() for kind in KINDS)
+    second, offset = (tensors[f"{outer}.{kind}"].double() for kind in KINDS)
     half = first.shape[1] // 2
 
     def hidden(intervals: int) -> Tensor:
@@ -188,8 +192,8 @@ def refit(tensors: dict[str, Tensor], ours: bool) -> int:
             found = (start + change).float()
             off = (after[rows].float() @ found - wanted[rows].float()).abs().max()
             if off <= TOLERANCE * wanted.abs().max():
-                tensors["t_embedder.mlp.2.weight"] = found[:-1].T.contiguous()
-                tensors["t_embedder.mlp.2.bias"] = found[-1].clone()
+                tensors[f"{outer}.weight"] = found[:-1].T.contiguous()
+                tensors[f"{outer}.bias"] = found[-1].clone()
                 return steps
     raise UserError("the timestep embedding has too few distinct values to be converted")
 
@@ -272,18 +276,22 @@ def _all_names(depth: int) -> list[str]:
     return [theirs for _, theirs in _names(depth)] + [name for _, names in _qkv(depth) for name in names]
 
 
-def _public(theirs: dict[str, Tensor], depth: int, folder: Path) -> dict[str, Tensor]:
-    """From tensors of the pipeline to those of the public layout. UserError: its blocks have different embeddings."""
-    tensors: dict[str, Tensor] = {}
+def _public(theirs: dict[str, Tensor], depth: int) -> tuple[dict[str, Tensor], list[str]]:
+    """From tensors of the pipeline to those of the public layout, and the prefixes of embeddings in it.
+
+    Where training has changed the embeddings of blocks apart, those after the first block's are ``block_embeddings.N``.
+    """
+    tensors, own = dict[str, Tensor](), dict[str, Tensor]()
     for public, name in _names(depth):
-        if not torch.equal(theirs[name], tensors.setdefault(public, theirs[name])):
-            raise UserError(
-                f"{folder} has a timestep and label embedding of its own in each block ({name} differs from the first "
-                "block's), as after training with diffusers; ditlab's blocks share one"
-            )
+        tensors.setdefault(public, theirs[name])
+        if ".norm1.emb." in name and (block := int(name.split(".")[1])):
+            own[f"block_embeddings.{block - 1}.{public}"] = theirs[name]
     for public, names in _qkv(depth):
         tensors[public] = torch.cat([theirs[name] for name in names])
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    shared = all(torch.equal(tensor, tensors[name.split(".", 2)[2]]) for name, tensor in own.items())
+    prefixes = ["", *(f"block_embeddings.{block}." for block in range(0 if shared else depth - 1))]
+    found = tensors if shared else {**tensors, **own}
+    return {name: tensor.float() for name, tensor in found.items()}, prefixes
 
 
 def record(path: Path) -> dict[str, Any]:

@@ -17,7 +17,10 @@ from ditlab.runtime.console import markdown_table
 
 CARD = "README.md"
 PICTURE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")  # in Markdown; the group is its file
-FILES = (RECORD, WEIGHTS, "model_index.json", "*/*.json", "*/*.safetensors")  # of a model of ditlab or of diffusers
+# Of a model of ditlab, of a pipeline of diffusers, or of its transformer alone; then of those without safetensors.
+FILES = (RECORD, WEIGHTS, "model_index.json", "config.json", "diffusion_pytorch_model*.safetensors", "*.index*.json")
+FILES = (*FILES, "*/*.json", "*/*.safetensors")
+PICKLED = ("*/*.bin", "diffusion_pytorch_model*.bin")
 
 
 def push(run: Path, name: str, private: bool = False) -> str:
@@ -50,7 +53,10 @@ def download(name: str) -> Path:
     """The folder of a model in the hub's cache, downloaded if it is not there. UserError: it cannot be downloaded."""
     hub = _hub()
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
+        folder = Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
+        if any(folder.rglob("*.safetensors")):
+            return folder
+        return Path(hub.snapshot_download(name, allow_patterns=[*FILES, *PICKLED]))
     except Exception as error:
         raise UserError(
             f"{name} is not a local folder and cannot be downloaded from the hub ({_first_line(error)}); give a run folder, or "

@@ -42,7 +42,14 @@ NAMES = {
 }
 POSITIONS = "pos_embed"
 MARKS = re.compile(r"\.(norm1|norm_final|w12)\.|^feat_rope\.")  # of LightningDiT, in names of tensors
-LATER = ("mlp", "norm", "positions", "qk_norm", "modulation_rank")  # options of blocks that the layout has no place for
+LATER = (
+    "mlp",
+    "norm",
+    "positions",
+    "qk_norm",
+    "modulation_rank",
+    "block_embeddings",
+)  # options of blocks that the layout has no place for
 
 
 def _renamed(name: str, table: dict[str, str]) -> str:
@@ -116,7 +123,7 @@ def imported(weights: Weights, path: Path, choices: Choices) -> Imported:
     config = DiTConfig(
         depth=max(blocks) + 1, width=width, heads=heads, patch=patch, mlp_ratio=inner * (1.5 if swiglu else 1) / width,
         mlp="swiglu" if swiglu else "gelu", norm="rms" if rms else "layer", positions="rotary" if rotary else "sincos",
-        qk_norm=norm is not None,
+        qk_norm=norm is not None, block_embeddings=any(name.startswith("block_embeddings.") for name in tensors),
     )  # fmt: skip
     latent = LatentSpec(channels, (side * patch, side * patch))
     spec = labelled(latent, classes, null=null, learned_variance=out == 2 * channels * patch**2)
@@ -154,6 +161,8 @@ def fits(network: Network, what: str = "the public DiT layout") -> Network:
         )
     default = type(config)()
     found = [(name, getattr(config, name)) for name in LATER if getattr(config, name) != getattr(default, name)]
+    if config.position_grid not in ((), tuple(side // config.patch for side in size)):
+        found.append(("positions", f"interpolated from {'x'.join(map(str, config.position_grid))} patches"))
     if found:
         listed = ", ".join(f"{name} {value}" for name, value in found)
         raise UserError(f"{what} holds the paper's blocks; this network has {listed}")

@@ -24,12 +24,14 @@ class Conditioning(NamedTuple):
         tokens: (N, S, D), or None.
         mask: bool (N, S), the valid tokens; None where all are.
         channels: (N, C', *size) to concatenate to the sample, or None.
+        blocks: of networks with an embedding in each block, those of the second block and on.
     """
 
     vectors: dict[str, Tensor]
     tokens: Tensor | None = None
     mask: Tensor | None = None
     channels: Tensor | None = None
+    blocks: tuple[Conditioning, ...] = ()
 
     def add_vectors(self, time: Tensor) -> Tensor:
         """The sum of the time embedding (N, G, D) and every vector, (N, G, D)."""
@@ -258,3 +260,12 @@ class ConditionEmbedding(nn.ModuleDict):
             if embedded is not None:
                 vectors[name] = embedded
         return Conditioning(vectors, tokens, mask, torch.cat(channels, dim=1) if channels else None)
+
+
+class BlockEmbedding(nn.Module):
+    """The timestep and condition embeddings of one block, for networks whose blocks do not share them."""
+
+    def __init__(self, conditions: Sequence[ConditionConfig], width: int):
+        super().__init__()
+        self.timestep_embedding = TimestepEmbedding(width)
+        self.condition_embedding = ConditionEmbedding(conditions, width)

@@ -16,6 +16,7 @@ from ditlab.models import text_blocks  # noqa: F401 - registers its designs
 from ditlab.models.blocks import BLOCKS, Block, BlockConfig, FinalLayer, ModulationTable
 from ditlab.models.condition import Condition
 from ditlab.models.condition_embedding import (
+    BlockEmbedding,
     ConditionEmbedding,
     Conditioning,
     LabelEmbedding,
@@ -40,6 +41,11 @@ class DiTConfig(BlockConfig):
     """Transformer blocks."""
     patch: int = 2
     """Side of a patch, in latent pixels."""
+    position_grid: tuple[int, ...] = ()
+    """Rows and columns of patches that positions span: a network fine-tuned at another size interpolates those of the size it
+    was first trained at. Empty: as many as the sample has."""
+    block_embeddings: bool = False
+    """Each block has a timestep and a label embedding of its own, as after training in diffusers; adaln-zero and adaln only."""
 
     @classmethod
     def named(cls, name: str, **changes: object) -> DiTConfig:
@@ -58,6 +64,11 @@ class DiTConfig(BlockConfig):
     def divisor(self) -> tuple[int, str]:
         """What rows and columns of a sample must be divisible by, and why: ``(2, "patch 2")``."""
         return max(self.patch, 1), f"patch {self.patch}"  # a patch below 1 is refused by ``check``
+
+    def fine_tuned(self, spec: NetworkSpec) -> DiTConfig:
+        """The configuration for training at other sizes: positions span those of ``spec``, the network's so far."""
+        grid = Patching(self.patch).grid(spec.latent.size)[-2:]
+        return self if self.position_grid else replace(self, position_grid=grid)
 
     def build_network(self, spec: NetworkSpec) -> DiT:
         """The network, its weights still to be drawn or loaded."""
@@ -79,11 +90,18 @@ class DiTConfig(BlockConfig):
                 f"rotary positions need heads of a width divisible by 4, not {self.width // self.heads} "
                 f"(width {self.width} over {self.heads} heads)"
             )
+        if self.position_grid and (len(self.position_grid) != 2 or min(self.position_grid) < 1):
+            raise UserError(f"position grid {self.position_grid} must be rows and columns of patches, or empty")
+        design, corrected = BLOCKS[self.block], self.modulation_rank or self.shared_modulation
+        if self.block_embeddings and (corrected or design.text or not design.adaptive):
+            raise UserError(
+                "block embeddings are for the blocks adaln-zero and adaln, without a modulation rank or shared modulation"
+            )
         if self.modulation_rank < 0 or self.modulation_rank > self.width:
             raise UserError(f"modulation rank {self.modulation_rank} must be from 0, off, to the width {self.width}")
         if self.modulation_rank and self.shared_modulation:
             raise UserError("a modulation rank and shared modulation are two corrections of one modulation; choose one")
-        if (self.modulation_rank or self.shared_modulation) and not BLOCKS[self.block].adaptive:
+        if corrected and not design.adaptive:
             what = "a modulation rank" if self.modulation_rank else "shared modulation"
             raise UserError(f"{what} is for the adaln blocks; {self.block!r} has no modulation")
 
@@ -110,13 +128,17 @@ class DiT(Network):
         packs = design.adaptive and not design.text
         self.supports = Supports(clips=clips, frame_times=frame_times, packs=packs, tokens=True)
         self.patching = Patching(config.patch)
-        self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
-        self.layouts = Layouts(config.width, config.width // config.heads if config.positions == "rotary" else 0)
+        *_, rows, columns = self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
+        span = config.position_grid or (rows, columns)
+        head_width = config.width // config.heads if config.positions == "rotary" else 0
+        self.layouts = Layouts(config.width, head_width, (span[0] / rows, span[1] / columns))
         width, area = config.width, config.patch**2
         self.patch_embedding = nn.Linear(spec.channels_in * area, width)
         self.timestep_embedding = TimestepEmbedding(width)
         self.interval_embedding = TimestepEmbedding(width) if spec.interval else None
         self.condition_embedding = ConditionEmbedding(spec.conditions, width, design.pooled)
+        more = config.depth - 1 if config.block_embeddings else 0  # the first block and the last layer use those above
+        self.block_embeddings = nn.ModuleList(BlockEmbedding(spec.conditions, width) for _ in range(more))
         shared = config.modulation_rank or config.shared_modulation
         self.shared_modulation = nn.Linear(width, design.vectors * width) if shared else None
         self.blocks = nn.ModuleList(config.build(index, config.depth) for index in range(config.depth))
@@ -153,7 +175,7 @@ class DiT(Network):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
         """Predict from noised samples x (N, C, *size) of any size the patch divides: (N, C or 2 C, *size)."""
-        conditioning = self.condition_embedding(condition)
+        conditioning = self._embed(condition)
         if conditioning.channels is not None:
             x = torch.cat([x, conditioning.channels], dim=1)  # (N, C + C', *size)
         tokens = self.patching.to_tokens(x)
@@ -164,7 +186,11 @@ class DiT(Network):
     ) -> list[Tensor]:
         """Predict from samples (C, *size) of several sizes in one sequence, padded to ``length``: times (samples,)."""
         tokens = self.patching.to_tokens(samples, length)
-        return self.patching.to_sample(self.forward_tokens(tokens, t, self.condition_embedding(condition), r))  # type: ignore[return-value]
+        return self.patching.to_sample(self.forward_tokens(tokens, t, self._embed(condition), r))  # type: ignore[return-value]
+
+    def _embed(self, condition: Condition) -> Conditioning:
+        blocks = tuple(embedding.condition_embedding(condition) for embedding in self.block_embeddings)  # type: ignore[operator]
+        return self.condition_embedding(condition)._replace(blocks=blocks)
 
     def forward_tokens(self, tokens: Tokens, t: Tensor, conditioning: Conditioning, r: Tensor | None) -> Tokens:
         """The transformer: patches (R, L, P) to predicted patches (R, L, P').
@@ -184,8 +210,12 @@ class DiT(Network):
         # In bf16 training the positions' float32 keeps what the blocks add to in it, whatever the Linear gives.
         x = self.patch_embedding(tokens.x) + layout.positions  # (R, L, D)
         shared = None if self.shared_modulation is None or c is None else self.shared_modulation(F.silu(c))
-        for block in self.blocks:
-            x, context = self.run_block(block, x, context, c, layout, shared)  # (R, L, D), (N, S, D)
+        own = [
+            self.design.prepare(embedding.timestep_embedding(t), each)[1]  # type: ignore[operator]
+            for embedding, each in zip(self.block_embeddings, conditioning.blocks, strict=True)
+        ]
+        for block, each in zip(self.blocks, [c, *own] if own else [c] * len(self.blocks), strict=True):
+            x, context = self.run_block(block, x, context, each, layout, shared)  # (R, L, D), (N, S, D)
         return replace(tokens, x=self.final_layer(x, c, layout))  # (R, L, patch * patch * out)
 
     @property
@@ -209,6 +239,8 @@ class DiT(Network):
                 if not name.startswith("norm"):
                     blocks.setdefault(f"blocks: {name.replace('_', '-')}", []).append(f"blocks.{index}.{name}")
         shared = {} if self.shared_modulation is None else {"shared modulation": ["shared_modulation"]}
+        if self.block_embeddings:
+            shared["block embeddings"] = ["block_embeddings"]
         return {
             "patch embedding": ["patch_embedding"],
             "timestep embedding": ["timestep_embedding"],

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from ditlab.models.tokens import Size, Tokens
 
+Scale = tuple[
+    float, float
+]  # distance of neighbouring rows and of neighbouring columns; below 1 positions are interpolated
 MOST_KEPT = 64  # layouts a network keeps
 
 
-def sincos_positions(width: int, grid: Size) -> Tensor:
+def sincos_positions(width: int, grid: Size, scale: Scale = (1.0, 1.0)) -> Tensor:
     """Fixed sine-cosine positions of a grid (rows, columns) or (frames, rows, columns), float32 (tokens, width).
 
     The first half of the width encodes the column, the second the row, each as sines then cosines of
@@ -31,14 +34,14 @@ def sincos_positions(width: int, grid: Size) -> Tensor:
         angles = positions.to(torch.float64)[:, None] * omega
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    *frame, row, column = _coordinates(grid)
+    *frame, row, column = _coordinates(grid, scale)
     positions = torch.cat([axis(column, width // 2), axis(row, width // 2)], dim=1)
     for index in frame:
         positions = positions + axis(index, width) - axis(torch.zeros(1), width)
     return positions.float()
 
 
-def rotary_positions(width: int, grid: Size) -> Tensor:
+def rotary_positions(width: int, grid: Size, scale: Scale = (1.0, 1.0)) -> Tensor:
     """Cosines and sines that rotate a head of ``width`` by its token's place, float32 (2, tokens, width / 2).
 
     Column and row have half of the pairs each, or a fourth each where the frame has the other half; an axis of n pairs
@@ -50,7 +53,7 @@ def rotary_positions(width: int, grid: Size) -> Tensor:
     unit = 4 if len(grid) == 2 else 8
     if width % unit:
         raise ValueError(f"width {width} is not divisible by {unit}, which rotary positions of {len(grid)} axes need")
-    *frame, row, column = _coordinates(grid)
+    *frame, row, column = _coordinates(grid, scale)
     pairs = width // unit
 
     def axis(positions: Tensor, count: int) -> Tensor:
@@ -61,8 +64,10 @@ def rotary_positions(width: int, grid: Size) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
-def _coordinates(grid: Size) -> list[Tensor]:
-    return [axis.flatten() for axis in torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")]
+def _coordinates(grid: Size, scale: Scale) -> list[Tensor]:
+    *frames, rows, columns = (torch.arange(side, dtype=torch.float64) for side in grid)
+    axes = (*frames, rows * scale[0], columns * scale[1])
+    return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
 
 
 class Layout(NamedTuple):
@@ -87,10 +92,11 @@ class Layouts:
     Args:
         width: of a token.
         head_width: of an attention head that rotary positions rotate; 0 for none.
+        scale: distance of neighbouring rows and columns.
     """
 
-    def __init__(self, width: int, head_width: int):
-        self.width, self.head_width = width, head_width
+    def __init__(self, width: int, head_width: int, scale: Scale = (1.0, 1.0)):
+        self.width, self.head_width, self.scale = width, head_width, scale
         self._kept: dict[object, Layout] = {}
 
     def __call__(self, tokens: Tokens, context: int) -> Layout:
@@ -109,10 +115,12 @@ class Layouts:
 
     def _build(self, tokens: Tokens, context: int) -> Layout:
         device, length = tokens.x.device, tokens.x.shape[1]
-        positions = _row([sincos_positions(self.width, grid) for grid in tokens.grids], 0, length)
+        positions = _row([sincos_positions(self.width, grid, self.scale) for grid in tokens.grids], 0, length)
         rope = None
         if self.head_width:
-            rope = _row([rotary_positions(self.head_width, grid) for grid in tokens.grids], 1, length + context)
+            rope = _row(
+                [rotary_positions(self.head_width, grid, self.scale) for grid in tokens.grids], 1, length + context
+            )
             rope[0, sum(_count(grid) for grid in tokens.grids) :] = 1.0  # what has no place is not rotated
         if tokens.segment is None:
             return Layout(positions.to(device), None if rope is None else rope.to(device))

@@ -60,6 +60,11 @@ class UNetConfig:
         """Downsampling factor of the last level, which must divide the sample's size."""
         return 2 ** (len(self.multipliers) - 1)
 
+    def fine_tuned(self, spec: NetworkSpec) -> UNetConfig:
+        """The configuration for training at other sizes: the same, since a U-Net has no positions."""
+        del spec
+        return self
+
     @property
     def divisor(self) -> tuple[int, str]:
         """What rows and columns of a sample must be divisible by, and why."""

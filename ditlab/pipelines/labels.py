@@ -1,4 +1,4 @@
-"""Find the labels that are given by name or by number."""
+"""Class labels as users write them: names in any case or Unicode form, one of a class's synonyms, or numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from ditlab.errors import UserError, nearest
 
 
 def find_label(wanted: str | int, names: Sequence[str], classes: int) -> int:
-    """The index of a label given by name, in any case and Unicode form, or by number.
+    """The index of a label given by name, as ``matching_labels`` compares them, or by number.
 
-    Names come first, since names may be numbers, and the exact case before any case.
+    Names come first, since names may be numbers.
 
     Raises:
-        UserError: unknown or out of range.
+        UserError: unknown, out of range, or a match of several classes.
     """
-    if isinstance(wanted, str):
-        for form in (_nfc, _key):
-            known = [form(name) for name in names]
-            if form(wanted) in known:
-                return known.index(form(wanted))
+    found = matching_labels(wanted, names) if isinstance(wanted, str) else []
+    if len(found) > 1:
+        listed = ", ".join(f"{index} ({names[index]})" for index in found)
+        raise UserError(f"label {wanted!r} matches {len(found)} classes; give the number of one: {listed}")
+    if found:
+        return found[0]
     try:
         number = int(wanted)
     except ValueError:
@@ -32,21 +33,39 @@ def find_label(wanted: str | int, names: Sequence[str], classes: int) -> int:
     return number
 
 
+def matching_labels(wanted: str, names: Sequence[str]) -> list[int]:
+    """The classes that a label names, by the closest kind of match that there is.
+
+    The same text in Unicode's form NFC, then in any case, then one of the comma-separated synonyms that ImageNet's names
+    consist of.
+    """
+    for keys in (_exactly, _caseless, _parts):
+        key = keys(wanted)
+        found = [index for index, name in enumerate(names) if len(key) == 1 and key[0] in keys(name)]
+        if found:
+            return found
+    return []
+
+
 def split_labels(text: str, names: Sequence[str]) -> list[str]:
     """Labels separated by commas; a name that contains commas (``tench, Tinca tinca``) stays whole."""
-    known = {_key(name) for name in names if "," in name}
+    known = {_parts(name) for name in names if "," in name}
     parts, found = text.split(","), list[str]()
     while parts:
-        length = next((end for end in range(len(parts), 1, -1) if _key(",".join(parts[:end])) in known), 1)
+        length = next((end for end in range(len(parts), 1, -1) if _parts(",".join(parts[:end])) in known), 1)
         found.append(",".join(parts[:length]).strip())
         parts = parts[length:]
     return [label for label in found if label]
 
 
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def _exactly(name: str) -> tuple[str, ...]:
+    return (unicodedata.normalize("NFC", name),)
 
 
-def _key(name: str) -> str:
-    """A name without the differences of case, of Unicode form and of spaces around commas."""
-    return ",".join(part.strip() for part in _nfc(name).lower().split(","))
+def _caseless(name: str) -> tuple[str, ...]:
+    return (",".join(_parts(name)),)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The synonyms in a name, without differences of case, of Unicode form and of spaces around commas."""
+    return tuple(unicodedata.normalize("NFC", part).strip().casefold() for part in name.split(","))

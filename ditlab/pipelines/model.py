@@ -98,10 +98,10 @@ class Model:
         return self
 
     def label(self, wanted: str | int) -> int:
-        """The index of a label given by name, in any case, or by number, see ``labels.find_label``.
+        """The index of a label given by name, synonym or number, see ``labels.find_label``.
 
         Raises:
-            UserError: unknown or out of range.
+            UserError: unknown, out of range, or a match of several classes.
         """
         if not self.classes:
             raise UserError(f"label {wanted!r}: this model is unconditional, it has no labels")

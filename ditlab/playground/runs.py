@@ -29,21 +29,27 @@ class Run:
     Attributes:
         name: its folder, relative to the root.
         folder: its path.
-        state: training, finished or stopped.
+        state: training, finished, or stopped before its end.
         rows: its metrics, rows with a loss.
-        total_images: number of images to train on; 0 if unknown.
+        images: number of images trained on so far.
+        total_images: number of images to train on, whole batches; 0 if unknown.
+        batch: images per step; 0 if unknown.
     """
 
     name: str
     folder: Path
     state: str
     rows: tuple[dict, ...]
+    images: int
     total_images: int
+    batch: int
 
     @property
-    def images(self) -> int:
-        """Number of images trained on so far."""
-        return int(self.rows[-1]["images"]) if self.rows else 0
+    def progress(self) -> str:
+        """Steps so far and in all: ``120 of 7,812 steps``; images where the recipe cannot be read."""
+        if not self.batch:
+            return f"{self.images:,} images"
+        return f"{self.images // self.batch:,} of {self.total_images // self.batch:,} steps"
 
 
 def find_runs(root: Path) -> dict[str, Run]:
@@ -107,22 +113,26 @@ def _read_run(folder: Path, root: Path) -> Run | None:
     """A run; None if it was deleted meanwhile."""
     try:
         file = (folder / METRICS).stat()
-        rows = _read_rows(folder, file.st_mtime_ns, file.st_size)
+        rows, images = _read_rows(folder, file.st_mtime_ns, file.st_size)
     except (OSError, UnicodeDecodeError):
         return None
     try:
-        total = int(json.loads((folder / "recipe.json").read_text())["train"]["images"])
-    except (OSError, ValueError, KeyError, TypeError):
-        total = 0
-    finished = (folder / "report.md").exists()
+        config = json.loads((folder / "recipe.json").read_text())["train"]
+        batch = int(config["batch"])
+        total = int(config["images"]) // batch * batch  # as TrainConfig.steps
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        total = batch = 0
+    finished = (folder / "report.md").exists() and images >= total  # a resumed run keeps its earlier report
     state = "training" if files.is_locked(folder) else "finished" if finished else "stopped"
-    return Run(_name(folder, root), folder, state, rows, total)
+    return Run(_name(folder, root), folder, state, rows, images, total, batch)
 
 
 @lru_cache(1024)
-def _read_rows(folder: Path, modified: int, size: int) -> tuple[dict, ...]:  # noqa: ARG001 - keys of the cache
-    """A run's metrics, rows with a loss; read again only after the file has changed."""
-    return tuple(row for row in read_metrics(folder) if isinstance(row, dict) and _is_complete(row))
+def _read_rows(folder: Path, modified: int, size: int) -> tuple[tuple[dict, ...], int]:  # noqa: ARG001 - keys of the cache
+    """A run's metrics, rows with a loss, and the images of the last row; read again only after the file has changed."""
+    rows = [row for row in read_metrics(folder) if isinstance(row, dict)]
+    images = [row["images"] for row in rows if isinstance(row.get("images"), int)]
+    return tuple(row for row in rows if _is_complete(row)), images[-1] if images else 0
 
 
 def _is_complete(row: dict) -> bool:

@@ -19,6 +19,7 @@ from ditlab.recipes.autoconfigure import autoconfigure
 from ditlab.recipes.changes import changed
 from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
 from ditlab.recipes.find import find_recipe
+from ditlab.recipes.fine_tune import fine_tuning
 from ditlab.recipes.prepare import RunContext
 from ditlab.recipes.recipe import Recipe
 from ditlab.recipes.run import train_recipe
@@ -52,12 +53,17 @@ def recipe(name: str | Path | Recipe, /, **changes: Any) -> Recipe:
 
     Args:
         name: of a recipe (digits, fashion, cifar10, folder, imagenet256, ...), a .py file, a run folder, or a recipe.
-        changes: other values. ``model`` also takes a name, as DiT-B/2. Steps of training are turned into images.
+        changes: other values. ``model`` also takes a name, as DiT-B/2. Steps of training are turned into images. ``init``
+            names a model to fine-tune, from which the recipe gets its network, process, autoencoder and sampling.
 
     Raises:
         UserError: an unknown recipe or field, answered with the nearest, or a value of another type.
     """
     found = name if isinstance(name, Recipe) else find_recipe(str(name))[0]
+    if changes.get("init"):
+        if isinstance(changes.get("model"), str):
+            raise UserError("init has a network of its own; omit model, or change its fields: model={'depth': 6}")
+        found = fine_tuning(found, str(changes.pop("init")), open_size=found.name == "folder")
     return changed(found, changes) if changes else found
 
 
@@ -96,7 +102,7 @@ def train(
         if not isinstance(callback, Callback):
             raise UserError(f"callback {callback!r} is no ditlab.Callback; derive its class from that")
     open_size, images = found.name == "folder", None
-    open_model = open_size and found.model == find_recipe("folder")[0].model
+    open_model = open_size and not found.init and found.model == find_recipe("folder")[0].model
     if captions is not None and data is None:
         raise UserError("captions are given without images; give data=images too")
     if data is not None:
@@ -139,6 +145,7 @@ def evaluate(
         reference: the real images: train, valid or test, the split of the model's data; a folder or an archive of images; or
             an .npz of images or statistics.
         data: real images as an array (N, H, W) or (N, H, W, C), in place of ``reference``; they are stored with the results.
+            Or the path to which the images of the model's data were moved.
         recipe: recipe or run that names the real images, for samples that do not.
         network: feature network, efficientnet-lite0 or inception (the one FID is defined with).
         weights: file of the network's weights; by default the usual ones.
@@ -169,10 +176,11 @@ def evaluate(
     with without_bars():
         opened = open_samples(str(samples), count, seed, "proportional", batch, sampling, processes, device=chosen)
         folder = opened.folder if out is None else Path(out)
-        if data is not None:
+        moved = str(data) if isinstance(data, str | Path) else ""
+        if data is not None and not moved:
             reference = folder / "real.npz"
             processes.broadcast_from_main(lambda: _store(to_uint8(data), reference))
-        config = EvaluationConfig(network, str(weights), str(reference), str(recipe))
+        config = EvaluationConfig(network, str(weights), str(reference), str(recipe), data_path=moved)
         evaluation = evaluate_samples(opened, config, folder, chosen, processes, write)
     return processes.broadcast_from_main(lambda: evaluation)  # type: ignore[return-value]
 

@@ -27,6 +27,7 @@ from ditlab.evaluate import (
 from ditlab.recipes.find import find_recipe
 from ditlab.recipes.prepare import Log
 from ditlab.recipes.samples import Samples, evaluate_flags, open_images
+from ditlab.recipes.trained_data import refuse_other_data
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.distributed import Processes
 
@@ -42,6 +43,7 @@ class EvaluationConfig:
     )
     recipe: str = ""  # recipe or run whose data that is, for samples that do not name it
     size: tuple[int, ...] = ()  # to which real images are cropped and resized, one number or (H, W); empty keeps them
+    data_path: str = ""  # where the images of the splits are now; empty where they were
 
 
 def build_evaluator(
@@ -80,6 +82,10 @@ def _real_images(samples: Samples, config: EvaluationConfig) -> Dataset:
     """The data set to measure against; a UserError if it is unknown or of another image size."""
     if config.reference in SPLITS:
         dataset = _split(samples, config)
+    elif config.data_path:
+        raise UserError(
+            f"--data.path {config.data_path} is of --reference train or test, not of --reference {config.reference}"
+        )
     elif (path := Path(config.reference)).exists():
         dataset = open_images(path, config.size)
     else:
@@ -96,19 +102,31 @@ def _real_images(samples: Samples, config: EvaluationConfig) -> Dataset:
 
 def _split(samples: Samples, config: EvaluationConfig) -> Dataset:
     """A split of the data set of a recipe, or of the run that the samples are of."""
-    data = find_recipe(config.recipe)[0].data if config.recipe else samples.data
+    data, run = samples.data, samples.folder.parent
+    if config.recipe:
+        data, run = find_recipe(config.recipe)[0].data, Path(config.recipe)
     if data is None:
         raise UserError(
             "the real images are unknown: give --reference with a folder or an archive of images or an .npz (./NAME for a "
             "folder named as a split), or --recipe with a recipe or a run"
         )
+    data = replace(data, path=config.data_path or data.path)
     if data.source in ("folder", "archive", "parquet") and not data.path:
         raise UserError(f"recipe {config.recipe!r} names no images: give their folder or archive with --reference")
     data = replace(data, split=config.reference, size=config.size or data.size)
     if samples.training is not None and samples.training.config == data:
         return samples.training
+    if not config.data_path and Path(data.path).is_absolute() and not Path(data.path).exists():
+        raise UserError(
+            f"the images of {run} are no longer at {data.path}; give their new place with --data.path, or other real images "
+            "with --reference"
+        )
     with evaluate_flags():
-        return open_data(data)
+        dataset = open_data(data)
+    if config.data_path and config.reference == "train" and not config.size:
+        remedy = "give the --data.path of those, or measure against these with --reference"
+        refuse_other_data(dataset.info, run, remedy=remedy)
+    return dataset
 
 
 def evaluate_samples(

@@ -18,6 +18,7 @@ from ditlab.encoders import Autoencoder, LatentCache, record
 from ditlab.errors import UserError
 from ditlab.recipes.autoconfigure import fit_to_machine
 from ditlab.recipes.find import DATA
+from ditlab.recipes.fine_tune import copy_autoencoder
 from ditlab.recipes.held_out import encode_held_out, held_out_images
 from ditlab.recipes.recipe import AutoencoderRecipe, Recipe, absolute, refuse_other, save_recipe
 from ditlab.recipes.trained_data import refuse_other_data, save_data
@@ -175,15 +176,17 @@ def train_and_report(
     title: str,
     heading: str,
     first_picture: float,
+    begin: Callable[[], None] | None = None,
 ) -> None:
     """Train ``what`` in the run folder, and write the report of its facts; ``title`` is the progress bar's.
 
-    The first preview is drawn after ``first_picture`` seconds of training.
+    The first preview is drawn after ``first_picture`` seconds of training. ``begin`` is called before the first step of all.
     """
     train(
         task, recipe.train, seed=recipe.seed, flip=recipe.data.flip, folder=context.out, device=context.device,
         log=context.log, title=title, callbacks=callbacks, processes=context.processes, profile=context.profile,
         first_picture=first_picture,
+        begin=begin,
     )  # fmt: skip
     command = f"ditlab {command} {context.out}"
     report = context.processes.broadcast_from_main(
@@ -202,9 +205,23 @@ def pixel_autoencoder(images: Images) -> Autoencoder:
     return autoencoder
 
 
+def initial_autoencoder(recipe: Recipe, context: RunContext, channels: int) -> Autoencoder | None:
+    """The autoencoder of the model that the recipe fine-tunes, stored next to the run so that resuming needs no more.
+
+    None where the recipe has another one, or its own: with a path, or for images of other channels.
+    """
+    if not recipe.init or recipe.autoencoder.path:
+        return None
+    folder = context.sibling("autoencoder")
+    context.processes.broadcast_from_main(lambda: copy_autoencoder(recipe, folder, context.out, channels, context.log))
+    return record.load(folder) if (folder / record.RECORD).exists() and not (folder / "recipe.json").exists() else None
+
+
 def prepare_autoencoder(recipe: Recipe, context: RunContext, channels: int) -> Autoencoder:
     """The recipe's learned autoencoder for images of so many channels: pretrained, trained earlier, or trained now."""
     kind, folder = encoders.autoencoder_kind(recipe.autoencoder.kind), autoencoder_folder(recipe, context)
+    if (given := initial_autoencoder(recipe, context, channels)) is not None:
+        return given
     own = not recipe.autoencoder.path  # with a path the autoencoder may come from any recipe
     if kind.trained:
         training = recipe.autoencoder_recipe()

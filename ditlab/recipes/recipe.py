@@ -104,6 +104,9 @@ class Recipe:
     """Captions."""
     latents: str = ""
     """Folder of the encoded cache, or its URL (s3://...) with RUN-latents as the local copy; empty: RUN-latents."""
+    init: str = ""
+    """Fine-tune this model: a run folder, a shipped model, a folder of `ditlab import` or diffusers, or a hub id. The recipe
+    gets its network, process and autoencoder; training starts from its weights."""
     model: NetworkConfig = field(default_factory=DiTConfig)
     """The network."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

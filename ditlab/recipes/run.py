@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ditlab.pipelines import Pipeline
 from ditlab.recipes import prepare
 from ditlab.recipes.autoconfigure import fit_to_machine
 from ditlab.recipes.captions import captions_of, encoded, example_prompts, text_encoder
+from ditlab.recipes.fine_tune import load_weights, source_name
 from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import RunContext, cache_folder
 from ditlab.recipes.recipe import Recipe, absolute, network_spec, refuse_other
@@ -56,7 +58,10 @@ def build_model(
     spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names), text)
     network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
     names = names if text is None else ()
-    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, {"recipe": recipe.name}, text=text)
+    facts: dict[str, object] = {"recipe": recipe.name}
+    if recipe.init:
+        facts["fine-tuned from"] = source_name(recipe.init)
+    model = Pipeline(network, recipe.diffusion, autoencoder, names, recipe.sample, facts, text=text)
     model.check(recipe.sample)
     samplers.check(recipe.sample.sampler, model.denoiser.schedule, recipe.sample.steps)
     return model
@@ -108,7 +113,8 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEnco
         data = prepare.encode_dataset(recipe, context, dataset, autoencoder)
     else:
         data = prepare.load_images(dataset, context)
-        autoencoder = prepare.pixel_autoencoder(data)
+        given = prepare.initial_autoencoder(recipe, context, dataset.shape[0])
+        autoencoder = prepare.pixel_autoencoder(data) if given is None else given
         model = build_model(recipe, autoencoder, dataset.shape, dataset.names, text)
     if text is None:
         model.counts = _readable_classes(dataset, data.labels, context.log)
@@ -137,6 +143,7 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEnco
         "autoencoder": f"{recipe.autoencoder.kind}, factor {autoencoder.factor}",
         "network": describe(recipe.model),
         "parameters": f"{count.total_parameters:,}",
+        **({"fine-tuned from": source_name(recipe.init)} if recipe.init else {}),
         "GMACs a sample": f"{count.gmacs:.4g}",
         "diffusion": f"{recipe.diffusion.schedule}, {recipe.diffusion.target}, times {recipe.diffusion.times}",
         "batch, rate, EMA": f"{recipe.train.batch}, {recipe.train.lr:g}, {recipe.train.ema:g}",
@@ -147,4 +154,5 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEnco
     prepare.train_and_report(
         recipe, context, task, callbacks, facts, command="train", what="model", title=name, heading=name,
         first_picture=first_picture,
+        begin=partial(load_weights, recipe, model, context.log) if recipe.init else None,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from ditlab.runtime import files
 
 DATA = "data.json"
 _LISTED = 5
+RESTORE = "restore them, or choose another --out"
 
 
 def save_data(info: DataInfo, folder: Path) -> None:
@@ -19,7 +20,7 @@ def save_data(info: DataInfo, folder: Path) -> None:
     files.write_file(folder / DATA, json.dumps(asdict(info), indent=2) + "\n")
 
 
-def refuse_other_data(info: DataInfo, folder: Path, captions: bool = False) -> None:
+def refuse_other_data(info: DataInfo, folder: Path, captions: bool = False, remedy: str = RESTORE) -> None:
     """Raise a UserError, which names the differences, if a run folder has been trained on other images.
 
     The same images at another path are the same. A run of a version before 0.3 has no description. With ``captions``, which
@@ -36,8 +37,7 @@ def refuse_other_data(info: DataInfo, folder: Path, captions: bool = False) -> N
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / DATA} cannot be read ({error}); delete it to train on {info.title}") from error
     raise UserError(
-        f"the images of {info.title} are not those that {folder} was trained on ({'; '.join(differences)}); "
-        "restore them, or choose another --out"
+        f"the images of {info.title} are not those that {folder} was trained on ({'; '.join(differences)}); {remedy}"
     )
 
 

@@ -6,7 +6,7 @@ continues with the same numbers, to the bit. Only weights, average, optimiser st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ def train(
     task: Task, config: TrainConfig, *, seed: int, flip: bool, folder: Path, device: torch.device, log: Log, title: str,
     callbacks: Sequence[Callback] = (), processes: Processes = ALONE, profile: bool = False,
     first_picture: float = FIRST_PICTURE,
+    begin: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Train to the end, from the newest intact checkpoint of ``folder`` if it has one.
 
@@ -46,6 +47,7 @@ def train(
     ``log`` writes lines to the console, ``title`` names the progress bar, ``profile`` writes the times of a step's phases.
     Besides the pictures every ``config.samples`` images, previews are drawn after ``first_picture`` seconds of training and
     then each time twice as late.
+    ``begin`` is called before the first step, and not where training resumes: it may load weights into the task's module.
 
     Raises:
         UserError: training diverged, the disk is full, or the checkpoints are of another architecture.
@@ -65,6 +67,8 @@ def train(
         state = checkpoints.find()
         if device.type == "cpu":
             torch.set_num_threads(resumed_threads(config, state))
+        if state is None and begin is not None:
+            begin()
         trainer = Trainer(task, config, processes, device, stored_microbatch(state, config, processes, device))
         step = _restore(trainer, checkpoints, state, log)
         if step == config.steps:

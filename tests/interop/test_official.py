@@ -366,6 +366,24 @@ def test_a_vae_of_other_channels_or_none_leaves_nothing_behind(checkpoint: Path,
     assert not (tmp_path / "model").exists()
 
 
+def test_the_command_says_what_it_guessed_and_samples_a_sit(ditlab: Any, vae: Path, tmp_path: Path) -> None:
+    from public_networks import checkpoint
+
+    settings = argparse.Namespace(num_classes=10, path_type="Linear", prediction="velocity")
+    tensors = {f"module.{name}": tensor for name, tensor in checkpoint(width=96, heads=3).items()}
+    torch.save({"model": tensors, "args": settings}, tmp_path / "sit.pt")
+    ended = ditlab("import", tmp_path / "sit.pt", tmp_path / "model", "--vae", vae)
+    assert ended.code == 0, ended
+    for words in ("weights: model, no moving average", "heads: 2, guessed", "classes: 10", "process: SiT's"):
+        assert words in ended.out
+    ended = ditlab("import", tmp_path / "sit.pt", tmp_path / "model", "--vae", vae, "--heads", 3, "--force")
+    assert "guessed" not in ended.out
+    ended = ditlab(
+        "sample", tmp_path / "model", "--count", 2, "--steps", 2, "--guidance", 2, "--out", tmp_path / "a.png"
+    )
+    assert ended.code == 0, ended
+
+
 def test_the_command_imports_and_says_where(
     checkpoint: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

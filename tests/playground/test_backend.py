@@ -6,7 +6,9 @@ import io
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from PIL import Image
 from ditlab.diffusion import GuidanceConfig
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline, SampleConfig, strip
-from ditlab.playground.backend import FRAMES, Backend
+from ditlab.playground.backend import FRAMES, GUIDANCE, Backend
+from ditlab.playground.page import controls
 from ditlab.playground.request import Cancelled, Interpolation, Request
 from ditlab.playground.schema import GenerationRequest, RequestError
 from ditlab.playground.served import Limits, ModelServer
@@ -49,7 +52,7 @@ def test_previews_lead_to_the_final_images(backend: Backend):
 def test_ambiguous_labels_are_written_as_numbers(backend: Backend):
     model = backend.model("digits")
     model.names = ("crane", "a, b", "crane", *map(str, range(3, 10)))
-    given: list[tuple[list[int | str], str]] = [([2], "2"), ([1], "1"), ([0], "crane"), ([0, 2], "0,2"), ([5], "5")]
+    given: list[tuple[list[int | str], str]] = [([2], "2"), ([1], "1"), ([0], "0"), ([0, 2], "0,2"), ([5], "5")]
     for labels, words in given:
         request = backend.build_request(GenerationRequest(labels=labels, n=2))
         found = shlex.split(backend.command("digits", request))
@@ -110,7 +113,7 @@ def test_an_interpolation_shares_network_calls(backend: Backend):
 def test_class_images_are_generated_once(backend: Backend):
     pictures = backend.class_images("digits")
     assert len(pictures) == 10
-    expected = backend.model("digits").sample(None, seed=0, count=10)
+    expected = backend.model("digits").sample(None, guidance=GUIDANCE, seed=0, count=10)
     parts = torch.arange(10).split(64)
     assert len(parts) == 1
     assert np.abs(np.stack(pictures).astype(int) - expected).max() <= 1
@@ -136,3 +139,39 @@ def test_unknown_names_are_refused(backend: Backend, refuses: Callable):
         backend.build_request(GenerationRequest(model="../digits"))
     with pytest.raises(UserError, match="unknown model"):
         backend.model("x" * 10_000)
+
+
+def test_the_page_guides_where_the_model_does_not_say_how(backend: Backend, monkeypatch: pytest.MonkeyPatch):
+    model = backend.model("digits")
+    assert model.defaults.guidance.scale == 1
+    assert backend.guidance("digits") == GUIDANCE
+    request = controls.build_request(backend, "digits", [3], 1, 2)
+    assert request.config.guidance.scale == GUIDANCE
+    assert "--guidance 2.0" in backend.command("digits", request)
+    assert controls.build_request(backend, "digits", [3], 1, 2, guidance=1.0).config.guidance.scale == 1
+    assert backend.build_request(GenerationRequest(n=1)).config == model.defaults  # the API's, as the command's
+    monkeypatch.setattr(model, "defaults", SampleConfig("euler", 2, GuidanceConfig(1.25)))
+    assert backend.guidance("digits") == 1.25
+    monkeypatch.setattr(Pipeline, "guidable", False)
+    monkeypatch.setattr(model, "defaults", SampleConfig("euler", 2))
+    assert controls.build_request(backend, "digits", [3], 1, 2).config.guidance.scale == 1
+
+
+@pytest.mark.parametrize("value", [1.5, -1, float("nan"), float("inf"), 2**53, "7", True])
+def test_seeds_that_are_not_whole_numbers_are_refused(backend: Backend, refuses: Callable, value: Any):
+    refuses(lambda: controls.build_request(backend, "digits", [3], value, 2), "seed")
+
+
+def test_a_whole_number_is_a_seed_and_none_is_random(backend: Backend):
+    assert controls.build_request(backend, "digits", [3], 7.0, 2.0).seed == 7
+    assert controls.build_request(backend, "digits", [3], None, 2).seed >= 0
+
+
+def test_steps_end_where_the_models_schedule_ends(runs: Path):
+    model = Pipeline.load(runs / "digits")
+    diffusion = replace(model.diffusion, schedule="linear-beta", target="epsilon")
+    ddpm = Pipeline(model.network, diffusion, model.autoencoder)
+    server = ModelServer({"digits": model, "ddpm": ddpm}, Limits(steps=5000))
+    backend = Backend(server, {}, runs)
+    assert (backend.max_steps("digits"), backend.max_steps("ddpm")) == (5000, ddpm.denoiser.schedule.steps)
+    server.close()

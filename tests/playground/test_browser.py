@@ -1,4 +1,7 @@
-"""The page in Chromium. DITLAB_SCREENSHOTS names a folder for the screenshots of the documentation."""
+"""The page in Chromium. DITLAB_SCREENSHOTS names a folder for the screenshots of the documentation.
+
+Its folder ``tabs`` gets those of every tab, at three widths, light and dark.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,13 @@ from playwright.sync_api import BrowserContext, Download, Locator, Page, expect,
 
 from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline, grid
+from ditlab.playground.backend import GUIDANCE
 from ditlab.playground.page import runs_tab
 from ditlab.playground.served import Limits, ModelServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SCREENSHOTS = Path(os.environ["DITLAB_SCREENSHOTS"]).resolve() if "DITLAB_SCREENSHOTS" in os.environ else None
+TABS = ("Generate", "Compare", "Runs", "Inspect", "Nearest")
 WAIT = 60_000 if SCREENSHOTS is None else 300_000  # milliseconds until a test fails
 Listening = Callable[..., AbstractContextManager[str]]
 
@@ -136,7 +141,7 @@ class Visit:
         if SCREENSHOTS is not None:
             self.page.mouse.move(0, 0)
             self.page.wait_for_timeout(500)
-            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)  # creates folders
 
     def close(self) -> None:
         self.page.close()
@@ -165,9 +170,9 @@ def test_images_appear_step_by_step_and_equal_seeds_give_equal_images(visit: Vis
     late = visit.image("images")
     assert early.shape == late.shape
     assert not np.array_equal(early, late)
-    expected = fashion.sample(["bag", "sneaker"], seed=3, count=count)
+    expected = fashion.sample(["bag", "sneaker"], guidance=GUIDANCE, seed=3, count=count)
     assert np.abs(late.astype(int) - np.asarray(grid(expected, round(count**0.5)).convert("RGB"))).max() <= 1
-    visit.status(f"ditlab sample fashion --count {count} --seed 3 --labels bag,sneaker")
+    visit.status(f"ditlab sample fashion --count {count} --seed 3 --labels bag,sneaker --guidance {GUIDANCE}")
     first = visit.download("Download PNG").read_bytes()
     settings = visit.settings()
     assert (settings["model"], settings["seed"], settings["labels"][:2]) == ("fashion", 3, ["bag", "sneaker"])
@@ -197,18 +202,25 @@ def test_an_interpolation_between_two_labels(visit: Visit, folder: Path):
     assert visit.settings()["to"] == {"seed": 1, "label": "7"}
     model = Pipeline.load(folder / "digits")
     made = visit.image("images").astype(int)
-    ends = [model.sample([label], seed=seed)[0] for label, seed in ((0, 0), (7, 1))]
+    ends = [model.sample([label], guidance=GUIDANCE, seed=seed)[0] for label, seed in ((0, 0), (7, 1))]
     whole = np.asarray(grid(np.stack([ends[0], *[ends[0]] * 6, ends[1]]), 4).convert("RGB")).astype(int)
     height, width = whole.shape[0] // 2, whole.shape[1] // 4
     assert np.abs(made - whole)[:height, :width].max() <= 1
     assert np.abs(made - whole)[height:, -width:].max() <= 1
 
 
-def test_a_generation_stops_at_its_next_step(visit: Visit):
+def test_a_generation_stops_at_its_next_step_and_leaves_nothing_stale(visit: Visit):
     page = visit.page
     expect(page.get_by_label("Thumbnail 10 of 10")).to_be_visible(timeout=WAIT)  # no other images are being denoised
     page.get_by_role("button", name="Sampler, steps").click()
     visit.choose("Sampler", "ddpm")
+    visit.number("Images", 4)
+    visit.number("Steps", 2)
+    visit.button("Generate").click()
+    visit.status("4 images in")
+    expect(page.locator("#filmstrip")).to_be_visible()
+    before = visit.image("images")
+    visit.number("Images", 16)
     visit.number("Steps", 1000)
     visit.button("Generate").click()
     visit.status(re.compile(r"step \d+ of 1000"))
@@ -217,6 +229,10 @@ def test_a_generation_stops_at_its_next_step(visit: Visit):
     visit.status(re.compile(r"stopped at step \d+ of 1000"))
     assert time.monotonic() - began < 5
     expect(visit.button("Generate")).to_be_enabled()
+    assert visit.image("images").shape != before.shape  # the preview of this generation
+    expect(page.locator("#filmstrip")).to_be_hidden()
+    for name in ("Download PNG", "Download ZIP of PNGs"):
+        expect(visit.button(name).locator("visible=true")).to_be_disabled()
     metrics = httpx.get(f"{page.url}metrics").text
     assert 'ditlab_images_under_way{model="fashion"} 0.0' in metrics
     visit.keep("page-stopped")
@@ -238,7 +254,7 @@ def test_one_setting_is_compared(visit: Visit, folder: Path):
     assert visit.settings()["values"] == ["320 images", "640 images"]
     made = visit.image("comparison").astype(int)
     side = 64  # of a tile, with a gap of 5 on both sides
-    last = model.sample([0, 1, 2, 3], seed=0)[..., 0].repeat(8, axis=1).repeat(8, axis=2)
+    last = model.sample([0, 1, 2, 3], guidance=GUIDANCE, seed=0)[..., 0].repeat(8, axis=1).repeat(8, axis=2)
     assert np.abs(made[-side - 5 : -5, -side - 5 : -5, 0] - last[3]).max() <= 1
     visit.page.get_by_label("Values").fill("7")
     visit.button("Compare").click()
@@ -255,14 +271,16 @@ def test_runs_are_updated_during_training(visit: Visit, folder: Path, tiny: list
     try:
         expect(table).to_contain_text("training", timeout=WAIT)
         visit.choose("Run", "live")
-        visit.status(re.compile(rf"training\s+[\d,]+ of {images:,} images"), "run-facts")
+        visit.status(re.compile(rf"training\s+[\d,]+ of {images // 32:,} steps"), "run-facts")
         first = visit.page.locator("#run-facts").inner_text()
         curves = visit.image("run-loss")
         expect(visit.page.locator("#run-facts")).not_to_have_text(first, timeout=WAIT)
         visit.until(lambda: not np.array_equal(visit.image("run-loss"), curves))
         expect(visit.page.locator("#run-samples img").first).to_be_visible(timeout=WAIT)
         visit.keep("page-runs")
-        visit.status(re.compile(rf"finished\s+{images:,} of {images:,} images"), "run-facts")
+        steps = images // 32
+        visit.status(re.compile(rf"finished\s+{steps:,} of {steps:,} steps"), "run-facts")
+        expect(table).to_contain_text(f"{steps:,} of {steps:,} steps")
     finally:
         training.kill()
         training.wait()
@@ -271,6 +289,19 @@ def test_runs_are_updated_during_training(visit: Visit, folder: Path, tiny: list
 def test_inspect_an_image(visit: Visit):
     page = visit.page
     visit.tab("Inspect")
+
+    def ranges() -> list[str | None]:
+        sliders = [page.get_by_label(f"range slider for {name}") for name in ("Block", "Patch")]
+        return [slider.get_attribute("max") for slider in sliders]
+
+    assert ranges() == ["5", "48"]  # before the first image: of fashion's 6 blocks and 7 x 7 patches
+    visit.choose("Model", "digits")
+    visit.until(lambda: ranges() == ["1", "15"])
+    visit.button("Inspect").click()
+    visit.status("4 x 4 = 16 tokens", "inspect-message")
+    visit.choose("Model", "fashion")
+    visit.until(lambda: ranges() == ["5", "48"])
+    expect(page.locator("#inspect-message")).not_to_contain_text("tokens")  # nothing of the other model
     visit.choose("Label", "sneaker")
     visit.button("Inspect").click()
     visit.status("7 x 7 = 49 tokens", "inspect-message")
@@ -299,18 +330,50 @@ def test_nearest_training_images(visit: Visit):
     visit.keep("page-nearest")
 
 
-def test_every_tab_fits_the_width_of_a_phone(browser: BrowserContext, address: str):
-    phone = Visit(browser, address, 390, 844)
-    for tab in ("Generate", "Compare", "Runs", "Inspect", "Nearest"):
-        phone.tab(tab)
-        expect(phone.page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
-        phone.until(lambda: phone.page.evaluate("document.documentElement.scrollWidth") <= 390)
-    phone.tab("Generate")
-    phone.button("Generate").click()
-    phone.status("16 images in")
-    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
-    phone.keep("page-phone")
-    phone.close()
+def test_every_tab_has_one_width_on_every_screen_in_light_and_dark(browser: BrowserContext, address: str):
+    visit = Visit(browser, address)
+    page = visit.page
+    for tab, button, place, words in (
+        ("Generate", "Generate", "status", "16 images in"),
+        ("Compare", "Compare", "comparison-status", "4 rows, 5 columns"),
+        ("Inspect", "Inspect", "inspect-message", "tokens"),
+        ("Nearest", "Find nearest training images", "nearest-text", "Searched 1,797 training images"),
+    ):
+        visit.tab(tab)
+        if SCREENSHOTS is None or tab == "Nearest":
+            visit.choose("Model", "digits")  # faster
+        visit.button(button).click()
+        visit.status(words, place)
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+        expect(page.locator("body.dark")).to_have_count(int(theme == "dark"))
+        for width in (390, 1280, 1920):
+            page.set_viewport_size({"width": width, "height": 900})
+            for tab in TABS:
+                visit.tab(tab)
+                expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+                panel = page.get_by_role("tabpanel").locator("visible=true")
+                page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
+                box = panel.bounding_box()
+                assert box is not None
+                column = min(width, 1200) - 2 * 32  # less margins
+                assert box["width"] == pytest.approx(column, abs=1), (theme, width, tab)
+                if tab == "Runs":
+                    visit.status(re.compile(r"finished\s+[\d,]+ of [\d,]+ steps"), "run-facts")
+                visit.keep(f"tabs/{tab.lower()}-{width}-{theme}")
+                if (theme, width, tab) == ("light", 390, "Generate"):
+                    visit.keep("page-phone")
+    visit.close()
+
+
+@pytest.mark.parametrize(
+    ("seed", "words"), [("1.5", "seed: 1.5 is not a whole number"), ("-1", "seed: "), ("1e16", "seed 1")]
+)
+def test_a_seed_that_is_not_a_whole_number_is_refused(visit: Visit, seed: str, words: str):
+    visit.page.get_by_label("Seed", exact=True).locator("visible=true").fill(seed)
+    visit.button("Generate").click()
+    expect(visit.page.get_by_text(words)).to_be_visible(timeout=WAIT)
+    expect(visit.page.locator("#status")).to_contain_text("click Generate")
 
 
 def test_the_page_works_by_keyboard(visit: Visit):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ditlab.playground.runs import evaluations, find_runs, find_studies, sample_images, study_report
+from ditlab.playground.runs import Run, evaluations, find_runs, find_studies, sample_images, study_report
 from ditlab.runtime import files
 
 
@@ -26,6 +26,7 @@ def test_runs_are_found_at_any_depth_the_newest_first(runs: Path):
     assert list(found) == ["deep/er/again", "digits"]
     run = found["digits"]
     assert (run.state, run.images, run.total_images) == ("finished", 640, 640)
+    assert run.progress == "20 of 20 steps"
     assert [row["images"] for row in run.rows] == [160, 320, 480, 640]
     assert list(find_runs(runs / "digits")) == ["digits"]  # the run itself
 
@@ -37,6 +38,27 @@ def test_a_training_run_differs_from_a_stopped_one(runs: Path):
         assert find_runs(runs)["digits"].state == "training"
     (runs / "digits" / ".lock").touch()  # as a killed process leaves it
     assert find_runs(runs)["digits"].state == "stopped"
+
+
+def test_progress_is_in_whole_steps_and_a_resumed_run_is_not_finished(runs: Path):
+    folder = runs / "digits"
+    recipe = json.loads((folder / "recipe.json").read_text())
+
+    def change(**values: int) -> Run:
+        (folder / "recipe.json").write_text(json.dumps({**recipe, "train": {**recipe["train"], **values}}))
+        return find_runs(runs)["digits"]
+
+    run = change(images=659)  # the last 19 images are no whole batch of 32
+    assert (run.state, run.total_images, run.progress) == ("finished", 640, "20 of 20 steps")
+    run = change(images=1280)  # it has the report of its first end
+    assert (run.state, run.total_images, run.progress) == ("stopped", 1280, "20 of 40 steps")
+    with files.locked(folder, "the run"):
+        assert find_runs(runs)["digits"].state == "training"
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 704, "images_per_second": 9.0}\n')  # a row of samples, without a loss
+    run = find_runs(runs)["digits"]
+    assert (run.images, run.progress, len(run.rows)) == (704, "22 of 40 steps", 4)
+    assert change(batch=0).progress == "704 images"
 
 
 def test_damaged_files_are_skipped(runs: Path):

@@ -18,6 +18,7 @@ from ditlab.errors import UserError
 from ditlab.models import DiTConfig
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.recipes import Recipe, train_recipe
+from ditlab.recipes.fine_tune import WORDS, fine_tuning
 from ditlab.recipes.prepare import RunContext
 from ditlab.train import TrainConfig
 
@@ -112,6 +113,21 @@ def test_a_run_resumes_and_refuses_other_captions(trained: Path, tmp_path: Path)
             replace(longer, train=replace(longer.train, images=192)),
             RunContext(tmp_path / "colours", torch.device("cpu"), lambda line: None, images=other),
         )
+
+
+def test_a_fine_tuned_model_keeps_the_words_of_the_same_captions_only(trained: Path, tmp_path: Path) -> None:
+    recipe = fine_tuning(replace(RECIPE, train=replace(RECIPE.train, images=32, lr=1e-9)), str(trained))
+    table = Pipeline.load(trained).network.state_dict()[WORDS]
+    for word, kept in (("red", True), ("zebra", False)):
+        lines, source = list[str](), captioned()
+        assert source.captions is not None
+        source.captions = [tuple(text.replace("red", word) for text in each) for each in source.captions]
+        context = RunContext(tmp_path / word, torch.device("cpu"), lines.append, images=source)
+        found = train_recipe(recipe, context).network.state_dict()[WORDS]
+        assert found.shape == table.shape
+        assert torch.allclose(found, table, atol=1e-5) == kept
+        (line,) = [line for line in lines if "kept" in line]
+        assert ("new: text embedding" in line) != kept
 
 
 def test_captions_go_with_latents(tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_a_run_goes_on_from_anywhere_and_with_images_that_were_moved(photos, tmp
     assert ditlab.recipe(tmp_path / "run").data.path == str(tmp_path / "moved")
 
 
+def test_a_run_is_evaluated_with_images_that_were_moved(photos, tmp_path, refused) -> None:
+    run, moved, other = tmp_path / "run", tmp_path / "moved", tmp_path / "other"
+    trained(photos, run)
+    before = ditlab.evaluate(run, count=8, steps=1)
+    shutil.move(photos, moved)
+    shutil.copytree(moved / "cat", other / "cat")
+    words = ["evaluate", run, "--count", 8, "--steps", 1]
+    refused(words, f"no longer at {photos}", "--data.path", "--reference")
+    refused([*words, "--data.path", other], "class dog is missing", "--data.path", "--reference")
+    refused([*words, "--data.path", moved, "--reference", other], "--data.path", "train or test")
+    after = ditlab.evaluate(run, count=8, steps=1, data=moved)
+    assert after.numbers == before.numbers
+
+
 def test_what_has_changed_in_the_images_is_named(photos, tmp_path) -> None:
     trained(photos, tmp_path / "run")
 

@@ -71,6 +71,7 @@ def compare_tab(backend: Backend) -> None:
                 for column in columns
             ]
             images, drawn = list[np.ndarray](), Image.new("L", (1, 1))
+            yield None, "queued", gr.update(value=None, interactive=False)
             try:
                 for column, request in zip(columns, requests, strict=True):
                     if column.checkpoint is None:  # the batcher denoises these together
@@ -82,7 +83,10 @@ def compare_tab(backend: Backend) -> None:
                         earlier = backend.load_checkpoint(column.model, column.checkpoint)
                         images.append(backend.generate(column.model, request, earlier))
                     drawn = _draw(backend, requests[0], images, columns)
-                    yield drawn, f"{len(images)} of {len(columns)} columns", gr.update(interactive=False)
+                    yield drawn, f"{len(images)} of {len(columns)} columns", gr.skip()
+            except Exception:
+                yield gr.skip(), f"failed after {len(images)} of {len(columns)} columns", gr.skip()
+                raise
             finally:
                 for request in requests:
                     request.cancel()

@@ -13,9 +13,11 @@ from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.playground.backend import Backend
 from ditlab.playground.request import Cancelled, QueueFull, Request, TimedOut
-from ditlab.playground.schema import GenerationRequest, RequestError
+from ditlab.playground.schema import GenerationRequest, RequestError, explain
 
 NO_LABEL = -1
+MAX_SEED = 2**53 - 1  # of numbers in a browser
+MAX_GUIDANCE = 10.0  # of the slider, unless a model's default is above
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of an event
 
 
@@ -33,20 +35,22 @@ def show_errors() -> Iterator[None]:
 def build_request(
     backend: Backend, model: str, labels: Sequence[int] | None, seed: float | None, n: float, **settings: Any
 ) -> Request:
-    """A request from the values of the page's components, validated as the API validates them.
+    """A request from the values of the page's components, validated as the API validates them; guided by default.
 
     Raises:
         UserError: a value has the wrong type or is out of range.
         RequestError: the request exceeds a limit or does not fit the model.
     """
-    if "guidance" in settings and not backend.model(model).guidable:
-        settings["guidance"] = None
+    settings["guidance"] = settings.get("guidance", backend.guidance(model)) if backend.model(model).guidable else None
+    if isinstance(seed, float | int) and abs(seed) > MAX_SEED:
+        raise UserError(
+            f"seed {seed:.17g}: a browser rounds numbers above {MAX_SEED:,}; the command and the API do not"
+        )
     indices = [label for label in labels or () if label != NO_LABEL] or None
     try:
         body = GenerationRequest(model=model, labels=indices, seed=seed, n=n, **settings)  # type: ignore[arg-type]
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(explain(error.errors())[0]) from None
     return backend.build_request(body)
 
 
@@ -80,8 +84,8 @@ def label_dropdown(backend: Backend, model: gr.Dropdown, title: str = "Label") -
 
 
 def seed_number(value: int = 0, title: str = "Seed", info: str = "empty: random") -> gr.Number:
-    """A seed."""
-    return gr.Number(value, label=title, precision=0, minimum=0, info=info)
+    """A seed; without a precision, since gradio would round 1.5, and checked in ``build_request``."""
+    return gr.Number(value, label=title, info=info)
 
 
 def count_slider(backend: Backend, limit: int, value: int, title: str = "Images", info: str | None = None) -> gr.Slider:
@@ -92,22 +96,24 @@ def count_slider(backend: Backend, limit: int, value: int, title: str = "Images"
 
 def sampling_components(backend: Backend, model: gr.Dropdown) -> tuple[gr.Slider, gr.Dropdown, gr.Slider]:
     """Guidance scale, sampler and steps, which follow the model's defaults; placed where ``render`` is called."""
-    limit = backend.server.limits.steps
 
-    def values(name: str) -> tuple[dict[str, Any], str, int]:
-        chosen = backend.model(name)
-        guidance = {"value": chosen.defaults.guidance.scale, "visible": chosen.guidable}
-        return guidance, chosen.defaults.sampler, min(chosen.defaults.steps, limit)
+    def options(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        chosen, scale, most = backend.model(name), backend.guidance(name), backend.max_steps(name)
+        guidance = {"value": scale, "maximum": max(MAX_GUIDANCE, scale), "visible": chosen.guidable}
+        return (
+            guidance,
+            {"value": chosen.defaults.sampler},
+            {"value": min(chosen.defaults.steps, most), "maximum": most},
+        )
 
     @show_errors()
     def update(name: str) -> tuple:
-        guidance, *others = values(name)
-        return gr.update(**guidance), *others
+        return tuple(gr.update(**each) for each in options(name))
 
-    scale, method, count = values(backend.names[0])
-    guidance = gr.Slider(0, 10, **scale, step=0.1, label="Guidance scale", info="1 disables guidance", render=False)
-    sampler = gr.Dropdown(list(SAMPLERS), value=method, label="Sampler", render=False)
-    steps = gr.Slider(1, limit, value=count, step=1, label="Steps", render=False)
+    scale, method, count = options(backend.names[0])
+    guidance = gr.Slider(0, **scale, step=0.1, label="Guidance scale", info="1 disables guidance", render=False)
+    sampler = gr.Dropdown(list(SAMPLERS), **method, label="Sampler", render=False)
+    steps = gr.Slider(1, **count, step=1, label="Steps", render=False)
     model.change(update, model, [guidance, sampler, steps], **QUIET)
     return guidance, sampler, steps
 

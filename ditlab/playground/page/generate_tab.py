@@ -72,8 +72,8 @@ def generate_tab(backend: Backend, page: gr.Blocks) -> None:
         if session in active:
             active[session].cancel()
         active[session] = request
-        disabled = gr.update(interactive=False)
-        yield {status: "queued", png_file: disabled, zip_file: disabled, **buttons(True)}
+        no_file, hidden = gr.update(value=None, interactive=False), gr.update(value=None, visible=False)
+        yield {status: "queued", image: None, film: hidden, png_file: no_file, zip_file: no_file, **buttons(True)}
         try:
             for preview in backend.generate_with_previews(name, request):
                 if not preview.finished:

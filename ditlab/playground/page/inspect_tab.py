@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
 from ditlab.errors import UserError
+from ditlab.models import DiT
+from ditlab.pipelines import Pipeline
 from ditlab.playground.backend import Backend
 from ditlab.playground.inspection import Inspection
 from ditlab.playground.page import controls
@@ -39,8 +41,9 @@ def inspect_tab(backend: Backend) -> None:
         seed = controls.seed_number(info="of the image")
     with gr.Row():
         t = gr.Slider(0.01, 1, value=0.5, step=0.01, label="Time t", info="0 is data, 1 is noise")
-        block = gr.Slider(0, 11, value=0, step=1, label="Block", info="for the attention weights")
-        patch = gr.Slider(0, 15, value=0, step=1, label="Patch", info="or click it in the image")
+        block_range, patch_range = _ranges(backend.model(backend.names[0]))  # of the model that is selected first
+        block = gr.Slider(0, **block_range, step=1, label="Block", info="for the attention weights")
+        patch = gr.Slider(0, **patch_range, step=1, label="Patch", info="or click it in the image")
     button = gr.Button("Inspect", variant="primary")
     message = gr.Markdown("", elem_id="inspect-message")
     with gr.Row():
@@ -75,9 +78,13 @@ def inspect_tab(backend: Backend) -> None:
             except UserError as error:
                 vectors, text = gr.update(value=None, visible=False), f"{text}; {error}"
             figures = shown.patch_figure(patch), shown.attention_figure(t, block, patch), shown.prediction_figure(t)
-            block_update = gr.update(value=block, maximum=blocks - 1)
-            patch_update = gr.update(value=patch, maximum=tokens - 1)
-            return *figures, shown.channel_figure(t), vectors, text, block_update, patch_update
+            return *figures, shown.channel_figure(t), vectors, text, block, patch
+
+    def update_model(name: str) -> tuple:
+        """The ranges of another model, without the figures of the one before."""
+        with controls.show_errors():
+            sliders = [gr.update(**each) for each in _ranges(backend.model(name))]
+            return *[None] * 4, gr.update(value=None, visible=False), "", *sliders
 
     def select_patch(name: str, label: int, seed: float, event: gr.SelectData) -> int:
         with controls.show_errors():
@@ -90,3 +97,15 @@ def inspect_tab(backend: Backend) -> None:
     for slider in (t, block, patch):
         slider.release(inspect, inputs, outputs, trigger_mode="always_last", **options)
     patches.select(select_patch, [model, label, seed], patch, **options).then(inspect, inputs, outputs, **options)
+    model.change(update_model, model, outputs, **controls.QUIET)
+
+
+def _ranges(model: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sliders of a model's blocks and patches; hidden where there is one or none, as in a U-Net."""
+    counts = (1, 1)
+    if model.network.supports.tokens:
+        patch = cast(DiT, model.network).config.patch
+        rows, columns = (side // patch for side in model.network.spec.latent.size)
+        counts = len(model.network.block_list()), rows * columns
+    blocks, patches = ({"value": 0, "maximum": max(count - 1, 1), "visible": count > 1} for count in counts)
+    return blocks, patches

@@ -22,7 +22,7 @@ MAX_QUEUE = 64  # events
 THREADS = 40  # for events
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # installed fonts: none is downloaded
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto; }
 .block:has(> label[data-testid="block-label"]):not(#run-samples) { display: flex; flex-direction: column; }
 .block:not(#run-samples) > label[data-testid="block-label"] { position: static !important; width: fit-content; }
 .wide, #runs-table { contain: inline-size; overflow-x: auto !important; }
@@ -33,7 +33,6 @@ CSS = """
 @media (min-width: 701px) { .pixels img { image-rendering: pixelated; } }
 @media (max-width: 500px) {
   .tab-container button { padding: 0 4px; font-size: 14px; }
-  .gradio-container { padding: 8px !important; }
   .wide img { min-width: 620px; }
 }
 :focus-visible { outline: 3px solid var(--color-accent); outline-offset: 1px; }
@@ -50,8 +49,8 @@ def build_page(backend: Backend) -> gr.Blocks:
                 generate_tab(backend, page)
             with gr.Tab("Compare"):
                 compare_tab(backend)
-            with gr.Tab("Runs"):
-                runs_tab(backend)
+            with gr.Tab("Runs") as tab:
+                runs_tab(backend, tab)
             with gr.Tab("Inspect"):
                 inspect_tab(backend)
             with gr.Tab("Nearest"):

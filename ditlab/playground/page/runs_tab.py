@@ -26,16 +26,17 @@ from ditlab.train import loss_figure
 INTERVAL = 2.0  # seconds between two updates
 NOTHING_SHOWN = ("", -1, "", 0)  # name, images, state and sample grids of the run on the page
 NO_STUDIES = "No studies yet. `ditlab study scaling --recipe digits` runs one."
-HEADERS = ("run", "state", "images", "total images", "loss", "images/s")
+HEADERS = ("run", "state", "progress", "loss", "images/s")
 
 
-def runs_tab(backend: Backend) -> None:
+def runs_tab(backend: Backend, tab: gr.Tab) -> None:
     """A table of all runs, the curves and samples of one, and studies below."""
     hint = gr.Markdown(_hint(backend, True), elem_id="runs-hint")
     table = gr.Dataframe(
         headers=list(HEADERS), label="Runs", interactive=False, elem_id="runs-table", datatype="str", max_height=300, wrap=True,
+        visible=False,
     )  # fmt: skip
-    name = gr.Dropdown([], label="Run", elem_id="run-choice", allow_custom_value=False)
+    name = gr.Dropdown([], label="Run", elem_id="run-choice", allow_custom_value=False, visible=False)
     facts = gr.Markdown("", elem_id="run-facts")
     losses = controls.image_output(
         "Loss, loss by time t, throughput", "run-loss", "loss curves", elem_classes=["wide"], visible=False
@@ -57,7 +58,7 @@ def runs_tab(backend: Backend) -> None:
         runs, studies = find_runs(backend.runs), find_studies(backend.runs)
         run = chosen if chosen in runs else next(iter(runs), None)
         study = chosen_study if chosen_study in studies else next(iter(studies), None)
-        rows = [[run.name, run.state, f"{run.images:,}", f"{run.total_images:,}", *_last(run)] for run in runs.values()]
+        rows = [[run.name, run.state, run.progress, *_last(run)] for run in runs.values()]
         return (
             _hint(backend, bool(runs)), gr.update(value=rows, visible=bool(rows)), _choices(runs, chosen, run),
             _choices(studies, chosen_study, study), *_run_updates(runs[run] if run else None, before),
@@ -72,6 +73,7 @@ def runs_tab(backend: Backend) -> None:
             return gr.update(value=images, visible=bool(images)), text
 
     outputs = [hint, table, name, study, facts, losses, samples, shown]
+    tab.select(update, [name, study, shown], outputs, trigger_mode="once", **controls.QUIET)  # not only after INTERVAL
     gr.Timer(INTERVAL).tick(update, [name, study, shown], outputs, trigger_mode="once", **controls.QUIET)
     name.input(update, [name, study, shown], outputs, trigger_mode="always_last", **controls.QUIET)
     study.change(update_study, study, [figures, report], **controls.QUIET)
@@ -114,8 +116,8 @@ def _run_updates(run: Run | None, before: tuple) -> tuple:
 def _facts(run: Run) -> str:
     """A table of a run's progress, throughput and evaluations."""
     last = run.rows[-1] if run.rows else {}
-    share = f" ({run.images / run.total_images:.0%})" if run.total_images else ""
-    rows = [(run.state, f"{run.images:,} of {run.total_images:,} images{share}")]
+    total = f" of {run.total_images:,} images ({run.images / run.total_images:.0%})" if run.total_images else " images"
+    rows = [(run.state, run.progress), ("trained on", f"{run.images:,}{total}")]
     speeds = sorted(row["images_per_second"] for row in run.rows)
     if speeds:
         rows.append(("images/s, median", f"{speeds[len(speeds) // 2]:,.0f}"))
