@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+from torch import Tensor
 
 from ditlab.diffusion.schedules import Schedule
+
+T = TypeVar("T", float, Tensor)
+
+
+def shifted(t: T, shift: float) -> T:
+    """Shift t / (1 + (shift - 1) t): more noise at every time t in [0, 1] for a shift above 1 (Esser et al. 2024, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class TimeGrid:
         spacing: on the table of a discrete schedule: ``even`` from the noisiest row, 0 excluded, to the nearest row;
             ``linspace`` from the last row to the first, both included (DDPM; Nichol and Dhariwal 2021, section 4);
             ``leading`` from row 0 upwards, rounded down (DDIM's public code). On a continuous schedule: even from 1.
-        shift: of a continuous schedule, t <- shift t / (1 + (shift - 1) t) (Esser et al. 2024, equation 23); 1 is none.
+        shift: of a continuous schedule, see ``shifted``; 1 is none.
     """
 
     spacing: Literal["even", "linspace", "leading"] = "even"
@@ -27,7 +36,7 @@ class TimeGrid:
         rows = schedule.steps - 1
         if rows < 0:
             even = (1 - k / steps for k in range(steps))
-            return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
+            return [shifted(t, self.shift) for t in even]
         if self.spacing == "leading":
             return [k * schedule.steps // steps / rows for k in reversed(range(steps))]
         if self.spacing == "linspace":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditlab.diffusion import ClampedX0, ClassifierFreeGuidance, Denoiser, DiffusionConfig, Guidance
+from ditlab.diffusion import ClampedX0, ClassifierFreeGuidance, Denoiser, DiffusionConfig, Guidance, samplers
+from ditlab.diffusion.time_grid import TimeGrid
 from ditlab.encoders import Autoencoder, TextEncoder
 from ditlab.errors import UserError
 from ditlab.models import NULL, Condition, Network
@@ -187,6 +190,21 @@ class Model:
         negative = self.condition([config.negative], 1).to(self.device) if config.negative else None
         guidance: Guidance = ClassifierFreeGuidance(config.guidance, negative)
         return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
+
+    def time_grid(self, config: SampleConfig, shape: tuple[int, ...]) -> TimeGrid | None:
+        """The times of sampling latents of ``shape`` (c, h, w), shifted as in training; None for those of the sampler.
+
+        At another size than in training the shift grows with the square root of the area (Esser et al. 2024, equation 23).
+
+        Raises:
+            UserError: an unknown sampler.
+        """
+        samplers.check(config.sampler, self.denoiser.schedule, config.steps)
+        area, trained = (math.prod(each[1:]) for each in (shape, self.network.spec.latent.shape))
+        shift = self.diffusion.shift * (area / trained) ** 0.5
+        if shift == 1 or self.denoiser.schedule.steps:
+            return None
+        return replace(samplers.SAMPLERS[config.sampler].grid, shift=shift)
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, ...]:
         """(c, h, w) of a latent of images of ``size`` (H, W), by default the training size; UserError where it does not fit."""

@@ -64,7 +64,8 @@ class Pipeline(Model):
         guidance, schedule = self.guidance(config), self.denoiser.schedule
         first, condition = noise(), condition.to(device)
         x = first if start is None else start.to(first)
-        return Trajectory(config.sampler, schedule, config.steps, guidance, condition, x, noise)
+        grid = self.time_grid(config, shape)
+        return Trajectory(config.sampler, schedule, config.steps, guidance, condition, x, noise, grid)
 
     def interpolation(
         self, first: tuple[int, int], last: tuple[int, int], count: int, config: SampleConfig
@@ -90,7 +91,8 @@ class Pipeline(Model):
         conditions = [Condition.of_labels(torch.full((count,), label, device=device)) for _, label in (first, last)]
         if first[1] != last[1]:
             guidance = Interpolated(guidance, conditions[1], weight.to(device))
-        return Trajectory(config.sampler, schedule, config.steps, guidance, conditions[0], noise(), noise)
+        grid = self.time_grid(config, shape)
+        return Trajectory(config.sampler, schedule, config.steps, guidance, conditions[0], noise(), noise, grid)
 
     @torch.inference_mode()
     def run(self, trajectory: Trajectory, config: SampleConfig) -> Iterator[State]:

@@ -258,3 +258,17 @@ def test_the_direction_term_is_one_minus_the_cosine() -> None:
         target, said = (draws["epsilon"] - x0)[sample].flatten().double(), output[sample].flatten().double()
         cosine = (target @ said / (target @ target).sqrt() / (said @ said).sqrt()).item()
         assert added[sample].item() == pytest.approx(1 - cosine, abs=1e-5)
+
+
+def test_shifted_training_times_are_those_of_a_shifted_grid() -> None:
+    """Esser et al. 2024, equation 23, with its inverse: t = u / (shift - (shift - 1) u)."""
+    shift = 3.0
+    plain, shifted = (replace(FLOW, shift=each).build_loss().draw_times(Positions(0, 0, 64)) for each in (1.0, shift))
+    torch.testing.assert_close(shifted / (shift - (shift - 1) * shifted), plain)
+    assert (shifted > plain).all()
+
+
+@pytest.mark.parametrize("config", [replace(PAPER, shift=3.0), replace(FLOW, shift=0.0), replace(FLOW, shift=-1.0)])
+def test_an_impossible_shift_is_refused(config: DiffusionConfig) -> None:
+    with pytest.raises(UserError, match="must be above 0, and 1 but for schedule 'rectified-flow'"):
+        config.check()

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ from ditlab.encoders import AutoencoderConfig, new_kl
 from ditlab.errors import UserError
 from ditlab.models import Condition, DiTConfig
 from ditlab.models.blocks import PAPER_BLOCKS
-from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.pipelines import Pipeline, SampleConfig, image_generators
 
 LEARNED = DiffusionConfig()  # the paper's: 1000 linear betas, epsilon, learned variance
 FIXED = DiffusionConfig(learned_variance=False)
@@ -317,3 +318,16 @@ def test_a_dit_makes_images_of_another_size(make: Callable):
     assert np.array_equal(model.sample(count=2, steps=2, size=(8, 8)), model.sample(count=2, steps=2))
     with pytest.raises(UserError, match=r"9x12.*patch 2"):
         model.sample(count=1, steps=1, size=(9, 12))
+
+
+def test_times_shift_with_the_number_of_tokens(make: Callable):
+    """Esser et al. 2024, equation 23: by the square root of the ratio, here 4 times as many tokens."""
+    flow = DiffusionConfig("rectified-flow", "velocity", learned_variance=False, shift=1.5)
+    model, config = make(diffusion=flow), SampleConfig("euler", 4)
+    condition = Condition.of_labels(torch.tensor([-1]))
+    height, width = model.size
+    for size, shift in (((height, width), 1.5), ((2 * height, 2 * width), 3.0)):
+        trajectory = model.trajectory(condition, image_generators(0, 0, 1), config, size)
+        times = [state.t.t for state in model.run(trajectory, config)]
+        assert times == pytest.approx([shift * t / (1 + (shift - 1) * t) for t in (1.0, 0.75, 0.5, 0.25)])
+    assert make(diffusion=replace(flow, shift=1.0)).time_grid(config, model.latent_shape()) is None
