@@ -10,6 +10,7 @@ import tyro
 
 from ditlab.cli.flags import parse
 from ditlab.cli.sampling import SamplingOptions, choose_threads, help_defaults
+from ditlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class EvaluateOptions(SamplingOptions):
     """Classes of the images to generate. proportional: as often as in the training data; turn: equally often; random: each
     drawn with the seed, all equally likely, as DiT's and ADM's scripts do."""
     network: str = "efficientnet-lite0"
-    """Feature network: efficientnet-lite0 (weights come with ditlab[eval]) or inception (the one FID is defined with)."""
+    """Feature network: efficientnet-lite0 (weights come with ditlab[eval]), inception (the one FID is defined with), or none,
+    which measures only how well a model follows its prompts."""
+    prompts: int = 100
+    """Prompts of each of the six tasks, seen and held out, for a model of the data set scenes."""
     weights: str = ""
     """File of Inception weights; by default the reference weights are downloaded once."""
     reference: str = "train"
@@ -59,6 +63,7 @@ def evaluate(arguments: list[str]) -> None:
 
     from ditlab.pipelines import Pipeline, SampleConfig
     from ditlab.recipes.evaluate import EvaluationConfig, evaluate_samples
+    from ditlab.recipes.language import LANGUAGE, measure_language
     from ditlab.recipes.samples import open_samples
     from ditlab.runtime.console import log, main_process_log
     from ditlab.runtime.device import select_device
@@ -87,6 +92,19 @@ def evaluate(arguments: list[str]) -> None:
         device,
     )
     out = Path(options.out) if options.out else samples.folder
+    model = samples.model
+    if model is not None and model.text is not None and samples.config is not None:
+        language = measure_language(
+            model, samples.data, samples.config, options.prompts, seed=options.seed, batch=options.batch,
+            settings=samples.settings, out=out, processes=processes, log=main_log,
+        )  # fmt: skip
+        main_log("\n".join([*language.lines(), f"language: {out / LANGUAGE}"]))
+    elif options.network == "none":
+        raise UserError(
+            f"--network none measures how prompts are followed, and {options.samples} is no model of prompts"
+        )
+    if options.network == "none":
+        return
     config = EvaluationConfig(
         options.network, options.weights, options.reference, options.recipe, options.size, options.data.path
     )

@@ -36,15 +36,15 @@ class DiffusionConfig:
     """Learn the variance of the reverse steps with the variational term (linear-beta only)."""
     times: Literal["uniform", "logit-normal"] = "uniform"
     """Distribution of training times."""
-    shift: float = 1.0
-    """More noise, in training and sampling, for a value above 1 (rectified-flow only): 3 at 1024 pixels in SD3. Sampling at
-    another size multiplies it by the square root of the ratio of token counts."""
     condition_dropout: float = 0.1
     """Share of samples trained without their condition, which guidance needs; 0 trains without a null."""
     direction: bool = False
     """Add one minus the cosine between prediction and target (Yao et al. 2024, FasterDiT)."""
     time_scale: float = 1000.0
     """Network time at t = 1 of a continuous schedule: 1000, or 1 as in SiT and LightningDiT."""
+    shift: float = 1.0
+    """More noise, in training and sampling, for a value above 1 (rectified-flow only): 3 at 1024 pixels in SD3. Sampling at
+    another size multiplies it by the square root of the ratio of token counts."""
 
     def check(self) -> None:
         """Raise UserError where a value is unknown, or values do not go together."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from ditlab.data import DataConfig, open_data
+from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline
 from ditlab.pipelines.pipeline import Labels
 
@@ -38,6 +41,22 @@ def choose_labels(
     low, high = f"{class_counts.min():,}", f"{class_counts.max():,}"
     each = low if low == high else f"{low} to {high}"
     return in_proportion(class_counts, count).tolist(), f"in proportion to the training data, {each} images per class"
+
+
+def choose_prompts(model: Pipeline, data: DataConfig | None, count: int) -> tuple[Labels, str]:
+    """The prompts of ``count`` samples and what they are, for the report: captions of the test split, or of training images.
+
+    Image k has the same prompt whatever the count. Without the images they are the model's own examples.
+    """
+    for split in () if data is None else ("test", "train"):
+        assert data is not None
+        try:
+            captions = open_data(replace(data, split=split)).captions
+        except UserError:
+            continue
+        if texts := [each[0] for each in captions or () if each and each[0].strip()]:
+            return texts[:count], f"captions of {len(texts):,} images of the {split} split, in turn"
+    return list(model.prompts), f"the model's {len(model.prompts)} example prompts, in turn"
 
 
 def in_proportion(class_counts: np.ndarray, count: int) -> np.ndarray:

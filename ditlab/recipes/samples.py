@@ -23,7 +23,7 @@ from ditlab.interop.find import find_model
 from ditlab.pipelines import Pipeline, SampleConfig, Step
 from ditlab.pipelines.shipped import SHIPPED, locate
 from ditlab.recipes.find import NAMES, find_recipe
-from ditlab.recipes.labels import LabelOrder, choose_labels
+from ditlab.recipes.labels import LabelOrder, choose_labels, choose_prompts
 from ditlab.runtime.device import default_device
 from ditlab.runtime.distributed import Processes
 
@@ -57,6 +57,8 @@ class Samples:
     data: DataConfig | None  # the data set to measure against; None if it is unknown
     training: Dataset | None = None  # its training split, if it was opened for its class counts
     steps: int = 0  # sampling steps of a batch; 0 for images read from files
+    model: Pipeline | None = None  # that generates them
+    config: SampleConfig | None = None  # how
 
 
 def open_samples(
@@ -103,7 +105,10 @@ def open_samples(
         training = _training_split(data, processes)
         counts = processes.broadcast_from_main(lambda: () if training is None else training.info.counts)
     class_counts = np.array(counts, np.int64) if counts else None
-    labels, order = choose_labels(model, label_order, count, seed, class_counts)
+    if model.text is None:
+        labels, order = choose_labels(model, label_order, count, seed, class_counts)
+    else:
+        labels, order = processes.broadcast_from_main(lambda: choose_prompts(model, data, count))
     guided, sampler = _describe(config.guidance), f"{config.sampler}, {config.steps} steps"
     settings = {
         "samples": f"{count:,} of {source}, guidance {guided}, {sampler}, seed {seed}",
@@ -123,7 +128,7 @@ def open_samples(
         for images in model.batches(labels, seed, count, config, batch, processes, callback=report):
             yield resized(images, made_size)
 
-    return Samples(batches, count, made_size, settings, folder, data, training, config.steps)
+    return Samples(batches, count, made_size, settings, folder, data, training, config.steps, model, config)
 
 
 def open_images(path: Path, size: tuple[int, ...] = ()) -> Dataset:

@@ -60,12 +60,7 @@ class DiffusionTask(Task):
 
     def evaluation_draws(self, positions: Positions) -> Batch:
         """Every label kept, and eight times in turn, so that the loss of one network is always the same."""
-        draws = self.draw(positions)
-        t = (torch.arange(positions.count) % EVALUATION_TIMES + 0.5).double() / EVALUATION_TIMES
-        steps = self.diffusion_loss.schedule.steps
-        if steps:
-            t = (t * (steps - 1)).round() / (steps - 1)
-        return {**draws, "t": t.to(draws["t"].dtype), "drop": torch.zeros_like(draws["drop"])}
+        return at_fixed_times(self.diffusion_loss, self.draw(positions))
 
     def loss(self, module: nn.Module, batch: Batch, draws: Batch) -> Tensor:
         """Sample the latents from their moments and denoise them."""
@@ -92,6 +87,15 @@ class DiffusionTask(Task):
         super().to(device)
         self.diffusion_loss.to(device)
         self.autoencoder.to(device)
+
+
+def at_fixed_times(loss: Loss, draws: Batch) -> Batch:
+    """Draws of a loss with ``EVALUATION_TIMES`` times in turn and no condition dropped."""
+    t = (torch.arange(len(draws["t"])) % EVALUATION_TIMES + 0.5).double() / EVALUATION_TIMES
+    steps = loss.schedule.steps
+    if steps:
+        t = (t * (steps - 1)).round() / (steps - 1)
+    return {**draws, "t": t.to(draws["t"].dtype), "drop": torch.zeros_like(draws["drop"])}
 
 
 class AutoencoderTask(Task):

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 import ditlab as api
+from ditlab.data import DataConfig, Dataset
 from ditlab.data.arrays import ArraySource
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import AutoencoderConfig, TextEncoderConfig
 from ditlab.errors import UserError
+from ditlab.evaluate.scenes import tasks
 from ditlab.models import DiTConfig
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.recipes import Recipe, train_recipe
 from ditlab.recipes.fine_tune import WORDS, fine_tuning
+from ditlab.recipes.language import caption_loss
 from ditlab.recipes.prepare import RunContext
 from ditlab.train import TrainConfig
 
@@ -182,3 +185,40 @@ def test_wrong_flags_of_prompts(trained: Path, flags: list[str], message: str, d
     made = ditlab("sample", trained, *flags)
     assert made.code == 2
     assert message in made.err
+
+
+def test_the_loss_is_lower_under_an_images_own_caption(trained: Path) -> None:
+    model, source = api.load(trained), captioned()
+    dataset = Dataset(source, DataConfig(source="given"))
+    loss = caption_loss(model, dataset)
+    assert loss.images == 18  # of 24, the others have no captions
+    assert loss.own < loss.none < loss.other
+    assert loss.preferred > 0.9
+    assert loss == caption_loss(model, dataset)
+    source.captions = [("red",)] * 24
+    with pytest.raises(UserError, match="all captions are the same"):
+        caption_loss(model, Dataset(source, DataConfig(source="given")))
+
+
+def test_a_model_of_scenes_is_measured_on_its_tasks(tmp_path: Path, ditlab) -> None:
+    flags = "--autoencoder.kind pixels --data.size 16 --data.limit 64 --model.depth 1 --model.width 16 --model.heads 2"
+    flags += (
+        " --model.patch 4 --train.images 64 --train.batch 32 --train.log 64 --train.checkpoint 64 --train.samples 64"
+    )
+    flags += " --sample.steps 2 --sample-images 4 --train.precision fp32"
+    trained = ditlab("train", "scenes", *flags.split(), "--out", tmp_path / "run")
+    assert trained.code == 0, trained
+    assert "64 images of 3x16x16, no classes, captions" in trained.out
+    measured = ditlab("evaluate", tmp_path / "run", "--network", "none", "--prompts", "2", "--guidance", "1")
+    assert measured.code == 0, measured
+    assert "Images that show what the prompt says" in measured.out
+    found = json.loads((tmp_path / "run" / "evaluation" / "language.json").read_text())
+    assert {(each["task"], each["held_out"]) for each in found["scenes"]["scores"]} == {
+        (task, held_out) for task in tasks() for held_out in (False, True)
+    }
+    assert all(each["count"] == 2 for each in found["scenes"]["scores"])
+    assert found["loss"]["of"] == "images of the test split"
+    assert "captions of 64 images of the test split" in found["settings"]["labels"]
+    nothing = ditlab("evaluate", "fashion", "--network", "none", "--count", "64")
+    assert nothing.code == 2
+    assert "fashion is no model of prompts" in nothing.err
