@@ -64,6 +64,8 @@ def _draw(dataset: Dataset, out: Path) -> None:
         blank = np.full((count - len(pixels), *dataset.shape), 255, np.uint8)
         picture.append(np.concatenate([pixels, blank]))
         if dataset.captions is not None:
-            captions += [" / ".join(dataset.captions[index]) for index in kept.tolist()] + [""] * len(blank)
+            shown = [dataset.captions[index] for index in kept.tolist()]
+            captions += [each[0] + f" (+{len(each) - 1})" * (len(each) > 1) if each else "" for each in shown]
+            captions += [""] * len(blank)
     images = np.concatenate(picture).transpose(0, 2, 3, 1)
     write_png(grid(images, columns, [names[present[k]] for k in chosen] if present else (), captions=captions), out)

@@ -91,8 +91,10 @@ def caption_lines(captions: Captions) -> list[str]:
         return []
     counts = Counter(min(len(each), 2) for each in captions)
     total, one, several, none = len(captions), counts[1], counts[2], counts[0]
-    line = f"captions: {one:,} of {total:,} images have one"
-    line += f", {several:,} {'has' if several == 1 else 'have'} several" if several else ""
+    parts = [f"{one:,} of {total:,} images have one"] * (one > 0 or not several)
+    if several:
+        parts.append(f"{several:,}{f' of {total:,} images' * (not one)} {'has' if several == 1 else 'have'} several")
+    line = f"captions: {', '.join(parts)}"
     line += f"; {none:,} without {'is' if none == 1 else 'are'} trained as unconditional" if none else ""
     return [line, HINT]
 

@@ -17,11 +17,12 @@ class DataConfig:
     """Which images, and their size. Checked when the data is opened."""
 
     source: str = "digits"
-    """Where the images come from: digits, scenes, fashion, mnist, folder, archive or parquet."""
+    """Where the images come from: digits, scenes, fashion, mnist, emoji, folder, archive or parquet."""
 
     path: str = ""
     """The folder of images, the archive (.tar, .tar.gz, .tar.zst, .zip, ...), the table (.parquet, .arrow, or a folder of
-    them), or a URL of one of these (hf://datasets/OWNER/NAME, s3://...); for fashion and mnist the folder of the IDX files."""
+    them), or a URL of one of these (hf://datasets/OWNER/NAME, s3://...); for fashion and mnist the folder of the IDX files; for
+    emoji the folder of the npm packages."""
 
     split: str = "train"
     """The split to use: train, valid or test. Without a test split, test is the valid one."""

@@ -10,6 +10,7 @@ from ditlab.data.archive import ARCHIVE_SUFFIXES, open_archive
 from ditlab.data.arrays import open_digits
 from ditlab.data.config import DataConfig, check_config, target_size
 from ditlab.data.dataset import DataInfo, Dataset
+from ditlab.data.emoji import open_emoji
 from ditlab.data.folder import FolderSource
 from ditlab.data.idx import KNOWN, open_known
 from ditlab.data.layout import EXPECTED
@@ -99,6 +100,7 @@ SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {
     "digits": _open_digits,
     "scenes": _open_scenes,
     **dict.fromkeys(KNOWN, _open_known),
+    "emoji": open_emoji,
     **dict.fromkeys(("folder", "archive", "parquet"), _open_path),
     "given": _open_given,
 }
