@@ -6,9 +6,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.errors import UserError, nearest
@@ -123,6 +124,10 @@ class TextConfig(ConditionConfig):
     """Number of ids; 0 for features."""
     tokens: int = 16
     """Tokens of a text when cost is counted; the network accepts any number."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """Features to tokens: a Linear, or PixArt-alpha's Linear, GELU, Linear."""
+    null_tokens: int = 1
+    """Learned tokens of an absent text."""
 
     def build(self, width: int, pooled: bool = True) -> TextEmbedding:  # noqa: D102
         return TextEmbedding(self, width, pooled)
@@ -197,25 +202,35 @@ class TextEmbedding(nn.Module):
     """Ids (N, S) or features (N, S, E) -> tokens (N, S, width) and, with ``pooled``, the mean of the valid ones (N, width).
 
     Features are projected. Ids are looked up and get sine-cosine positions, since a row of a table knows nothing of its
-    place; the mean of these tokens is the same for words in any order. An absent or empty text is one learned null token,
-    so that no row of the mask is empty.
+    place; the mean of these tokens is the same for words in any order. An absent or empty text is the learned null, one
+    token unless the config says more, so that no row of the mask is empty.
     """
 
     def __init__(self, config: TextConfig, width: int, pooled: bool = True):
         super().__init__()
         self.width = width
         self.table = nn.Embedding(config.vocabulary, width) if config.vocabulary else None
-        self.projection = None if config.vocabulary else nn.Linear(config.features, width)
+        self.projection: nn.Module | None = None
+        if config.features and config.projection == "linear":
+            self.projection = nn.Linear(config.features, width)
+        elif config.features:
+            first, second = nn.Linear(config.features, width), nn.Linear(width, width)
+            self.projection = nn.Sequential(first, nn.GELU(approximate="tanh"), second)
         self.pooled = nn.Linear(width, width) if pooled else None
-        self.null = nn.Parameter(torch.zeros(width))
+        self.null = nn.Parameter(
+            torch.zeros(width) if config.null_tokens == 1 else torch.zeros(config.null_tokens, width)
+        )
 
     def forward(self, entry: Entry) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens (N, S, width), their mask (N, S), and the pooled vector (N, width) or None."""
+        """Tokens (N, S, width), padded to those of the null; their mask (N, S); and the pooled vector (N, width) or None."""
         mask = entry.value.new_ones(entry.value.shape[:2], dtype=torch.bool) if entry.mask is None else entry.mask
         present = entry.present & mask.any(dim=1)
-        first = torch.arange(mask.shape[1], device=mask.device) == 0
-        mask = torch.where(present[:, None], mask, first)
-        tokens = torch.where(present[:, None, None], self._tokens(entry.value), self.null)
+        null = self.null.view(-1, self.null.shape[-1])  # (K, width)
+        length = max(mask.shape[1], len(null))
+        tokens = F.pad(self._tokens(entry.value), (0, 0, 0, length - mask.shape[1]))
+        mask = F.pad(mask, (0, length - mask.shape[1]))
+        mask = torch.where(present[:, None], mask, torch.arange(length, device=mask.device) < len(null))
+        tokens = torch.where(present[:, None, None], tokens, F.pad(null, (0, 0, 0, length - len(null))))
         if self.pooled is None:
             return tokens, mask, None
         weights = mask / mask.sum(dim=1, keepdim=True)

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specs import text_entry
 from torch import nn
 
-from ditlab.models import Condition, Entry
-from ditlab.models.condition_embedding import LabelEmbedding, TimestepEmbedding
+from ditlab.models import Condition, Entry, TextConfig
+from ditlab.models.condition_embedding import LabelEmbedding, TextEmbedding, TimestepEmbedding
 from ditlab.models.layout import sincos_positions
 from ditlab.models.tokens import Patching
 
@@ -137,3 +138,22 @@ def test_texts_of_two_lengths_form_one_batch() -> None:
     assert entry.value[0, 2:].eq(0).all()
     with pytest.raises(ValueError, match=r"\['text'\] and of \['labels'\]"):
         text(2).cat(Condition.of_labels(torch.tensor([0])))
+
+
+@pytest.mark.parametrize("padded", [2, 4, 9])
+def test_an_absent_text_is_the_tokens_of_the_null_and_a_present_one_is_padded_to_as_many(padded: int) -> None:
+    embedding = TextEmbedding(TextConfig(features=6, projection="mlp", null_tokens=4), 8)
+    nn.init.normal_(embedding.null, generator=torch.Generator().manual_seed(0))
+    entry = text_entry((2, 0, 1), padded)
+    assert entry.mask is not None
+    tokens, mask, pooled = embedding(replace(entry, present=torch.tensor([True, True, False])))
+    assert pooled is not None
+    assert tokens.shape == (3, max(padded, 4), 8)
+    assert mask.sum(dim=1).tolist() == [2, 4, 4]
+    assert torch.equal(tokens[1:, :4], embedding.null.expand(2, 4, 8))
+    first, second = embedding.projection[0], embedding.projection[2]  # type: ignore[index]
+    projected = second(F.gelu(first(entry.value[0, :2]), approximate="tanh"))
+    torch.testing.assert_close(tokens[0, :2], projected)
+    assert embedding.pooled is not None
+    torch.testing.assert_close(pooled[0], embedding.pooled(projected.mean(dim=0)))
+    torch.testing.assert_close(pooled[2], embedding.pooled(embedding.null.mean(dim=0)))
