@@ -21,10 +21,11 @@ DATA = {
         "get ImageNet (ILSVRC2012) from image-net.org, with an account, or from kaggle.com/c/imagenet-object-localization-"
         "challenge (ILSVRC/Data/CLS-LOC) and give the folder with train/n01440764/*.JPEG, one folder per class",
     ),
+    "emoji": "`ditlab data emoji` gets them",
     "folder": "for example photos/cat/1.jpg and photos/dog/2.jpg with --data.path photos, or images without sub-folders",
 }
 
-NAMES = ("digits", "fashion", "fashion-plane", "scenes", "cifar10", "folder", "imagenet256", "imagenet512")
+NAMES = ("digits", "fashion", "fashion-plane", "scenes", "emoji", "cifar10", "folder", "imagenet256", "imagenet512")
 
 
 def find_recipe(name: str) -> tuple[Recipe, Path]:

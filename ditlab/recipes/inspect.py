@@ -14,6 +14,7 @@ from ditlab.encoders import autoencoder_kind
 from ditlab.errors import UserError, check_divisible
 from ditlab.models import UNETS, Cost, DiTConfig, LatentSpec, NetworkConfig, UNetConfig, cost, labelled
 from ditlab.pipelines import Pipeline
+from ditlab.recipes.captions import text_encoder
 from ditlab.recipes.find import find_recipe
 from ditlab.recipes.recipe import network_spec
 from ditlab.train import TrainConfig
@@ -91,7 +92,8 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
             f"the images or the VAE of recipe {name!r} are not known yet; inspect a model such as DiT-XL/2, or a run"
         )
     dataset = open_data(recipe.data)
-    spec = network_spec(recipe, latent_shape(recipe.autoencoder, dataset.shape), len(dataset.names))
+    shape, text = latent_shape(recipe.autoencoder, dataset.shape), text_encoder(recipe, dataset)
+    spec = network_spec(recipe, shape, len(dataset.names), text)
     return Subject(recipe.model, spec, recipe.diffusion), None
 
 

@@ -17,16 +17,16 @@ from ditlab.train import TrainConfig
 recipe = Recipe(
     name="scenes",
     data=DataConfig(source="scenes"),
-    autoencoder=AutoencoderConfig(kind="kl", latent_channels=4, widths=(16, 32, 64), layers=1, kl_weight=2e-3),
+    autoencoder=AutoencoderConfig(kind="kl", latent_channels=4, widths=(16, 32, 64), layers=1, kl_weight=3e-4),
     autoencoder_train=TrainConfig(
-        images=240_000, batch=64, lr=2e-3, warmup=0.02, cooldown=0.4, ema=0.998, precision="bf16",
+        images=128_000, batch=64, lr=1e-3, warmup=0.02, cooldown=0.4, ema=0.998, precision="bf16",
         log=6_400, checkpoint=32_000, samples=64_000,
     ),
     text=TextEncoderConfig(kind="tokens"),
     model=DiTConfig(depth=6, width=192, heads=6, patch=1, block="adaln-in-context"),
     diffusion=DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False, times="logit-normal"),
     train=TrainConfig(
-        images=1_000_000, batch=128, lr=1e-3, warmup=0.02, cooldown=0.4, ema=0.999, precision="bf16",
+        images=1_000_000, batch=64, lr=1e-3, warmup=0.02, cooldown=0.4, ema=0.999, precision="bf16",
         log=6_400, checkpoint=51_200, samples=102_400,
     ),
     sample=SampleConfig(sampler="heun", steps=25, guidance=GuidanceConfig(scale=3.0)),
