@@ -21,6 +21,8 @@ class InspectOptions:
     """Image size in pixels of a published model; 0 is its own, 256 for latent models."""
     block: str = "adaln-zero"
     """Block design of a published DiT."""
+    text: int = 0
+    """Text tokens of a published DiT, in place of class labels; 0 is labels, or 32 tokens for a block of text."""
     batch: int = 256
     """Images of a training step, over all GPUs."""
     gpus: int = 1
@@ -38,7 +40,7 @@ class InspectOptions:
 def inspect(arguments: list[str]) -> None:
     """Print parameters, GMACs and training memory of a model."""
     options = parse(InspectOptions, arguments, "inspect")
-    for name, least in (("batch", 1), ("gpus", 1), ("microbatch", 0)):
+    for name, least in (("batch", 1), ("gpus", 1), ("microbatch", 0), ("text", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)} must be {least} or more")
     from ditlab.recipes import inspect_model
@@ -46,4 +48,4 @@ def inspect(arguments: list[str]) -> None:
 
     names = ("batch", "microbatch", "precision", "activation_checkpointing")
     train = TrainConfig(**{name: getattr(options, name) for name in names})
-    inspect_model(options.model, options.image, options.block, train, options.gpus, options.json)
+    inspect_model(options.model, options.image, options.block, train, options.gpus, options.json, options.text)

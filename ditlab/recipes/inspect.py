@@ -12,7 +12,19 @@ from ditlab.data import open_data
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import autoencoder_kind
 from ditlab.errors import UserError, check_divisible
-from ditlab.models import UNETS, Cost, DiTConfig, LatentSpec, NetworkConfig, UNetConfig, cost, labelled
+from ditlab.models import (
+    UNETS,
+    Cost,
+    DiTConfig,
+    LatentSpec,
+    NetworkConfig,
+    NetworkSpec,
+    TextConfig,
+    UNetConfig,
+    cost,
+    labelled,
+)
+from ditlab.models.blocks import BLOCKS
 from ditlab.pipelines import Pipeline
 from ditlab.recipes.captions import text_encoder
 from ditlab.recipes.find import find_recipe
@@ -35,6 +47,9 @@ UNET_INPUTS = {
     "unet": (32, 1, 3, False), "ADM-128": (128, 1, 3, True), "ADM-256": (256, 1, 3, True), "ADM-512": (512, 1, 3, True),
     "LDM-4": (256, 4, 3, False),
 }  # fmt: skip
+
+# A text of a published DiT: tokens where none are given, and the width of an encoder's features (MiniLM's).
+TEXT_TOKENS, TEXT_FEATURES = 32, 384
 
 HOW = ("microbatch", "precision", "activation_checkpointing")
 SHARINGS = {"one": "one GPU", "ddp": "DDP", "fsdp": "FSDP2"}
@@ -60,28 +75,35 @@ def paper_figure(name: str, image: int, block: str) -> tuple[float, int] | None:
 
 
 def _published_subject(
-    config: NetworkConfig, image: int, factor: int, channels: int, diffusion: DiffusionConfig
+    config: NetworkConfig, image: int, factor: int, channels: int, diffusion: DiffusionConfig, text: int = 0
 ) -> Subject:
-    """A published network of ImageNet's 1,000 classes."""
+    """A published network of ImageNet's 1,000 classes, or of a text of so many tokens."""
     check_divisible("images", (image, image), factor, f"the VAE's factor {factor}")
     latent = LatentSpec(channels, (image // factor, image // factor))
-    return Subject(config, labelled(latent, 1000, learned_variance=diffusion.learned_variance), diffusion)
+    spec = labelled(latent, 1000, learned_variance=diffusion.learned_variance)
+    if text:
+        spec = NetworkSpec(latent, (TextConfig(features=TEXT_FEATURES, tokens=text),), diffusion.learned_variance)
+    return Subject(config, spec, diffusion)
 
 
-def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, int] | None]:
+def _subject(name: str, image: int, block: str, text: int) -> tuple[Subject, tuple[float, int] | None]:
     """The network of ``name`` with its inputs, and the paper's figures of it."""
     if not Path(name).exists():
         if unet := next((known for known in UNETS if known.lower() == name.lower()), None):
-            if block != "adaln-zero":
-                raise UserError(f"{unet} is a U-Net; --block {block} is for DiTs only")
+            if block != "adaln-zero" or text:
+                flag = f"--text {text}" if text else f"--block {block}"
+                raise UserError(f"{unet} is a U-Net; {flag} is for DiTs only")
             own, factor, channels, learned_variance = UNET_INPUTS[unet]
             diffusion = DiffusionConfig(learned_variance=learned_variance)
             subject = _published_subject(UNetConfig.named(unet), image or own, factor, channels, diffusion)
             return subject, PAPER_UNETS.get(unet) if image in (0, own) else None
         if "/" in name:
             image = image or 256
-            subject = _published_subject(DiTConfig.named(name, block=block), image, 8, 4, DiffusionConfig())
-            return subject, paper_figure(name, image, block)
+            if block in BLOCKS and BLOCKS[block].text:
+                text = text or TEXT_TOKENS
+            config = DiTConfig.named(name, block=block)
+            subject = _published_subject(config, image, 8, 4, DiffusionConfig(), text)
+            return subject, None if text else paper_figure(name, image, block)
     if (Path(name) / "model.json").exists() or name.endswith(".safetensors"):
         model = Pipeline.load(name)
         return Subject(model.network.config, model.network.spec, model.diffusion), None
@@ -97,13 +119,13 @@ def _subject(name: str, image: int, block: str) -> tuple[Subject, tuple[float, i
     return Subject(recipe.model, spec, recipe.diffusion), None
 
 
-def inspect_model(model: str, image: int, block: str, train: TrainConfig, gpus: int, json: bool) -> None:
+def inspect_model(model: str, image: int, block: str, train: TrainConfig, gpus: int, json: bool, text: int = 0) -> None:
     """Print the cost of a published model, a recipe or a run folder, and its memory in training, as tables or as JSON.
 
-    Image size (0: its own) and block design are of a published model; ``gpus`` share a step. Raises UserError for an
-    unknown model, or a size or batch that is not divisible.
+    Image size (0: its own), block design and text tokens (0: class labels) are of a published model; ``gpus`` share a step.
+    Raises UserError for an unknown model, or a size or batch that is not divisible.
     """
-    subject, paper = _subject(model, image, block)
+    subject, paper = _subject(model, image, block, text)
     counted, sharings = cost(subject.config, subject.shape), training_memory(subject, train, gpus)
     an_image = {
         name: kept_bytes(subject, 1, train.precision == "bf16", recompute)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from specs import image_spec, spec_of_block
 
@@ -159,3 +161,16 @@ def test_shared_modulation_is_one_linear_and_a_table_a_block_and_in_the_final_la
     assert counted.macs["blocks: modulation"] == 0
     assert counted.parameters["final layer"] == 2 * d + (d + 1) * 16
     assert sum(counted.parameters.values()) == counted.total_parameters
+
+
+def test_the_pages_counts_of_text_are_those_of_the_networks() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    lines = page.split("GMACs with shared modulation |\n")[1].split("\n\n")[0].splitlines()[1:]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    assert {row[0] for row in rows} == set(BLOCKS) - {"adaln"}
+    spec = NetworkSpec(LatentSpec(4, (32, 32)), (TextConfig(features=384, tokens=32),), learned_variance=True)
+    for block, *counts in rows:
+        for shared, pair in ((False, counts[:2]), (True, counts[2:])):
+            if any(pair):
+                counted = cost(DiTConfig.named("B/2", block=block, shared_modulation=shared), spec)
+                assert pair == [f"{counted.total_parameters:,}", f"{counted.gmacs:.4f}"], block

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from ditlab.cli.main import COMMANDS
 from ditlab.diffusion import DiffusionConfig, Positions
-from ditlab.models import Condition, DiTConfig, Network, UNetConfig, build
+from ditlab.models import Condition, DiTConfig, LatentSpec, Network, NetworkSpec, TextConfig, UNetConfig, build, cost
 from ditlab.models.blocks import AdaLNZeroBlock, BlockConfig
 from ditlab.models.layout import Layout
 from ditlab.recipes import find_recipe
@@ -366,6 +366,17 @@ def test_inspect_prints_memory_by_what_it_is_for(ditlab):
         assert words in alone
     assert "bfloat16 copies" not in alone
     assert "FSDP2" not in alone
+
+
+def test_a_published_model_of_text_is_counted_with_its_tokens(ditlab, refused):
+    found = json.loads(ditlab("inspect", "DiT-S/8", "--block", "joint", "--text", 11, "--json").out)
+    spec = NetworkSpec(LatentSpec(4, (32, 32)), (TextConfig(features=384, tokens=11),), learned_variance=True)
+    expected = cost(DiTConfig.named("S/8", block="joint"), spec)
+    assert (found["parameters"], found["gmacs"]) == (expected.total_parameters, expected.gmacs)
+    assert found["parts"]["blocks: text-mlp"]["gmacs"] == expected.macs["blocks: text-mlp"] / 1e9
+    assert "paper" not in found
+    refused(["inspect", "ADM-128", "--text", "11"], "ADM-128 is a U-Net", "--text 11")
+    refused(["inspect", "DiT-S/8", "--text", "-1"], "--text -1 must be 0 or more")
 
 
 def test_a_mistake_of_memory_flags_is_one_line(refused):
