@@ -119,6 +119,8 @@ class TextConfig(ConditionConfig):
     """Width of the encoder's features; 0 for ids."""
     vocabulary: int = 0
     """Number of ids; 0 for features."""
+    frozen: bool = False
+    """The embeddings of ids keep their random values."""
     tokens: int = 16
     """Tokens of a text when cost is counted; the network accepts any number."""
 
@@ -203,6 +205,8 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.width = width
         self.table = nn.Embedding(config.vocabulary, width) if config.vocabulary else None
+        if self.table is not None and config.frozen:
+            self.table.requires_grad_(False)
         self.projection = None if config.vocabulary else nn.Linear(config.features, width)
         self.pooled = nn.Linear(width, width) if pooled else None
         self.null = nn.Parameter(torch.zeros(width))
@@ -221,7 +225,7 @@ class TextEmbedding(nn.Module):
 
     def _tokens(self, value: Tensor) -> Tensor:
         if self.projection is not None:
-            return self.projection(value)
+            return self.projection(value.to(self.projection.weight.dtype))  # cached features are float16
         assert self.table is not None
         places = torch.arange(value.shape[1], device=value.device)[:, None]
         half = self.width // 2

@@ -15,7 +15,7 @@ from ditlab.data.arrays import ArraySource
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import AutoencoderConfig, TextEncoderConfig
 from ditlab.errors import UserError
-from ditlab.models import DiTConfig
+from ditlab.models import DiTConfig, build
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.recipes import Recipe, train_recipe
 from ditlab.recipes.prepare import RunContext
@@ -112,6 +112,23 @@ def test_a_run_resumes_and_refuses_other_captions(trained: Path, tmp_path: Path)
             replace(longer, train=replace(longer.train, images=192)),
             RunContext(tmp_path / "colours", torch.device("cpu"), lambda line: None, images=other),
         )
+
+
+def test_frozen_embeddings_keep_their_random_values(tmp_path: Path) -> None:
+    short = replace(RECIPE.train, checkpoint=64, log=64, samples=64, max_grad_norm=1.0)
+    tables = []
+    for frozen, images in ((True, 64), (True, 128), (False, 128)):
+        recipe = replace(RECIPE, text=replace(RECIPE.text, frozen=frozen), train=replace(short, images=images))
+        model = run(tmp_path / f"{frozen}", recipe)  # the second resumes the first
+        tables.append(model.network.get_parameter("condition_embedding.text.table.weight"))
+    first = build(recipe.model, model.network.spec).initialise(torch.Generator().manual_seed(recipe.seed))
+    expected = first.get_parameter("condition_embedding.text.table.weight")
+    assert torch.equal(tables[0], expected)
+    assert torch.equal(tables[1], expected)
+    assert not torch.equal(tables[2], expected)
+    trained = api.load(tmp_path / "True")
+    assert trained.facts["images"] == 128
+    assert trained.network.spec.conditions[0].frozen  # type: ignore[attr-defined]
 
 
 def test_captions_go_with_latents(tmp_path: Path) -> None:
