@@ -16,8 +16,10 @@ ORDER = (
 )  # fmt: skip
 FOLDERS = tuple(name for name in ORDER if (PACKAGE / name).is_dir())
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("diffusers", "sklearn", "pyarrow", "zstandard", "huggingface_hub", "matplotlib")  # imported inside functions
-FORBIDDEN = ("torchvision", "timm", "transformers", "accelerate")
+HEAVY = (  # imported inside functions
+    "diffusers", "sklearn", "pyarrow", "zstandard", "huggingface_hub", "matplotlib", "transformers",
+)  # fmt: skip
+FORBIDDEN = ("torchvision", "timm", "accelerate")
 
 
 def names(path: Path) -> str:

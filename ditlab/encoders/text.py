@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from ditlab.errors import UserError
@@ -16,12 +17,21 @@ from ditlab.errors import UserError
 class TextEncoderConfig:
     """How captions and prompts become inputs of the network."""
 
-    kind: Literal["none", "tokens"] = "none"
-    """none: the network is conditioned on labels; tokens: on captions, by embeddings of their words that it trains."""
+    kind: Literal["none", "tokens", "minilm", "transformers"] = "none"
+    """none: the network is conditioned on labels. tokens: on captions, by embeddings of their words that it trains. minilm:
+    on features of the frozen all-MiniLM-L6-v2. transformers: on those of any frozen language model at ``path``."""
     max_tokens: int = 64
     """Tokens of a text that are used; the others are dropped."""
     vocabulary: int = 8192
-    """Words of ``tokens``, at most: the most frequent ones of the captions."""
+    """Words, at most: the most frequent ones of the captions (tokens)."""
+    frozen: bool = False
+    """Embeddings of words are random vectors that are not trained (tokens)."""
+    path: str = ""
+    """Folder or hub id of a language model, such as google/t5-v1_1-base (transformers)."""
+    layers: tuple[int, ...] = ()
+    """Layers whose outputs are averaged, each normalised; empty: the model's output (minilm, transformers)."""
+    cache: str = ""
+    """Folder of the encoded captions; empty: RUN-captions (minilm, transformers)."""
 
     def check(self) -> None:
         """Raise UserError for a value that is out of range."""
@@ -73,6 +83,12 @@ class TextEncoder(ABC):
 
         The tokens of a text do not depend on the other texts. A text without tokens is replaced by the network's null.
         """
+
+    def to(self, device: torch.device | str) -> None:  # noqa: B027 - for encoders with weights
+        """Encode on this device from now on; what is returned stays on the CPU."""
+
+    def release(self) -> None:  # noqa: B027 - for encoders with weights
+        """Free the memory of the weights; they are loaded again when they are needed."""
 
     def notes(self, text: str) -> list[str]:
         """What of a text is not used, as lines for the user; empty where all is."""

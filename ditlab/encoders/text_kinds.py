@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ditlab.encoders.text import TextEncoder, TextEncoderConfig
+from ditlab.encoders.text_frozen import FrozenText, MiniLM
 from ditlab.encoders.text_tokens import WordTokens
 from ditlab.errors import UserError, nearest
 
-TEXT_ENCODERS: dict[str, type[TextEncoder]] = {each.kind: each for each in (WordTokens,)}
+TEXT_ENCODERS: dict[str, type[TextEncoder]] = {each.kind: each for each in (WordTokens, MiniLM, FrozenText)}
 
 
 def _kind(name: str) -> type[TextEncoder]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
 from ditlab.errors import UserError
+from ditlab.runtime.console import quiet_loading
 
 # Stable Diffusion's VAE: with decoders fine-tuned with EMA weights and for the squared error, and the original.
 SD_VAES = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse", "CompVis/stable-diffusion-v1-4")
@@ -129,7 +127,7 @@ def load_pretrained(path: str, subfolder: str = "") -> DiffusersAutoencoder:
         raise UserError(f"a pretrained autoencoder needs --autoencoder.path: a folder or a hub id, such as {known}")
     kwargs = {"subfolder": subfolder} if subfolder else {}
     try:
-        with _quiet(diffusers):
+        with quiet_loading(diffusers):
             config = diffusers.AutoencoderKL.load_config(path, **kwargs)
             name = config.get("_class_name", "AutoencoderKL")
             if name not in ("AutoencoderKL", "AutoencoderTiny"):
@@ -158,22 +156,6 @@ def _stored(folder: Path) -> dict[str, object]:
         if variants:
             return {"use_safetensors": kind == "safetensors", "variant": variants[0] or None}
     return {"use_safetensors": True}
-
-
-@contextlib.contextmanager
-def _quiet(diffusers: Any) -> Iterator[None]:
-    """Silence the log lines and warnings of diffusers and the hub client during loading; errors are still raised."""
-    verbosity, hub = diffusers.logging.get_verbosity(), logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)
-    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
-            yield
-    finally:
-        diffusers.logging.set_verbosity(verbosity)
-        hub.setLevel(level)
 
 
 def _diffusers() -> Any:

@@ -122,6 +122,8 @@ class TextConfig(ConditionConfig):
     """Width of the encoder's features; 0 for ids."""
     vocabulary: int = 0
     """Number of ids; 0 for features."""
+    frozen: bool = False
+    """The embeddings of ids keep their random values."""
     tokens: int = 16
     """Tokens of a text when cost is counted; the network accepts any number."""
     projection: Literal["linear", "mlp"] = "linear"
@@ -210,6 +212,8 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.width = width
         self.table = nn.Embedding(config.vocabulary, width) if config.vocabulary else None
+        if self.table is not None and config.frozen:
+            self.table.requires_grad_(False)
         self.projection: nn.Module | None = None
         if config.features and config.projection == "linear":
             self.projection = nn.Linear(config.features, width)
@@ -238,7 +242,7 @@ class TextEmbedding(nn.Module):
 
     def _tokens(self, value: Tensor) -> Tensor:
         if self.projection is not None:
-            return self.projection(value)
+            return self.projection(value.to(self.null.dtype))  # cached features are float16
         assert self.table is not None
         places = torch.arange(value.shape[1], device=value.device)[:, None]
         half = self.width // 2

@@ -97,6 +97,8 @@ class Model:
         """Move everything to a device."""
         self.denoiser.to(device)
         self.autoencoder.to(device)
+        if self.text is not None:
+            self.text.to(device)
         self._prepared, self._compiled = None, False
         return self
 

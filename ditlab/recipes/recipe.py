@@ -164,7 +164,9 @@ def network_spec(
     )
     if text is None:
         return labelled(latent, class_count, null=null, learned_variance=variance)
-    condition = TextConfig(features=text.features, vocabulary=text.vocabulary, tokens=text.max_tokens, null=null)
+    condition = TextConfig(
+        features=text.features, vocabulary=text.vocabulary, frozen=recipe.text.frozen, tokens=text.max_tokens, null=null
+    )  # fmt: skip
     return NetworkSpec(latent, (condition,), variance)
 
 

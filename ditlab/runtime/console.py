@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,6 +52,25 @@ def without_bars() -> Iterator[None]:
         yield
     finally:
         _bars.reset(token)
+
+
+@contextmanager
+def quiet_loading(library: Any) -> Iterator[None]:
+    """Silence log lines and warnings of diffusers or transformers, and of the hub client, while a model is loaded.
+
+    Errors are still raised.
+    """
+    verbosity, hub = library.logging.get_verbosity(), logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    library.logging.set_verbosity(library.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
+            yield
+    finally:
+        library.logging.set_verbosity(verbosity)
+        hub.setLevel(level)
 
 
 def duration(seconds: float) -> str:

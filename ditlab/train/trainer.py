@@ -79,6 +79,8 @@ class Trainer:
         tensors = {f"weights.{name}": tensor for name, tensor in module.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}
         for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             state = self.optimiser.state[parameter]
             if not state:  # AdamW's own initial state
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

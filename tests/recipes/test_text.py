@@ -17,7 +17,7 @@ from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import AutoencoderConfig, TextEncoderConfig
 from ditlab.errors import UserError
 from ditlab.evaluate.scenes import tasks
-from ditlab.models import DiTConfig
+from ditlab.models import DiTConfig, build
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.recipes import Recipe, train_recipe
 from ditlab.recipes.fine_tune import WORDS, fine_tuning
@@ -131,6 +131,23 @@ def test_a_fine_tuned_model_keeps_the_words_of_the_same_captions_only(trained: P
         assert torch.allclose(found, table, atol=1e-5) == kept
         (line,) = [line for line in lines if "kept" in line]
         assert ("new: text embedding" in line) != kept
+
+
+def test_frozen_embeddings_keep_their_random_values(tmp_path: Path) -> None:
+    short = replace(RECIPE.train, checkpoint=64, log=64, samples=64, max_grad_norm=1.0)
+    tables = []
+    for frozen, images in ((True, 64), (True, 128), (False, 128)):
+        recipe = replace(RECIPE, text=replace(RECIPE.text, frozen=frozen), train=replace(short, images=images))
+        model = run(tmp_path / f"{frozen}", recipe)  # the second resumes the first
+        tables.append(model.network.get_parameter("condition_embedding.text.table.weight"))
+    first = build(recipe.model, model.network.spec).initialise(torch.Generator().manual_seed(recipe.seed))
+    expected = first.get_parameter("condition_embedding.text.table.weight")
+    assert torch.equal(tables[0], expected)
+    assert torch.equal(tables[1], expected)
+    assert not torch.equal(tables[2], expected)
+    trained = api.load(tmp_path / "True")
+    assert trained.facts["images"] == 128
+    assert trained.network.spec.conditions[0].frozen  # type: ignore[attr-defined]
 
 
 def test_captions_go_with_latents(tmp_path: Path) -> None:
