@@ -27,7 +27,8 @@ tasks = task_names
 _BATCH = 64  # images parsed at a time
 _LARGEST = 64  # pixels of the shorter side; larger images are averaged down
 _SAME_COLOUR = 80  # largest distance in RGB, 0 to 255, of an object's mean colour from the colour's own
-_OVERLAP = 0.85  # least intersection over union of an object with the outline of its shape
+_OVERLAP = 0.75  # least intersection over union of an object with the outline of its shape
+_CLEARER = 0.05  # least difference of it to the next shape
 _RADII = (0.7 * RADII["small"][0], 1.2 * ALONE)  # of an object, not of a dot or of a coloured background
 _SIZE_LIMIT = (RADII["small"][1] + RADII["large"][0]) / 2  # radius
 _MIDDLE = 0.08  # farthest of a centre from the middle of a side, in fractions of it
@@ -134,13 +135,14 @@ def _recognise(pixels: np.ndarray, shares: np.ndarray, colour: str, unit: float)
     area = shares.sum()
     rows, columns = np.arange(shares.shape[0])[:, None] + 0.5, np.arange(shares.shape[1]) + 0.5
     x, y = float((shares * columns).sum() / area), float((shares * rows).sum() / area)
-    overlaps = {}
+    overlaps = []
     for shape in SHAPES:
         outline = _sharpened(coverage(shape, columns - x, rows - y, math.sqrt(area / _AREAS[shape])))
-        overlaps[shape] = np.minimum(outline, shares).sum() / np.maximum(outline, shares).sum()
-    shape = max(overlaps, key=lambda name: overlaps[name])
+        overlap = np.minimum(outline, shares).sum() / np.maximum(outline, shares).sum()
+        overlaps.append((float(overlap), shape))
+    (second, _), (best, shape) = sorted(overlaps)[-2:]
     radius = math.sqrt(area / _AREAS[shape]) / unit
-    clear = overlaps[shape] >= _OVERLAP and _RADII[0] <= radius <= _RADII[1]
+    clear = best >= _OVERLAP and best - second >= _CLEARER and _RADII[0] <= radius <= _RADII[1]
     return Item(colour if known else "", shape if clear else "", x / unit, y / unit, radius)
 
 
