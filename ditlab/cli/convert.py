@@ -14,11 +14,11 @@ from ditlab.runtime.console import log
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Convert a checkpoint of DiT, SiT, REPA, LightningDiT or diffusers to a ditlab model."""
+    """Convert a checkpoint of DiT, SiT, REPA, LightningDiT, PixArt or diffusers to a ditlab model."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A .safetensors or .pt file (of a .pt only tensors are loaded, no code runs), a folder of a diffusers DiTPipeline or of
-    its transformer, or a hub id."""
+    """A .safetensors or .pt file (of a .pt only tensors are loaded, no code runs), a folder of a diffusers DiT or PixArt
+    pipeline or of its transformer, or a hub id."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder for the new model."""
     vae: str = ""

@@ -107,15 +107,20 @@ def read(folder: Path) -> Pipeline:
     index = record(folder / INDEX)
     if index.get("_class_name") != "DiTPipeline":
         raise UserError(f"{folder} holds a {index.get('_class_name')}; ditlab reads a DiTPipeline, and folders of VAEs")
-    scheduler = record(folder / "scheduler" / "scheduler_config.json")
-    for name, value in SCHEDULER.items():
-        if scheduler.get(name, value) != value:
-            raise UserError(f"{folder} has a scheduler with {name} {scheduler[name]}; ditlab's linear-beta has {value}")
+    check_scheduler(folder)
     names = index.get("id2label") or {}
     known = [names.get(str(label)) for label in range(len(names))]
     found = read_transformer(folder / "transformer", len(known) if None not in known else 0)
     labels = [str(name) for name in known] if len(known) == found.network.spec.classes else []
     return assemble(found, load_vae(found.network, str(folder), "vae"), labels, SampleConfig("ddim", 50), folder.name)
+
+
+def check_scheduler(folder: Path) -> None:
+    """Raise UserError for a pipeline whose process is not the paper's."""
+    scheduler = record(folder / "scheduler" / "scheduler_config.json")
+    for name, value in SCHEDULER.items():
+        if scheduler.get(name, value) != value:
+            raise UserError(f"{folder} has a scheduler with {name} {scheduler[name]}; ditlab's linear-beta has {value}")
 
 
 def read_transformer(folder: Path, named: int = 0) -> official.Imported:

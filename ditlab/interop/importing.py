@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ditlab.errors import UserError
-from ditlab.interop import diffusers_pipeline, official
+from ditlab.interop import diffusers_pipeline, official, pixart
 from ditlab.interop.assemble import assemble, load_vae
 from ditlab.interop.checkpoint import DIFFUSERS, folder_weights, read_weights
 from ditlab.interop.find import find_folder
 from ditlab.interop.settings import Choices
 from ditlab.models.network import describe
-from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.pipelines import Pipeline
 from ditlab.runtime.console import log_nothing
 
 VAE = "stabilityai/sd-vae-ft-ema"
@@ -31,8 +31,8 @@ def import_model(
     """Write a ditlab model into the folder ``out``; returns it.
 
     Args:
-        source: a .pt or .safetensors, a folder of a DiTPipeline, of its transformer alone or of one file of weights, or the
-            hub id of one.
+        source: a .pt or .safetensors, a folder of a DiTPipeline or PixArt's pipeline, of its transformer alone or of one file
+            of weights, or the hub id of one.
         out: the new model's folder.
         vae: a folder or hub id of a VAE, or ``pixels``; empty: the pipeline's own, else Stable Diffusion's.
         choices: what the checkpoint does not say.
@@ -47,21 +47,24 @@ def import_model(
     path, choices = Path(source), choices or Choices()
     if not path.is_file():
         path = find_folder(source)
-    if (path / diffusers_pipeline.INDEX).is_file():
+    whole = (path / diffusers_pipeline.INDEX).is_file()
+    if whole and pixart.is_pipeline(diffusers_pipeline.record(path / diffusers_pipeline.INDEX)):
+        diffusers_pipeline.check_scheduler(path)
+        found = _network(path / "transformer", choices)
+        autoencoder = load_vae(found.network, vae) if vae else load_vae(found.network, str(path), "vae")
+    elif whole:
         model = _of_pipeline(path, vae, choices)
         log(f"network: {describe(model.network.config)}")
+        model.save(out)
+        return out
     else:
         found = _network(path, choices)
-        for note in (f"network: {describe(found.network.config)}", *found.notes):
-            log(note)
-        chosen = vae or VAE
-        if not vae:
-            log(f"autoencoder: {VAE}, assumed; else give --vae")
-        autoencoder = load_vae(found.network, chosen)
-        flow = found.diffusion.schedule == "rectified-flow"
-        defaults = SampleConfig("heun", 25) if flow else SampleConfig()
-        model = assemble(found, autoencoder, [], defaults, path.name)
-    model.save(out)
+        autoencoder = load_vae(found.network, vae or VAE)
+    for note in (f"network: {describe(found.network.config)}", *found.notes):
+        log(note)
+    if not (vae or whole):
+        log(f"autoencoder: {VAE}, assumed; else give --vae")
+    assemble(found, autoencoder, [], found.defaults, path.name).save(out)
     return out
 
 
@@ -70,12 +73,16 @@ def _network(path: Path, choices: Choices) -> official.Imported:
     folder = path if path.is_dir() else path.parent
     weights = folder_weights(path) if path.is_dir() else read_weights(path)
     if not weights.diffusers:
-        return official.imported(weights, path, choices)
+        layout = pixart if pixart.MARK in weights.tensors else official
+        return layout.imported(weights, path, choices)
     if not (folder / diffusers_pipeline.CONFIG).is_file():
         raise UserError(
-            f"{path} has the weights of diffusers' DiTTransformer2DModel ({DIFFUSERS}); the config.json that belongs to it is "
+            f"{path} has the weights of a transformer of diffusers ({DIFFUSERS}); the config.json that belongs to it is "
             "missing next to it"
         )
+    config = diffusers_pipeline.record(folder / diffusers_pipeline.CONFIG)
+    if config.get("_class_name") == pixart.TRANSFORMER:
+        return pixart.read_transformer(folder, config)
     return diffusers_pipeline.read_transformer(folder)
 
 

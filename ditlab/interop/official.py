@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -22,7 +22,7 @@ from ditlab.interop.flow_layouts import ROPE, drop_variance, fold_norms, rename_
 from ditlab.interop.settings import Choices, classes_of, diffusion_of, flag, heads_of, process_of
 from ditlab.models import DiT, DiTConfig, LatentSpec, Network, labelled
 from ditlab.models.layout import sincos_positions
-from ditlab.pipelines import Pipeline
+from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.runtime import files
 from ditlab.runtime.weights import check_weights
 
@@ -52,7 +52,8 @@ LATER = (
 )  # options of blocks that the layout has no place for
 
 
-def _renamed(name: str, table: dict[str, str]) -> str:
+def renamed(name: str, table: dict[str, str]) -> str:
+    """A tensor's name with the parts replaced that a table has."""
     for old, new in table.items():
         name = name.replace(old, new)
     return name
@@ -60,11 +61,12 @@ def _renamed(name: str, table: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Imported:
-    """A network of other code: in evaluation mode, the process it was trained for, and notes for the user."""
+    """A network of other code: in evaluation mode, its process, notes for the user, and how it samples by default."""
 
     network: DiT
     diffusion: DiffusionConfig
     notes: tuple[str, ...] = ()
+    defaults: SampleConfig = field(default_factory=SampleConfig)
 
 
 def read(path: str | Path, heads: int = 0) -> DiT:
@@ -134,14 +136,16 @@ def imported(weights: Weights, path: Path, choices: Choices) -> Imported:
     built = DiT(config, spec)
     tensors["x_embedder.proj.weight"] = kernel.flatten(1)
     _check(tensors, built, path)
-    built.load_state_dict({_renamed(name, NAMES): tensor.float() for name, tensor in tensors.items()})
-    return Imported(built.eval(), diffusion_of(process, spec.learned_variance, null), tuple(filter(None, notes)))
+    built.load_state_dict({renamed(name, NAMES): tensor.float() for name, tensor in tensors.items()})
+    diffusion = diffusion_of(process, spec.learned_variance, null)
+    defaults = SampleConfig() if process == "dit" else SampleConfig("heun", 25)
+    return Imported(built.eval(), diffusion, tuple(filter(None, notes)), defaults)
 
 
 def _check(tensors: dict[str, Tensor], network: DiT, path: Path) -> None:
     """Raise UserError for the first tensor, by its public name, that the network lacks or the tensors lack."""
     table = {ours: theirs for theirs, ours in NAMES.items()}
-    expected = {_renamed(name, table): tensor for name, tensor in network.state_dict().items()}
+    expected = {renamed(name, table): tensor for name, tensor in network.state_dict().items()}
     check_weights(expected, tensors, path, identify(tensors))
 
 
@@ -200,7 +204,7 @@ def state_dict(network: Network) -> dict[str, Tensor]:
     """A DiT's weights in the public layout, which does not contain the number of heads; errors as ``fits``."""
     config, latent = fits(network).config, network.spec.latent
     table = {ours: theirs for theirs, ours in NAMES.items()}
-    tensors = {_renamed(name, table): tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    tensors = {renamed(name, table): tensor.detach().clone() for name, tensor in network.state_dict().items()}
     kernel = tensors["x_embedder.proj.weight"]
     tensors["x_embedder.proj.weight"] = kernel.view(config.width, latent.channels, config.patch, config.patch)
     tensors[POSITIONS] = sincos_positions(config.width, (latent.size[0] // config.patch,) * 2)[None]
