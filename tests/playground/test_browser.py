@@ -301,7 +301,7 @@ def test_inspect_an_image(visit: Visit):
     visit.status("4 x 4 = 16 tokens", "inspect-message")
     visit.choose("Model", "fashion")
     visit.until(lambda: ranges() == ["5", "48"])
-    expect(page.locator("#inspect-message")).not_to_contain_text("tokens")  # nothing of the other model
+    expect(page.locator("#inspect-message")).not_to_contain_text("tokens", timeout=WAIT)  # nothing of the other model
     visit.choose("Label", "sneaker")
     visit.button("Inspect").click()
     visit.status("7 x 7 = 49 tokens", "inspect-message")
@@ -309,7 +309,7 @@ def test_inspect_an_image(visit: Visit):
     box = page.locator("#patches img").bounding_box()
     assert box is not None
     page.locator("#patches img").click(position={"x": box["width"] / 2, "y": box["height"] / 2})
-    expect(page.get_by_label("number input for Patch")).to_have_value("24")
+    expect(page.get_by_label("number input for Patch")).to_have_value("24", timeout=WAIT)
     visit.until(lambda: not np.array_equal(visit.image("attention"), before))
     for place in ("predictions", "channels", "modulation"):
         assert min(visit.image(place).shape[:2]) > 60
