@@ -53,6 +53,11 @@ _HINTS: dict[tuple[str, ...], str] = {
         "num-inference-steps num-sampling-steps num-steps sampling-steps ddim-steps steps"
     ),
     ("--sampler", "--sample.sampler"): "scheduler solver",
+    ("--negative", "--sample.negative"): "negative-prompt negative-prompts uncond-prompt n-prompt",
+    ("--prompts (a file, one prompt a line)",): "prompt-file prompts-file validation-prompts from-file",
+    ("--text.kind", ): "text-encoder text-encoder-path encoder",
+    ("--data.caption",): "caption-column caption-col caption-extension",
+    ("--diffusion.shift",): "shift flow-shift timestep-shift",
     ("--labels",): "class classes class-labels class-ids label",
     ("--batch",): "per-proc-batch-size sample-batch-size together",
     ("--seed",): "global-seed random-seed manual-seed",

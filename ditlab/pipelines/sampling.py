@@ -51,6 +51,7 @@ FAMILIAR = {
     "num_steps": "steps", "scheduler": "sampler", "generator": "seed", "class_labels": "labels", "num_images": "count",
     "num_images_per_prompt": "count", "batch_size": "batch", "height": "size", "width": "size", "latents": "noise",
     "output_type": "return_type", "callback_on_step_end": "callback",
+    "prompt": "prompts", "text": "prompts", "negative_prompt": "negative", "negative_prompts": "negative",
 }  # fmt: skip
 
 
