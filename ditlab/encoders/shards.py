@@ -111,12 +111,12 @@ def _load(file: Path | io.BytesIO, mmap_mode: Literal["r"] | None = None) -> Any
             raise ValueError(str(error)) from error
 
 
-def read_rows(content: bytes, checksum: int | None = None) -> np.ndarray:
-    """Rows int64 (N, 4) from the content of a rows file; raises DAMAGED if its checksum or shape is wrong."""
+def read_rows(content: bytes, checksum: int | None = None, columns: int = 4) -> np.ndarray:
+    """Rows int64 (N, columns) from the content of a rows file; raises DAMAGED if its checksum or shape is wrong."""
     if checksum is not None and zlib.crc32(content) != checksum:
         raise ValueError("wrong checksum")
     rows = _load(io.BytesIO(content))
-    if rows.shape[1:] != (4,):
+    if rows.shape[1:] != (columns,):
         raise ValueError("written by an earlier version")
     return rows
 

@@ -127,17 +127,20 @@ class Model:
             raise UserError("this model takes prompts, not labels: give prompts=[...]")
         return labels if prompts is None else prompts
 
-    def condition(self, labels: Labels, count: int) -> Condition:
-        """The condition of images 0 .. count - 1, of labels or prompts used in turn.
+    def turn(self, labels: Labels) -> Condition:
+        """The condition of each of the labels or prompts, which images use in turn: image k that of row k % count.
 
         Raises:
             UserError: a label that the model does not have, or a prompt that is no text.
         """
         if self.text is None:
-            return Condition.of_labels(self.label_indices(labels, count))
-        texts = self._texts(labels)
-        encoded = self.text.encode(texts)
-        return Condition.of_text(*encoded).select(torch.arange(count) % len(texts))
+            return Condition.of_labels(torch.tensor(self._chosen(labels) or [NULL], dtype=torch.int64))
+        return Condition.of_text(*self.text.encode(self._texts(labels)))
+
+    def condition(self, labels: Labels, count: int) -> Condition:
+        """The condition of images 0 .. count - 1; UserError as of ``turn``."""
+        turn = self.turn(labels)
+        return turn.select(torch.arange(count) % turn.count)
 
     def descriptions(self, labels: Labels, count: int) -> tuple[Tensor, tuple[str, ...]]:
         """Indices of the labels or prompts of images 0 .. count - 1, int64 (count,), and the names they are indices of."""

@@ -121,7 +121,7 @@ class Pipeline(Model):
         """
         if count < 1 or batch < 1:
             raise UserError(f"count {count} and batch {batch} must be 1 or more")
-        condition, part = self.condition(labels, count), batch
+        turn, part = self.turn(labels), batch
         every = range(processes.rank * batch, count, processes.size * batch)
         for first in every if starts is None else starts:
             stop, made = min(first + batch, count), []
@@ -133,7 +133,7 @@ class Pipeline(Model):
                 try:
                     generators = image_generators(seed, first, len(rows))
                     begin = None if noise is None else noise[rows]
-                    trajectory = self.trajectory(condition.select(rows), generators, config, size, begin)
+                    trajectory = self.trajectory(turn.select(rows % turn.count), generators, config, size, begin)
                     made.append(self._finish(trajectory, config, first, wanted, callback))
                     first += wanted
                 except torch.OutOfMemoryError:

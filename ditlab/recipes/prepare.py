@@ -51,7 +51,7 @@ class RunContext:
     images: Source | None = None
 
     def sibling(self, name: str) -> Path:
-        """A folder next to the run: RUN-autoencoder, RUN-latents."""
+        """A folder next to the run: RUN-autoencoder, RUN-latents, RUN-captions."""
         out = self.out.resolve() if self.out.name in ("", "..") else self.out
         return out.with_name(f"{out.name}-{name}")
 

@@ -283,7 +283,7 @@ def _fields(recipe: Recipe | AutoencoderRecipe, like: Recipe | AutoencoderRecipe
     if isinstance(like, AutoencoderRecipe) and isinstance(recipe, Recipe):
         recipe = recipe.autoencoder_recipe()
     network = {"model": recipe.model.kind} if isinstance(recipe, Recipe) else {}
-    free = ("name", "sample_images", "latents", "data.path", *(f"train.{name}" for name in FREE))
+    free = ("name", "sample_images", "latents", "text.cache", "data.path", *(f"train.{name}" for name in FREE))
     fields = {name: value for name, value in flatten(recipe) if name not in free and not name.startswith("sample.")}
     return {**network, **fields}
 
@@ -298,7 +298,12 @@ def absolute(recipe: R) -> R:
     config = recipe.autoencoder
     if autoencoder_kind(config.kind).trained or Path(config.path).expanduser().exists():  # others are names on the hub
         recipe = replace(recipe, autoencoder=replace(config, path=local(config.path)))
-    return replace(recipe, latents=local(recipe.latents)) if isinstance(recipe, Recipe) else recipe
+    if not isinstance(recipe, Recipe):
+        return recipe
+    text = replace(recipe.text, cache=local(recipe.text.cache))
+    if Path(text.path).expanduser().exists():
+        text = replace(text, path=local(text.path))
+    return replace(recipe, latents=local(recipe.latents), text=text)
 
 
 def save_recipe(recipe: Recipe | AutoencoderRecipe, folder: Path) -> None:

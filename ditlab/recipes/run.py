@@ -17,7 +17,7 @@ from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.recipes import prepare
 from ditlab.recipes.autoconfigure import fit_to_machine
-from ditlab.recipes.captions import captions_of, encoded, example_prompts, text_encoder
+from ditlab.recipes.captions import captions_of, encode_captions, encoded, example_prompts, text_encoder
 from ditlab.recipes.fine_tune import load_weights, source_name
 from ditlab.recipes.held_out import held_out_data
 from ditlab.recipes.prepare import RunContext, cache_folder
@@ -86,6 +86,8 @@ def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
     context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
     dataset = prepare.open_images(recipe, context)
     text = text_encoder(recipe, dataset)
+    if text is not None:
+        text.to(context.device)
     context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out, text is not None))
     _check_before(recipe, dataset, text)
     with prepare.locked(context.out, "the run", context.processes):
@@ -125,15 +127,18 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEnco
         f"batch {recipe.train.batch}, {recipe.train.precision_on(context.device)}, {context.device}"
     )
     loss = recipe.diffusion.build_loss()
-    captions = captions_of(data, dataset) if text else ()
-    task = DiffusionTask(model.network, loss, autoencoder, data, encoded(captions, text))
+    held_out, what = held_out_data(recipe, data, cache_folder(recipe, context), context.processes.broadcast_from_main)
+    captions, held_out_captions, cache = (), (), None
+    if text is not None:
+        captions = captions_of(data, dataset)
+        held_out_captions = captions if isinstance(held_out, LatentCache) else held_out.captions or ()
+        model.prompts = tuple(example_prompts(held_out_captions))
+        cache = encode_captions(recipe, context, [*captions, *held_out_captions], model.prompts, text)
+    task = DiffusionTask(model.network, loss, autoencoder, data, encoded(captions, text, cache))
     recipe, first_picture = fit_to_machine(recipe, task, context.out, context.device, context.processes, context.log)
     context.processes.broadcast_from_main(lambda: prepare.save_settings(recipe, dataset, context.out))
-    held_out, what = held_out_data(recipe, data, cache_folder(recipe, context), context.processes.broadcast_from_main)
-    held_out_captions = captions if isinstance(held_out, LatentCache) else held_out.captions or ()
-    model.prompts = tuple(example_prompts(held_out_captions)) if text else ()
     callbacks = [
-        HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out, encoded(held_out_captions, text))),
+        HeldOutLoss(DiffusionTask(model.network, loss, autoencoder, held_out, encoded(held_out_captions, text, cache))),
         SampleGrid(model, recipe.sample_images, recipe.seed),
         ModelFile(model),
         *context.callbacks,

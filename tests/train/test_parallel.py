@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import together
+from PIL import Image
 from safetensors.numpy import load_file
+from text_models import save_text_model
+
+from ditlab.encoders import TextEncoderConfig, build_text_encoder, encode_texts, text_cache
 
 ROOT = Path(__file__).parent.parent.parent
 # Runs commands one after another in one process of several, and prints how many graphs each compiled.
@@ -183,3 +187,57 @@ def test_all_processes_learn_of_sigterm_and_of_a_preview_at_the_same_step():
     assert ended.returncode == 0, ended
     expected = ["0 0", "0 0", "1 0", "0 0", "0 1", "0 1"]
     assert ended.stdout.splitlines() == [f"{rank} {line}" for rank in (0, 1) for line in expected]
+
+
+FEW_CAPTIONS = """
+from ditlab.encoders import text_cache
+text_cache.SHARD = 4
+"""
+
+
+def test_frozen_weights_and_cached_captions_go_with_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A table of embeddings that is not trained, and shards of captions of a frozen encoder shared out."""
+    model, data = save_text_model(tmp_path / "bert", "bert"), tmp_path / "data"
+    texts = ["a red image" + " of a circle" * number for number in range(16)]
+    data.mkdir()
+    for number, text in enumerate(texts):
+        Image.new("RGB", (8, 8), (16 * number, 0, 0)).save(data / f"{number:02}.png")
+        (data / f"{number:02}.txt").write_text(text)
+
+    def command(out: str, *more: object) -> list[str]:
+        few = (
+            "--train.images",
+            32,
+            "--train.checkpoint",
+            32,
+            "--model.patch",
+            8,
+            "--data.size",
+            8,
+            "--train.batch",
+            16,
+        )
+        arguments = ["folder", "--data.path", data, *FLAGS.split(), *few, "--out", tmp_path / out, *more]
+        return ["train", *map(str, arguments)]
+
+    table = ("--text.kind", "tokens", "--text.frozen")
+    commands = [
+        command("ddp", *table),
+        command("fsdp", *table, *FSDP),
+        command("encoder", "--text.kind", "transformers", "--text.path", model),
+    ]
+    ended = together(2, json.dumps(commands), script=FEW_CAPTIONS + COMMANDS)
+    assert ended.returncode == 0, ended.stderr
+    name = "network.condition_embedding.text.table.weight"
+    tables = [load_file(tmp_path / run / "model.safetensors")[name] for run in ("ddp", "fsdp")]
+    assert np.array_equal(tables[0], tables[1])
+    folder = tmp_path / "encoder-captions"
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert len(written) == 2 * 4
+    monkeypatch.setattr(text_cache, "SHARD", 4)
+    encoder = build_text_encoder(TextEncoderConfig("transformers", path=str(model)), texts)
+    assert encoder is not None
+    cache = encode_texts(texts, encoder, folder)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    value, mask = encoder.encode(texts)
+    np.testing.assert_allclose(cache.read(np.arange(16))[mask], value[mask], atol=1e-3, rtol=1e-3)
