@@ -83,7 +83,9 @@ def encode_captions(
         encoder.encode([*prompts, recipe.sample.negative])  # which it keeps
     encoder.release()
     longest = int(cache.lengths.max())
-    context.log(f"captions: {len(texts):,} of at most {longest} of {encoder.max_tokens} tokens in {folder}")
+    context.log(
+        f"captions: {len(texts):,}, the longest of {longest} tokens (at most {encoder.max_tokens}), in {folder}"
+    )
     return cache
 
 
