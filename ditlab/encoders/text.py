@@ -74,6 +74,10 @@ class TextEncoder(ABC):
         The tokens of a text do not depend on the other texts. A text without tokens is replaced by the network's null.
         """
 
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of ``encode`` of a text, each as text."""
+        return [f"token {k}" for k in range(1, int(self.encode([text]).mask.sum()) + 1)]
+
     def notes(self, text: str) -> list[str]:
         """What of a text is not used, as lines for the user; empty where all is."""
         return []

@@ -50,7 +50,7 @@ FAMILIAR = {
     "guidance_scale": "guidance", "cfg_scale": "guidance", "cfg": "guidance", "num_inference_steps": "steps",
     "num_steps": "steps", "scheduler": "sampler", "generator": "seed", "class_labels": "labels", "num_images": "count",
     "num_images_per_prompt": "count", "batch_size": "batch", "height": "size", "width": "size", "latents": "noise",
-    "output_type": "return_type", "callback_on_step_end": "callback",
+    "output_type": "return_type", "callback_on_step_end": "callback", "prompt": "prompts", "negative_prompt": "negative",
 }  # fmt: skip
 
 

@@ -182,3 +182,64 @@ def test_wrong_flags_of_prompts(trained: Path, flags: list[str], message: str, d
     made = ditlab("sample", trained, *flags)
     assert made.code == 2
     assert message in made.err
+
+
+def test_hostile_prompts_on_the_command_line(trained: Path, tmp_path: Path, ditlab) -> None:
+    prompts = ["", "x" * 10_000, "красный 赤 🟥", "<b>red</b>", "red\x1b[0m\n/../x", "\udcff"]  # the last: no UTF-8
+    made = ditlab("sample", trained, "--prompt", *prompts, "--count", "6", "--out", tmp_path / "folder")
+    assert made.code == 0, made
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 6
+    assert "prompt '': no known word is left: the image is made without a prompt" in made.out
+    assert "prompt '<b>red</b>': words that no training caption has are skipped: '<', 'b', '>', '/'" in made.out
+    made = ditlab("sample", trained, "--prompt", "red", "green", "--count", "1", "--out", tmp_path / "one.png")
+    assert "the first 1 of 2 prompts are used" in made.out
+
+
+def test_tokens_are_those_that_are_encoded(trained: Path) -> None:
+    text = api.load(trained).text
+    assert text is not None
+    for prompt in ("A red, mauve image", "", "red " * 99):
+        found = text.tokens(prompt)
+        assert len(found) == int(text.encode([prompt]).mask.sum())
+        assert text.encode([" ".join(found)]).value.equal(text.encode([prompt]).value)
+    assert text.tokens("A red, mauve image") == ["a", "red", "image"]
+
+
+def test_an_interpolation_between_prompts(trained: Path) -> None:
+    model = api.load(trained)
+    *_, last = model.run(model.interpolation((0, "red"), (0, "blue"), 5, model.defaults), model.defaults)
+    found = model.decode(last.x_s)
+    for image, prompt in ((found[0], "red"), (found[-1], "blue")):
+        assert np.abs(image.astype(int) - model.sample(prompts=prompt, count=1)[0]).max() <= 1
+    assert colour_of(found)[0] == "red"
+    assert colour_of(found)[-1] == "blue"
+
+
+def test_prompts_name_classes_of_a_model_of_labels(digits_run: Path, tmp_path: Path, ditlab) -> None:
+    model = api.load(digits_run)
+    expected = model.sample(["7", "3"], count=4)
+    assert np.array_equal(model.sample(prompts=["a nice 7", "3"], count=4), expected)
+    made = ditlab("sample", digits_run, "--prompt", "a nice 7", "3", "--count", "4", "--out", tmp_path / "folder")
+    assert made.code == 0, made
+    assert "prompt 'a nice 7': class '7'; this model is conditioned on classes, other words have no effect" in made.out
+    assert "prompt '3'" not in made.out
+    files = sorted((tmp_path / "folder").glob("*.png"))
+    assert [file.name for file in files] == ["000000-7.png", "000001-3.png", "000002-7.png", "000003-3.png"]
+    away = model.sample([3], negative="the digit 7", guidance=2)
+    assert np.array_equal(away, model.sample([3], negative="7", guidance=2))
+    assert not np.array_equal(away, model.sample([3], guidance=2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt", "a red cat"], "prompt 'a red cat' names no class of this model; known: 0, 1, 2"),
+        (["--prompt", "3 or 4"], "names 2 classes (3, 4)"),
+        (["--prompt", "3", "--labels", "4"], "labels and prompts exclude each other"),
+        (["--negative", "3,4", "--guidance", "2"], "negative '3,4' must name one class"),
+    ],
+)
+def test_prompts_that_name_no_class_are_refused(digits_run: Path, flags: list[str], words: str, ditlab) -> None:
+    made = ditlab("sample", digits_run, *flags)
+    assert made.code == 2
+    assert words in made.err
