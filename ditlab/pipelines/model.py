@@ -122,13 +122,12 @@ class Model:
             raise UserError("this model takes prompts, not labels: give prompts=[...]")
         if prompts is None or self.text is not None:
             return labels if prompts is None else prompts
-        if not self.classes:
+        texts = _texts(prompts)
+        if not self.classes and any(texts):
             raise UserError("this model is unconditional, it takes no prompts")
         if labels is not None:
             raise UserError("labels and prompts exclude each other")
-        return [
-            label for prompt in _texts(prompts) for label in prompt_labels(prompt, self.names, self.classes)
-        ] or None
+        return [label for text in texts for label in prompt_labels(text, self.names, self.classes)] or None
 
     def condition(self, labels: Labels, count: int) -> Condition:
         """The condition of images 0 .. count - 1, of labels or prompts used in turn.
@@ -207,15 +206,16 @@ class Model:
     def guidance(self, config: SampleConfig) -> Guidance:
         """The guidance of ``config``, with predicted data clamped to its range where it has one."""
         self.check(config)
-        negative = self._negative(config.negative).to(self.device) if config.negative else None
+        negative = self.condition(self.check_negative(config), 1).to(self.device) if config.negative else None
         guidance: Guidance = ClassifierFreeGuidance(config.guidance, negative)
         return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
 
-    def _negative(self, text: str) -> Condition:
-        given = self.given(None, text)
-        if self.text is None and len(given or ()) != 1:  # type: ignore[arg-type]
-            raise UserError(f"negative {text[:60]!r} must name one class")
-        return self.condition(given, 1)
+    def check_negative(self, config: SampleConfig) -> Labels:
+        """The text or the class to guide away from; UserError where a model of labels does not find one class in the text."""
+        given = self.given(None, config.negative) if config.negative else ()
+        if self.text is None and config.negative and len(given or ()) != 1:  # type: ignore[arg-type]
+            raise UserError(f"negative {config.negative[:60]!r} must name one class")
+        return given
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, ...]:
         """(c, h, w) of a latent of images of ``size`` (H, W), by default the training size; UserError where it does not fit."""
