@@ -190,6 +190,18 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def colours_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a model of prompts, see ``colours``. Tests must not change it: copy it."""
+
+    def make(folder: Path) -> None:
+        from colours import run
+
+        run(folder / "colours")
+
+    return made_once(tmp_path_factory, "text", make) / "colours"
+
+
+@pytest.fixture(scope="session")
 def kl_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe file: digits in latents of an autoencoder trained for them."""
     path = tmp_path_factory.mktemp("recipes") / "small.py"

@@ -17,8 +17,6 @@ from ditlab.runtime.console import log
 if TYPE_CHECKING:
     import numpy as np
 
-    from ditlab.pipelines import Pipeline
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SamplingOptions):
@@ -30,7 +28,8 @@ class SampleOptions(SamplingOptions):
     """Classes by name, by one of a name's comma-separated synonyms, or by number, separated by commas and used in turn; empty:
     all classes."""
     prompt: tuple[str, ...] = ()
-    """One prompt or several, used in turn, for a model that takes prompts; empty: its own examples."""
+    """One prompt or several, used in turn; empty: the model's own examples. To a model of labels, texts that name one class
+    each, or lists of classes separated by commas."""
     prompts: str = ""
     """A text file of prompts, one a line."""
     negative: str = ""
@@ -46,10 +45,8 @@ class SampleOptions(SamplingOptions):
     """Also draw the sampling steps of the first images, from noise to image, as NAME-filmstrip.png next to OUT."""
 
 
-def _given(options: SampleOptions, model: Pipeline) -> list[str]:
-    """The labels or prompts of the flags; UserError where the model takes the other."""
-    from ditlab.pipelines.labels import split_labels
-
+def _prompts(options: SampleOptions) -> list[str]:
+    """The prompts of the flags; UserError for a file that cannot be read."""
     if options.prompt and options.prompts:
         raise UserError("--prompt and --prompts exclude each other")
     prompts = list(options.prompt)
@@ -63,8 +60,7 @@ def _given(options: SampleOptions, model: Pipeline) -> list[str]:
         prompts = [line.strip() for line in lines if line.strip()]
         if not prompts:
             raise UserError(f"--prompts {options.prompts} has no prompts; expected one a line")
-    given = model.given(split_labels(options.labels, model.names) or None, prompts or None)
-    return [] if given is None else list(given)  # type: ignore[arg-type]
+    return prompts
 
 
 def sample(arguments: list[str]) -> None:
@@ -73,6 +69,7 @@ def sample(arguments: list[str]) -> None:
     options = parse(SampleOptions, arguments, "sample", SampleOptions(run=arguments[0], **shown) if shown else None)
     from ditlab import pipelines
     from ditlab.interop.find import find_model
+    from ditlab.pipelines.labels import split_labels
     from ditlab.runtime.console import progress_bar
     from ditlab.runtime.device import select_device
     from ditlab.runtime.distributed import join
@@ -86,15 +83,16 @@ def sample(arguments: list[str]) -> None:
     model = find_model(options.run).to(select_device(options.device, processes))
     config = replace(options.config(model), negative=options.negative)
     model.prepare(config, options.compile)
-    labels: Sequence[str | int] = _given(options, model)
+    prompts = _prompts(options)
+    given = model.given(split_labels(options.labels, model.names) or None, prompts or None)
+    labels: Sequence[str | int] = [] if given is None else list(given)  # type: ignore[arg-type]
     settings = {"model": options.run, "seed": seed, **asdict(config)}
     if model.text is None:
         settings |= {"labels": labels, "label_order": options.label_order}
     else:
         settings |= {"prompts": labels}
-        for prompt in dict.fromkeys((*labels, config.negative)):
-            for note in model.text.notes(str(prompt)):
-                log(f"prompt {str(prompt)[:60]!r}: {note}")
+    for note in model.notes(prompts, count, config):
+        log(note)
     if options.label_order == "random":
         labels = model.random_labels(labels, count, seed)
     indices, names = model.descriptions(labels, count)

@@ -90,6 +90,10 @@ class TextEncoder(ABC):
     def release(self) -> None:  # noqa: B027 - for encoders with weights
         """Free the memory of the weights; they are loaded again when they are needed."""
 
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of ``encode`` of a text, each as text."""
+        return [f"token {k}" for k in range(1, int(self.encode([text]).mask.sum()) + 1)]
+
     def notes(self, text: str) -> list[str]:
         """What of a text is not used, as lines for the user; empty where all is."""
         return []

@@ -63,27 +63,30 @@ class WordTokens(TextEncoder):
 
     def encode(self, texts: Sequence[str]) -> EncodedText:
         """See ``TextEncoder.encode``."""
-        ids = [self._known(text)[: self.max_tokens] for text in texts]
+        ids = [[self._ids[word] for word in self.tokens(text)] for text in texts]
         width = max(1, *(len(each) for each in ids)) if ids else 1
         value = torch.tensor([each + [0] * (width - len(each)) for each in ids], dtype=torch.int64).view(-1, width)
         return EncodedText(value, value > 0)
 
+    def tokens(self, text: str) -> list[str]:
+        """See ``TextEncoder.tokens``: the words that are known and used."""
+        return [word for word in split_words(text) if word in self._ids][: self.max_tokens]
+
     def notes(self, text: str) -> list[str]:
-        """See ``TextEncoder.notes``: the unknown words, and what is beyond ``max_tokens``."""
+        """See ``TextEncoder.notes``: the unknown words, what is beyond ``max_tokens``, and that no word is left."""
         words = list(split_words(text))
         unknown = list(dict.fromkeys(word for word in words if word not in self._ids))
-        known, notes = len(self._known(text)), []
+        known, notes = sum(word in self._ids for word in words), []
         if unknown:
             others = f" and {len(unknown) - NAMED:,} more" if len(unknown) > NAMED else ""
             shown = ", ".join(repr(word[:40]) for word in unknown[:NAMED])
             notes.append(f"words that no training caption has are skipped: {shown}{others}")
         if known > self.max_tokens:
             notes.append(f"the first {self.max_tokens} words are used, of {known:,} that are known")
+        if not known:
+            notes.append("no known word is left: the image is made without a prompt")
         return notes
 
     def record(self) -> dict[str, Any]:
         """See ``TextEncoder.record``."""
         return {"kind": self.kind, "words": list(self.words), "max_tokens": self.max_tokens}
-
-    def _known(self, text: str) -> list[int]:
-        return [self._ids[word] for word in split_words(text) if word in self._ids]

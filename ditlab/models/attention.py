@@ -97,7 +97,16 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend from x (N, T, D) to context (N, S, D), where ``mask`` (N, S) marks its valid tokens."""
+        x = attend(*self._project(x, context), None if mask is None else mask[:, None, None])
+        return self.projection(rearrange(x, "n h t d -> n t (h d)"))
+
+    def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The attention weights of ``forward``, (N, heads, T, S)."""
+        q, k, _ = self._project(x, context)
+        return attention_weights(q, k, None if mask is None else mask[:, None, None])
+
+    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, heads, T, D / heads), and keys and values (N, heads, S, D / heads)."""
         q = rearrange(self.query(x), "n t (h d) -> n h t d", h=self.heads)
         k, v = rearrange(self.key_value(context), "n s (two h d) -> two n h s d", two=2, h=self.heads)
-        x = attend(q, k, v, None if mask is None else mask[:, None, None])
-        return self.projection(rearrange(x, "n h t d -> n t (h d)"))
+        return q, k, v

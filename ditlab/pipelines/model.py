@@ -19,7 +19,7 @@ from ditlab.errors import UserError
 from ditlab.models import NULL, Condition, Network
 from ditlab.models.network import describe
 from ditlab.pipelines import model_file
-from ditlab.pipelines.labels import find_label
+from ditlab.pipelines.labels import find_label, is_label, prompt_labels, split_labels
 from ditlab.pipelines.sampling import SampleConfig
 
 LABEL_STREAM = 2**31  # random stream of labels: noise has those of the images, 0, 1, ...
@@ -118,14 +118,21 @@ class Model:
         return torch.tensor([chosen[k % len(chosen)] for k in range(count)], dtype=torch.int64)
 
     def given(self, labels: Labels, prompts: Sequence[str] | str | None) -> Labels:
-        """Labels or prompts, whichever this model takes; UserError for the other."""
-        if self.text is None and prompts is not None:
-            raise UserError(
-                "this model takes no prompts; give labels" if self.classes else "this model is unconditional"
-            )
+        """Labels, or prompts: of a model that takes labels, the classes that they name, see ``labels.prompt_labels``.
+
+        Raises:
+            UserError: labels for a model that takes prompts, both, or a prompt that does not name one class.
+        """
         if self.text is not None and labels is not None:
             raise UserError("this model takes prompts, not labels: give prompts=[...]")
-        return labels if prompts is None else prompts
+        if prompts is None or self.text is not None:
+            return labels if prompts is None else prompts
+        texts = _texts(prompts)
+        if not self.classes and any(texts):
+            raise UserError("this model is unconditional, it takes no prompts")
+        if labels is not None:
+            raise UserError("labels and prompts exclude each other")
+        return [label for text in texts for label in prompt_labels(text, self.names, self.classes)] or None
 
     def turn(self, labels: Labels) -> Condition:
         """The condition of each of the labels or prompts, which images use in turn: image k that of row k % count.
@@ -135,7 +142,7 @@ class Model:
         """
         if self.text is None:
             return Condition.of_labels(torch.tensor(self._chosen(labels) or [NULL], dtype=torch.int64))
-        return Condition.of_text(*self.text.encode(self._texts(labels)))
+        return Condition.of_text(*self.text.encode(self._prompts(labels)))
 
     def condition(self, labels: Labels, count: int) -> Condition:
         """The condition of images 0 .. count - 1; UserError as of ``turn``."""
@@ -146,20 +153,35 @@ class Model:
         """Indices of the labels or prompts of images 0 .. count - 1, int64 (count,), and the names they are indices of."""
         if self.text is None:
             return self.label_indices(labels, count), self.names
-        texts = self._texts(labels)
+        texts = self._prompts(labels)
         return torch.arange(count) % len(texts), texts
 
     def captions(self, labels: Labels, count: int) -> list[str]:
         """Prompts of images 0 .. count - 1, to be written in pictures; empty for a model of labels."""
-        texts = () if self.text is None else self._texts(labels)
+        texts = () if self.text is None else self._prompts(labels)
         return [texts[k % len(texts)] for k in range(count)] if texts else []
 
-    def _texts(self, prompts: Labels) -> tuple[str, ...]:
-        given = [prompts] if isinstance(prompts, str | int) else list(prompts or ())
-        for each in given:
-            if not isinstance(each, str):
-                raise UserError(f"prompt {each!r} is no text; this model takes prompts")
-        return tuple(map(str, given)) or self.prompts or ("",)
+    def notes(self, prompts: Sequence[str], count: int, config: SampleConfig) -> list[str]:
+        """What of prompts for ``count`` images has no effect, as lines for the user: words that are not known, and the like."""
+        used = [*prompts[:count], *([config.negative] if config.negative else [])]
+        lines = [f"prompt {each[:60]!r}: {note}" for each in dict.fromkeys(used) for note in self._notes(each)]
+        if len(prompts) > count:
+            lines.append(f"the first {count} of {len(prompts)} prompts are used: there are as many images")
+        if config.negative and config.guidance.scale == 1:
+            lines.append("the negative prompt has no effect, since guidance 1 is off")
+        return lines
+
+    def _notes(self, prompt: str) -> list[str]:
+        if self.text is not None:
+            return self.text.notes(prompt)
+        parts, found = split_labels(prompt, self.names), prompt_labels(prompt, self.names, self.classes)
+        if not found or any(is_label(part, self.names, self.classes) for part in parts):
+            return []
+        name = self.names[found[0]] if self.names else str(found[0])
+        return [f"class {name!r}; this model is conditioned on classes, other words have no effect"]
+
+    def _prompts(self, prompts: Labels) -> tuple[str, ...]:
+        return _texts(prompts) or self.prompts or ("",)
 
     def random_labels(self, labels: Labels, count: int, seed: int) -> list[int]:
         """Labels of images 0 .. count - 1, each drawn uniformly from those given, or from all trained classes.
@@ -192,7 +214,7 @@ class Model:
     def guidance(self, config: SampleConfig) -> Guidance:
         """The guidance of ``config``, with predicted data clamped to its range where it has one."""
         self.check(config)
-        negative = self.condition([config.negative], 1).to(self.device) if config.negative else None
+        negative = self.condition(self.check_negative(config), 1).to(self.device) if config.negative else None
         guidance: Guidance = ClassifierFreeGuidance(config.guidance, negative)
         return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
 
@@ -210,6 +232,13 @@ class Model:
         if shift == 1 or self.denoiser.schedule.steps:
             return None
         return replace(samplers.SAMPLERS[config.sampler].grid, shift=shift)
+
+    def check_negative(self, config: SampleConfig) -> Labels:
+        """The text or the class to guide away from; UserError where a model of labels does not find one class in the text."""
+        given = self.given(None, config.negative) if config.negative else ()
+        if self.text is None and config.negative and len(given or ()) != 1:  # type: ignore[arg-type]
+            raise UserError(f"negative {config.negative[:60]!r} must name one class")
+        return given
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, ...]:
         """(c, h, w) of a latent of images of ``size`` (H, W), by default the training size; UserError where it does not fit."""
@@ -237,3 +266,12 @@ class Model:
         )  # fmt: skip
         model.path = Path(path)
         return model
+
+
+def _texts(prompts: Labels) -> tuple[str, ...]:
+    """Prompts as a tuple; UserError for one that is no text."""
+    given = [prompts] if isinstance(prompts, str | int) else list(prompts or ())
+    for each in given:
+        if not isinstance(each, str):
+            raise UserError(f"prompt {each!r} is no text")
+    return tuple(map(str, given))

@@ -231,9 +231,14 @@ def image_files(
 ) -> Iterator[tuple[str, bytes]]:
     """Images uint8 (N, H, W, C) as PNG files, one each: name and content. ``first`` is the number of the first image."""
     for index, (image, label) in enumerate(zip(images, labels, strict=True), first):
-        name = f"-{names[int(label)].replace('/', '_')}" if names and label >= 0 else ""
+        name = f"-{_file_name(names[int(label)])}" if names and label >= 0 else ""
         short = name.encode()[:NAME_BYTES].decode("utf-8", "ignore")  # a class may have as long a name as a file
         yield f"{index:06d}{short}.png", png(single(image), {**settings, "image": index})
+
+
+def _file_name(text: str) -> str:
+    """A class or prompt as a part of a file's name: without separators, control characters and halves of surrogate pairs."""
+    return "".join(each if each.isprintable() and each not in "/\\" else "_" for each in text)
 
 
 def single(image: np.ndarray) -> Image.Image:

@@ -68,12 +68,12 @@ class Pipeline(Model):
         return Trajectory(config.sampler, schedule, config.steps, guidance, condition, x, noise, grid)
 
     def interpolation(
-        self, first: tuple[int, int], last: tuple[int, int], count: int, config: SampleConfig
+        self, first: tuple[int, int | str], last: tuple[int, int | str], count: int, config: SampleConfig
     ) -> Trajectory:
-        """A sampling of ``count`` images between two, each given by its seed and its label (-1: none).
+        """A sampling of ``count`` images between two, each given by its seed and its label (-1: none) or prompt.
 
         Noise is interpolated on a circle, on which its variance stays 1 (Song et al. 2020, section 5.3), from image 0 of
-        one seed to image 0 of the other; where labels differ, the predictions under both are mixed.
+        one seed to image 0 of the other; where labels or prompts differ, the predictions under both are mixed.
         """
         if count < 2:
             raise UserError(f"{count} images between two; 2 or more, including both ends")
@@ -88,7 +88,12 @@ class Pipeline(Model):
             return (angle.cos() * one + angle.sin() * other).to(device)
 
         guidance, schedule = self.guidance(config), self.denoiser.schedule
-        conditions = [Condition.of_labels(torch.full((count,), label, device=device)) for _, label in (first, last)]
+        conditions = [
+            (Condition.of_labels(torch.tensor([given])) if isinstance(given, int) else self.condition([given], 1))
+            .select(torch.zeros(count, dtype=torch.int64))
+            .to(device)
+            for _, given in (first, last)
+        ]
         if first[1] != last[1]:
             guidance = Interpolated(guidance, conditions[1], weight.to(device))
         grid = self.time_grid(config, shape)
@@ -230,7 +235,8 @@ class Pipeline(Model):
 
         Args:
             labels: class names or numbers, used in turn; by default every class in turn.
-            prompts: texts, used in turn, for a model that takes prompts; by default its own examples.
+            prompts: texts, used in turn; by default the model's own examples. To a model of labels, texts that name one class
+                each, as "a red sneaker" does, or lists of classes separated by commas.
             negative: text, or class, to guide away from.
             guidance: guidance scale, 1 is off; or a GuidanceConfig, with an interval or fewer channels.
             steps: sampling steps.

@@ -20,9 +20,10 @@ from ditlab.playground.schema import GenerationRequest, RequestError, explain
 from ditlab.playground.served import ModelServer
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+EXAMPLES = 16  # prompts of a model that are listed
 NOT_SUPPORTED = {
-    "/v1/images/edits": "images.edit is not supported: the models generate images from class names, not from images",
-    "/v1/images/variations": "images.create_variation is not supported: the models generate images from class names",
+    "/v1/images/edits": "images.edit is not supported: the models generate images from text or class names, not from images",
+    "/v1/images/variations": "images.create_variation is not supported: the models generate images from text or class names",
 }
 
 
@@ -78,8 +79,10 @@ def build_app(server: ModelServer, cors: Sequence[str] = ()) -> FastAPI:
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     def describe(name: str) -> dict[str, Any]:
-        labels = list(server.models[name].names)
-        return {"id": name, "object": "model", "created": server.started, "owned_by": "ditlab", "labels": labels}
+        model = server.models[name]
+        takes = {"takes_prompts": model.text is not None, "example_prompts": list(model.prompts[:EXAMPLES])}
+        facts = {"id": name, "object": "model", "created": server.started, "owned_by": "ditlab"}
+        return {**facts, "labels": list(model.names), **takes}
 
     @app.get("/v1/models", responses={401: errors[401]}, dependencies=key)
     async def models() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ PREVIEW_SHARE = 0.25  # of the time, at most, is spent on decoding previews
 MIN_INTERVAL = 0.08  # seconds between two previews
 FRAMES = 10  # of a filmstrip
 MAX_CLASS_IMAGES = 100  # a model with more classes has no class images
+MAX_COMMAND = 2000  # characters of the prompts in a command
+ROW_NAME = 24  # characters of a prompt next to a row of images
 CLASS_IMAGE_STEPS = 25  # sampling steps of a class image, at most
 
 
@@ -166,28 +169,31 @@ class Backend:
         return "" if label < 0 else names[label] if names else str(label)
 
     def row_names(self, name: str, request: Request) -> list[str]:
-        """A name for each image of a request: its class, or its number."""
+        """A name for each image of a request: its class, its prompt, shortened, or its number."""
+        if request.prompts:
+            return [shorten(" ".join(prompt.split()), ROW_NAME, placeholder=" ...") for prompt in request.captions]
         return [self.label_name(name, label) or f"image {k}" for k, label in enumerate(request.labels.tolist())]
 
     def settings(self, name: str, request: Request) -> dict[str, object]:
         """All settings that the images depend on, for the text of a PNG."""
         labels = request.labels.tolist()
         named = {"labels": [self.label_name(name, label) for label in labels], "label indices": labels}
+        named = {"prompts": request.captions, "notes": request.notes} if request.prompts else named
         return {"model": self.sources[name], **named, "seed": request.seed, **asdict(request.config)}
 
     def command(self, name: str, request: Request) -> str:
-        """The shell command that generates the same images."""
+        """The shell command that generates the same images; empty for prompts that a command line cannot hold."""
         model, config = self.model(name), request.config
         defaults, count = model.defaults, len(request.labels)
-        labels = list(dict.fromkeys(request.labels.tolist()))
         words = ["ditlab", "sample", self.sources[name], "--count", str(count), "--seed", str(request.seed)]
-        if labels[0] >= 0 and labels != list(range(model.classes))[:count]:
-            names = [self.label_name(name, label) for label in labels]
-            unique = all(
-                "," not in word and matching_labels(word, model.names) in ([label], [])
-                for word, label in zip(names, labels, strict=True)
-            )
-            words += ["--labels", ",".join(names if unique else map(str, labels))]
+        texts = [*request.prompts, config.negative]
+        if not all(text.isprintable() and text[:1] != "-" for text in texts) or sum(map(len, texts)) > MAX_COMMAND:
+            return ""
+        if request.prompts:
+            words += [] if request.prompts == model.prompts[:count] else ["--prompt", *request.prompts]
+        else:
+            words += self._label_words(name, list(dict.fromkeys(request.labels.tolist())), count)
+        words += ["--negative", config.negative] if config.negative != defaults.negative else []
         values = {
             "guidance": (config.guidance.scale, defaults.guidance.scale),
             "guidance-low": (config.guidance.low, defaults.guidance.low),
@@ -199,6 +205,18 @@ class Backend:
             if value != default:
                 words += [f"--{flag}", str(value)]
         return shlex.join(words)
+
+    def _label_words(self, name: str, labels: list[int], count: int) -> list[str]:
+        """The flag of different labels, by name where that is unique; none for the command's own choice."""
+        model = self.model(name)
+        if labels[0] < 0 or labels == list(range(model.classes))[:count]:
+            return []
+        names = [self.label_name(name, label) for label in labels]
+        unique = all(
+            "," not in word and matching_labels(word, model.names) in ([label], [])
+            for word, label in zip(names, labels, strict=True)
+        )
+        return ["--labels", ",".join(names if unique else map(str, labels))]
 
     def class_images(self, name: str) -> list[np.ndarray]:
         """One image uint8 (H, W, C) per class, generated once; none for a model without classes, or with too many.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from ditlab.models import Condition, DiT
 from ditlab.models.layout import Layout
 from ditlab.pipelines import Pipeline, grid, image_generator, single
 from ditlab.playground.compute import run_on_compute_thread
+from ditlab.playground.figures import outline, render, subplots
 
 SIDE = 336  # approximate size of the enlarged image, in pixels
 LINE_COLOUR, SELECTED_COLOUR = (255, 255, 255), (255, 120, 0)
@@ -31,14 +31,20 @@ class Inspection:
 
     Args:
         model: the pipeline.
-        label: class of the image, -1 if unconditional.
+        condition: of the image, one sample.
         seed: seed of the image; the image is number 0 of it.
         latent: latent of the image, (1, c, h, w).
         image: uint8 (H, W, C).
+        prompt: of the image, for a model of prompts.
+        notes: what of the prompt has no effect.
     """
 
-    def __init__(self, model: Pipeline, label: int, seed: int, latent: Tensor, image: np.ndarray):
-        self.model, self.label, self.latent, self.image = model, label, latent, image
+    def __init__(
+        self, model: Pipeline, condition: Condition, seed: int, latent: Tensor, image: np.ndarray, prompt: str = "",
+        notes: Sequence[str] = (),
+    ):  # fmt: skip
+        self.model, self.latent, self.image, self.prompt, self.notes = model, latent, image, prompt, notes
+        self.condition = condition.to(model.device)
         # Not the noise that the image was generated from.
         self.noise = torch.randn(latent.shape[1:], generator=image_generator(seed, 1))[None].to(model.device)
 
@@ -97,8 +103,7 @@ class Inspection:
     @torch.inference_mode()
     def _predict(self, t: float) -> tuple[Tensor, Tensor]:
         x, point = self.noised(t)
-        condition = Condition.of_labels(torch.tensor([self.label], device=x.device))
-        return x, self.model.denoiser.predict(x, point, condition).x0
+        return x, self.model.denoiser.predict(x, point, self.condition).x0
 
     def prediction_figure(self, t: float) -> Image.Image:
         """Decoded x_t at several times, t included, above the decoded x0 predicted from each."""
@@ -128,22 +133,27 @@ class Inspection:
         network, tokens = self.network, self.patches[0] * self.patches[1]
         if not 0 <= block < len(network.blocks):
             raise UserError(f"block {block} is out of range; this model has blocks 0 to {len(network.blocks) - 1}")
-        return (
-            run_on_compute_thread(self._attention_weights, network.blocks[block], t)[0, :, :tokens, :tokens]
-            .float()
-            .cpu()
-            .numpy()
+        attention: Any = network.blocks[block].attention
+        (weights,) = run_on_compute_thread(
+            self.attention_weights, [attention], t, lambda each: each[0, :, :tokens, :tokens]
         )
+        return weights
 
     @torch.inference_mode()
-    def _attention_weights(self, block: Any, t: float) -> Tensor:
-        found = list[Tensor]()
-        handle = block.attention.register_forward_pre_hook(lambda module, args: found.append(module.weights(*args)))
+    def attention_weights(self, modules: Sequence[Any], t: float, part: Callable[[Tensor], Tensor]) -> list[np.ndarray]:
+        """A part of the weights (1, heads, T, S) of each of several attention modules at t, float32; in the compute thread."""
+        found = list[np.ndarray]()
+
+        def keep(module: Any, given: tuple) -> None:
+            found.append(part(module.weights(*given)).float().cpu().numpy())
+
+        handles = [module.register_forward_pre_hook(keep) for module in modules]
         try:
             self._predict(t)
         finally:
-            handle.remove()
-        return found[0]
+            for handle in handles:
+                handle.remove()
+        return found
 
     def attention_figure(self, t: float, block: int, patch: int) -> Image.Image:
         """Attention weights of one patch over all patches: each head, and their mean."""
@@ -151,17 +161,18 @@ class Inspection:
         weights = self.attention(t, block)[:, patch].reshape(-1, rows, columns)
         maps = [weights.mean(axis=0), *weights]
         names = ["mean of heads", *(f"head {k}" for k in range(len(weights)))]
-        figure, axes = _subplots(len(maps), 4)
+        figure, axes = subplots(len(maps), 4)
         row, column = divmod(patch, columns)
         for axis, values, name in zip(axes, maps, names, strict=True):
             axis.imshow(values, cmap="viridis", vmin=0)
-            axis.add_patch(_outline(column, row))
+            axis.add_patch(outline(column, row))
             axis.set_title(name, fontsize=9)
             axis.set_axis_off()
-        return _render(figure)
+        return render(figure)
 
     def modulation_figure(self, t: float) -> Image.Image:
-        """Root mean square of each block's modulation vectors over t, and of their deviation between labels at this t.
+        """Root mean square of each block's modulation vectors over t, and of their deviation between labels, or example
+        prompts, at this t.
 
         Raises:
             UserError: the blocks are not modulated.
@@ -171,20 +182,23 @@ class Inspection:
             raise UserError(f"blocks of type {network.config.block} have no modulation; time and label enter as tokens")
         device, times = self.model.device, torch.linspace(0, 1, 21)
         network_times = self.model.denoiser.schedule.network_time(times.to(device)).float()
-        label = torch.full((len(times),), self.label, device=device)
-        by_time = rms(run_on_compute_thread(modulation, network, network_times, label))
-        count = self.model.classes
+        same = self.condition.select(torch.zeros(len(times), dtype=torch.int64, device=device))
+        by_time = rms(run_on_compute_thread(modulation, network, network_times, same))
+        text = self.model.text is not None
+        count = len(self.model.prompts) if text else self.model.classes
         panels = [("t", by_time, (0.0, 1.0))]
-        if count > 1:
-            labels = torch.tensor(
-                sorted({*np.linspace(0, count - 1, min(count, MAX_LABELS)).round().astype(int).tolist()})
+        if count > 1 and (network.design.pooled or not text):
+            chosen = sorted({*np.linspace(0, count - 1, min(count, MAX_LABELS)).round().astype(int).tolist()})
+            others = run_on_compute_thread(
+                self.model.condition, [self.model.prompts[k] for k in chosen] if text else chosen, len(chosen)
             )
             (point,) = schedule_steps(self.model.denoiser.schedule, [t])
-            network_time = torch.ones(len(labels), device=device) * point.network_time
-            vectors = run_on_compute_thread(modulation, network, network_time, labels.to(device))
-            panels.append((f"label, at t={t:.2f}", rms(vectors - vectors.mean(dim=2, keepdim=True)), (0, count - 1)))
+            network_time = torch.ones(len(chosen), device=device) * point.network_time
+            vectors = run_on_compute_thread(modulation, network, network_time, others.to(device))
+            name = "example prompt" if text else "label"
+            panels.append((f"{name}, at t={t:.2f}", rms(vectors - vectors.mean(dim=2, keepdim=True)), (0, count - 1)))
         names = VECTOR_NAMES[by_time.shape[1]]
-        figure, axes = _subplots(len(names) * len(panels), len(names), 1.9)
+        figure, axes = subplots(len(names) * len(panels), len(names), 1.9)
         for row, (title, values, (first, last)) in enumerate(panels):
             for column, name in enumerate(names):
                 axis = axes[row * len(names) + column]
@@ -196,19 +210,19 @@ class Inspection:
                 axis.set_xlabel(title, fontsize=8)
                 if column == 0:
                     axis.set_ylabel("block", fontsize=8)
-        return _render(figure)
+        return render(figure)
 
 
 @torch.inference_mode()
-def modulation(network: DiT, t: Tensor, labels: Tensor) -> Tensor:
+def modulation(network: DiT, t: Tensor, condition: Condition) -> Tensor:
     """The modulation vectors of each block, (blocks, vectors, N, D).
 
     Args:
         network: a DiT with modulated blocks.
         t: network times (N,).
-        labels: int64 (N,).
+        condition: of N samples.
     """
-    conditioning = network.condition_embedding(Condition.of_labels(labels))
+    conditioning = network.condition_embedding(condition)
     _, c = network.design.prepare(network.timestep_embedding(t), conditioning)  # (N, 1, D)
     assert c is not None
     shared = None if network.shared_modulation is None else network.shared_modulation(F.silu(c))
@@ -225,27 +239,3 @@ def rms(vectors: Tensor) -> np.ndarray:
 
 def _scale(image: np.ndarray) -> int:
     return max(1, SIDE // max(image.shape[:2]))
-
-
-def _subplots(count: int, columns: int, side: float = 2.0) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
-
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes[:count]
-
-
-def _outline(column: int, row: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="tab:orange", linewidth=2)
-
-
-def _render(figure: Any) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer)

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ditlab.diffusion import State, Trajectory
@@ -37,9 +37,11 @@ class Request:
     """A request for images, and a future for its result.
 
     Attributes:
-        labels: class indices, int64 (N,), N at least 1; -1 is unconditional.
+        labels: class indices, int64 (N,), N at least 1; -1 is unconditional. Of a model of prompts, indices of ``prompts``.
         seed: image k of a seed is the same in any batch.
         config: sampler, steps and guidance; the precision is the server's.
+        prompts: different texts, which ``labels`` are indices of; empty for a model of labels.
+        notes: what of the prompts has no effect, as lines for the client.
         timeout: seconds after which the request fails, waiting included.
         on_step: called with the state after each step, in the compute thread.
         images: the result, uint8 (N, H, W, C).
@@ -49,6 +51,8 @@ class Request:
     seed: int
     config: SampleConfig
     timeout: float = float("inf")
+    prompts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     on_step: Callable[[State], None] | None = None
     images: Future[np.ndarray] = field(default_factory=Future)
     created: float = field(default_factory=time.monotonic)
@@ -70,23 +74,39 @@ class Request:
         """Requests with equal values can share a trajectory."""
         return self.config
 
+    @property
+    def captions(self) -> list[str]:
+        """The prompt of each image; empty for a model of labels."""
+        return [self.prompts[k] for k in self.labels.tolist()] if self.prompts else []
+
+    @property
+    def first(self) -> tuple[int, int | str]:
+        """Seed, and label or prompt, of the first image."""
+        return self.seed, self.captions[0] if self.prompts else int(self.labels[0])
+
+    def condition(self, model: Pipeline) -> Condition:
+        """The condition of the images; encodes prompts."""
+        if not self.prompts:
+            return Condition.of_labels(self.labels)
+        return model.condition(self.prompts, len(self.prompts)).select(self.labels)
+
     def trajectory(self, model: Pipeline, others: Sequence[Request]) -> Trajectory:
         """The sampling of the images of this request, followed by those of others of its group."""
         requests = (self, *others)
         generators = [each for request in requests for each in image_generators(request.seed, 0, len(request.labels))]
-        condition = Condition.of_labels(torch.cat([request.labels for request in requests]))
+        condition = reduce(Condition.cat, [request.condition(model) for request in requests])
         return model.trajectory(condition, generators, self.config)
 
 
 @dataclass(eq=False)
 class Interpolation(Request):
-    """A request for an interpolation from image 0 of ``seed``, with the first label, to image 0 of another seed.
+    """A request for an interpolation from image 0 of ``seed``, with the first label or prompt, to image 0 of another seed.
 
     Attributes:
-        end: seed and label of the last image.
+        end: seed, and label or prompt, of the last image.
     """
 
-    end: tuple[int, int] = (0, -1)
+    end: tuple[int, int | str] = (0, -1)
 
     @property
     def group(self) -> Hashable:
@@ -96,4 +116,4 @@ class Interpolation(Request):
     def trajectory(self, model: Pipeline, others: Sequence[Request]) -> Trajectory:
         """The sampling of the interpolation."""
         assert not others
-        return model.interpolation((self.seed, int(self.labels[0])), self.end, len(self.labels), self.config)
+        return model.interpolation(self.first, self.end, len(self.labels), self.config)

@@ -120,6 +120,7 @@ class Response:
         channels, height, width = self.model.pixels
         return {
             "model": self.name, "seed": self.request.seed, "labels": self.server.labels(self.model, self.request),
+            "prompts": self.request.captions, "notes": list(self.request.notes),
             "output_format": self.format, "size": f"{width}x{height}",
             "background": "transparent" if channels == 4 else "opaque",
         }  # fmt: skip

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from ditlab.errors import nearest
 from ditlab.pipelines.sampling import FAMILIAR
 
-MAX_PROMPT, MAX_LABEL = 1000, 200  # characters
+MAX_PROMPT, MAX_LABEL = 10_000, 200  # characters
+MAX_LIST = 1000  # prompts or labels
 MAX_PARTIAL_IMAGES = 3  # as OpenAI's
 
 
@@ -38,7 +39,22 @@ def _whole(value: object) -> object:
     return value
 
 
+def _texts(value: object) -> object:
+    """Refuse what is no text, or too long, with a line that says so."""
+    texts = value if isinstance(value, list) else [value]
+    for each in texts if value is not None else ():
+        if not isinstance(each, str):
+            raise PydanticCustomError("text", "{value} is no text", {"value": repr(each)[:50]})
+        if len(each) > MAX_PROMPT:
+            sizes = {"length": f"{len(each):,}", "most": f"{MAX_PROMPT:,}"}
+            raise PydanticCustomError("text_length", "a text of {length} characters is too long; at most {most}", sizes)
+        if any("\ud800" <= character <= "\udfff" for character in each):
+            raise PydanticCustomError("text_unicode", "half of a surrogate pair is no character; send valid Unicode")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
+Text = Annotated[str, Field(max_length=MAX_PROMPT)]
 
 
 class GenerationRequest(BaseModel):
@@ -46,16 +62,17 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 
-    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
-    """Comma-separated class names, repeated in order over the images; empty: all classes in order."""
-    labels: Annotated[list[int | Annotated[str, Field(max_length=MAX_LABEL)]], Field(max_length=MAX_PROMPT)] | None = (
-        None
-    )
+    prompt: Annotated[Text | Annotated[list[Text], Field(max_length=MAX_LIST)] | None, BeforeValidator(_texts)] = None
+    """A text, or a list of texts, repeated in order over the images. Absent: the model's example prompts. A model of labels
+    takes texts that name one class each, and comma-separated lists of classes; absent or empty: all classes in order."""
+    negative_prompt: Annotated[Text | None, BeforeValidator(_texts)] = None
+    """A text, or a class, to guide away from; has no effect at guidance 1."""
+    labels: Annotated[list[int | Annotated[str, Field(max_length=MAX_LABEL)]], Field(max_length=MAX_LIST)] | None = None
     """Class names or indices as a list, for names that contain commas; replaces the prompt."""
     model: str | None = None
     """Name of a served model; the first one by default."""
-    n: Annotated[Whole, Field(ge=1)] | None = 1
-    """Number of images."""
+    n: Annotated[Whole, Field(ge=1)] | None = None
+    """Number of images; by default as many as prompts or labels in a list, or 1."""
     size: str | None = "auto"
     """``auto``, or the model's image size as width x height, such as ``28x28``."""
     seed: Annotated[Whole, Field(ge=0)] | None = None
@@ -88,11 +105,22 @@ class GenerationRequest(BaseModel):
     safety_identifier: str | None = None
     user: str | None = None
 
+    @property
+    def prompts(self) -> list[str] | None:
+        """The prompts as a list; None if there is none."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt or None
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return self.n or len(self.labels or self.prompts or ()) or 1
+
 
 def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
     """The message and the field of pydantic's first error on a body."""
     first = errors[0]
-    param = ".".join(str(part)[:100] for part in first["loc"] if part != "body") or None
+    path = ".".join(str(part)[:100] for part in first["loc"] if part != "body")
+    param = path.encode(errors="backslashreplace").decode() or None  # halves of surrogate pairs cannot be sent
     if first["type"] == "json_invalid":
         return "the request body is not valid JSON", None
     if first["type"] == "extra_forbidden":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,7 +13,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ditlab.diffusion import SAMPLERS
 from ditlab.errors import UserError
 from ditlab.pipelines import Pipeline
-from ditlab.pipelines.labels import split_labels
 from ditlab.playground.batcher import Batcher
 from ditlab.playground.request import Request
 from ditlab.playground.schema import GenerationRequest, RequestError
@@ -90,7 +91,7 @@ class ModelServer:
             RequestError: the request exceeds a limit or does not fit the model.
         """
         name, model, _ = self.find(body.model)
-        count = body.n or 1
+        count = body.count
         if count > self.limits.images:
             raise RequestError(400, f"n {count} is too many; at most {self.limits.images} images per request", "n")
         if body.steps is not None and body.steps > self.limits.steps:
@@ -109,28 +110,44 @@ class ModelServer:
             defaults,
             steps=min(defaults.steps, self.limits.steps) if body.steps is None else body.steps,
             sampler=body.sampler or defaults.sampler,
+            negative=defaults.negative if body.negative_prompt is None else body.negative_prompt,
             guidance=replace(defaults.guidance, **{key: value for key, value in guidance.items() if value is not None}),
         )
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        labels = body.labels or split_labels(body.prompt, model.names)
-        try:
-            indices = model.label_indices(labels, count)
-        except UserError as error:
-            raise RequestError(400, str(error), "labels" if body.labels else "prompt") from None
-        return name, model, Request(indices, seed, config, self.limits.timeout)
+        prompts = None if body.labels else body.prompts
+        with _refused("labels" if body.labels else "prompt"):
+            indices, names = model.descriptions(model.given(body.labels or None, prompts), count)
+        with _refused("negative_prompt"):
+            model.check_negative(config)
+        notes = tuple(model.notes(prompts or (), count, config))
+        texts = names[:count] if model.text is not None else ()
+        return name, model, Request(indices, seed, config, self.limits.timeout, texts, notes)
 
     def labels(self, model: Pipeline, request: Request) -> list[str]:
-        """The class names of a request's images; empty for an unconditional model."""
-        return [model.names[k] if model.names else str(k) for k in request.labels.tolist() if k >= 0]
+        """The class names of a request's images; empty for a model without labels."""
+        indices = () if request.prompts else request.labels.tolist()
+        return [model.names[k] if model.names else str(k) for k in indices if k >= 0]
 
     def image_settings(self, name: str, model: Pipeline, request: Request) -> list[dict[str, object]]:
         """All that each image of a request depends on, for the image's file; the keys are those of ``ditlab sample``."""
-        labels = self.labels(model, request) or [""] * len(request.labels)
         shared = {"model": name, "seed": request.seed, **asdict(request.config)}
+        shared |= {"notes": request.notes} if request.notes else {}
+        if request.prompts:
+            return [{**shared, "image": k, "prompt": prompt} for k, prompt in enumerate(request.captions)]
+        labels = self.labels(model, request) or [""] * len(request.labels)
         return [
             {**shared, "image": k, "label": label, "label index": index}
             for k, (label, index) in enumerate(zip(labels, request.labels.tolist(), strict=True))
         ]
+
+
+@contextmanager
+def _refused(param: str) -> Iterator[None]:
+    """Turn an error of the user into one of the API that names the field."""
+    try:
+        yield
+    except UserError as error:
+        raise RequestError(400, str(error), param) from None
 
 
 def _check_output(body: GenerationRequest, count: int, name: str, channels: int) -> None:

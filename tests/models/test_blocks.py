@@ -164,3 +164,12 @@ def test_the_final_layer_is_modulated_only_in_the_adaptive_designs() -> None:
     modulated = nn.LayerNorm(WIDTH, eps=1e-6)(x) * (1 + vectors[..., WIDTH:]) + vectors[..., :WIDTH]
     torch.testing.assert_close(adaptive(x, c, LAYOUT), adaptive.linear(modulated), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(plain(x, None, LAYOUT), plain.linear(plain.norm(x)), atol=1e-6, rtol=0)
+
+
+def test_weights_of_cross_attention_equal_those_of_torch() -> None:
+    ours, theirs = CrossAttention(WIDTH, HEADS), nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    randomise(ours)
+    fill(theirs, ours)
+    x, context, mask = tokens(2, 7, 0), tokens(2, 4, 1), torch.tensor([[True, True, True, False], [True] * 4])
+    _, expected = theirs(x, context, context, ~mask, average_attn_weights=False)
+    torch.testing.assert_close(ours.weights(x, context, mask), expected)

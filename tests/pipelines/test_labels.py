@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Callable
 
 import pytest
 
 from ditlab.errors import UserError
-from ditlab.pipelines.labels import find_label, split_labels
+from ditlab.pipelines.labels import find_label, prompt_labels, split_labels
 
 NAMES = ("tench, Tinca tinca", "great white shark, white shark, man-eater", "crane", "Maillot", "maillot, tank suit", "crane",
          "émeu", "Émeu", "white", "3")  # fmt: skip
@@ -61,3 +62,70 @@ def test_a_label_of_several_classes_is_an_error_that_names_them(
 )  # fmt: skip
 def test_names_with_commas_stay_whole(text: str, labels: list[str]) -> None:
     assert split_labels(text, NAMES) == labels
+
+
+FASHION = (
+    "T-shirt/top",
+    "trouser",
+    "shirt",
+    "ankle boot",
+    "bag",
+    "sneaker",
+    "dress",
+    "crane",
+    "crane",
+    "tench, Tinca tinca",
+    "☕",
+    "靴",
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels"),
+    [
+        ("a red sneaker", [5]), ("A Red SNEAKER!", [5]), ("two sneakers", [5]), ("red dresses", [6]), ("a t-shirt", [0]),
+        ("a T shirt and the same t-shirt", [0]), ("one blue top", [0]), ("a shirt", [2]), ("green ankle boots", [3]),
+        ("a Tinca\ttinca in a pond", [9]), ("ein ☕ bitte", [10]), ("赤い靴", [11]), ("a bag, red and large", [4]),
+        ("bag", [4]), ("bag, sneaker, bag", [4, 5, 4]), ("tench, tinca tinca", [9]), ("3", [3]), ("bag,3", [4, 3]), ("", []),
+        (",", []),
+    ],
+)  # fmt: skip
+def test_a_prompt_names_one_class_or_lists_classes(prompt: str, labels: list[int]) -> None:
+    assert prompt_labels(prompt, FASHION, len(FASHION)) == labels
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a red cat", "names no class of this model; known: T-shirt/top, trouser"),
+        ("a snaker", "did you mean 'sneaker'"),
+        ("boots", "names no class"),
+        ("a bag and a sneaker", r"names 2 classes \(bag, sneaker\); give one, or a list"),
+        ("a large crane", r"names 2 classes \(crane, crane\)"),
+        ("bag, red", "unknown label 'red'"),
+        ("99", "names no class"),
+        ("bag" * 5000, "names no class"),
+        ("<b>shoe</b>\x00", r"'<b>shoe</b>\\x00' names no class"),
+    ],
+)
+def test_a_prompt_that_does_not_name_one_class_is_an_error_that_lists_them(prompt: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        prompt_labels(prompt, FASHION, len(FASHION))
+    assert len(str(refused.value)) < 400
+
+
+def test_numbers_name_classes_without_names() -> None:
+    assert prompt_labels("the digit 3", (), 10) == [3]
+    with pytest.raises(UserError, match="names no class of this model; known: 0, 1, 2"):
+        prompt_labels("the digit 33", (), 10)
+
+
+def test_long_lists_of_labels_take_linear_time() -> None:
+    names = [f"class {k}, synonym {k}" for k in range(1000)]
+    started = time.process_time()
+    assert len(prompt_labels(",".join(["class 999"] * 1000), names, 1000)) == 1000
+    assert prompt_labels("class " * 1600 + "2", names, 1000) == [2]
+    for text in ("x," * 5000, "class 1 " * 1200):
+        with pytest.raises(UserError):
+            prompt_labels(f"{text} class 2", names, 1000)
+    assert time.process_time() - started < 1

@@ -221,6 +221,14 @@ def test_a_class_of_any_legal_folder_name_gives_a_legal_file_name(name: str, tmp
     assert file.startswith(f"000000-{name[:40]}")
 
 
+@pytest.mark.parametrize("name", ["a/b", "..\\b", "red\x00\n\x1b[0m", "\ud800", "\u202egnp"])
+def test_a_prompt_of_any_characters_gives_a_legal_file_name(name: str, tmp_path) -> None:
+    ((file, content),) = image_files(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64), [name], {})
+    (tmp_path / file).write_bytes(content)
+    assert file.isprintable()
+    assert file.startswith("000000-")
+
+
 @pytest.mark.parametrize("letter", list("éøçßñłЖλű"))
 def test_names_of_classes_are_written_in_their_own_letters(letter: str) -> None:
     missing = "\uffff"  # no character: drawn as the box that stands for all that a font lacks

@@ -40,7 +40,8 @@ def images(answer: dict) -> np.ndarray:
 
 
 def ask(address: str, **body: object) -> httpx.Response:
-    return httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    return httpx.post(f"{address}/v1/images/generations", content=json.dumps(body), headers=headers, timeout=60)
 
 
 def test_the_openai_client_generates_images(address: str, model: Pipeline):
@@ -87,7 +88,9 @@ def test_a_random_seed_is_returned_and_reproduces_the_images(address: str):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"prompt": "cat"}, "unknown label 'cat'"),
+        ({"prompt": "cat"}, "prompt 'cat' names no class of this model; known: 0, 1, 2, 3"),
+        ({"prompt": "3 or 8"}, "names 2 classes (3, 8)"),
+        ({"prompt": "3, cat"}, "unknown label 'cat'"),
         ({"prompt": "3", "n": 9}, "at most 8"),
         ({"prompt": "3", "n": 0}, "n: "),
         ({"prompt": "3", "n": 10**30}, "n"),
@@ -118,11 +121,23 @@ def test_a_random_seed_is_returned_and_reproduces_the_images(address: str):
         ({"prompt": "3", "partial_images": 2}, "partial_images needs stream"),
         ({"prompt": "3", "partial_images": 4, "stream": True}, "partial_images"),
         ({"prompt": "3", "stream": True, "n": 2}, "stream returns one image, n is 2"),
-        ({"prompt": "cat", "stream": True}, "unknown label 'cat'"),
+        ({"prompt": "cat", "stream": True}, "names no class"),
+        ({"prompt": "3", "negative_prompt": "cat"}, "prompt 'cat' names no class"),
+        ({"prompt": "3", "negative_prompt": "1, 2"}, "negative '1, 2' must name one class"),
+        ({"prompt": "3", "negative": "2"}, "unknown field 'negative'; did you mean 'negative_prompt'?"),
+        ({"prompt": "3", "prompts": ["2"]}, "unknown field 'prompts'; did you mean 'prompt'?"),
         ({"prompt": "3", "response_format": "url"}, "response_format"),
-        ({"prompt": "3" * 1001}, "prompt"),
-        ({"prompt": ["3"]}, "prompt"),
-        ({"prompt": "<script>alert(1)</script>"}, "unknown label"),
+        ({"prompt": "3" * 10_000}, "names no class"),
+        ({"prompt": "3" * 10_001}, "prompt: a text of 10,001 characters is too long; at most 10,000"),
+        ({"prompt": ["3", "3" * 10_001]}, "prompt: a text of 10,001 characters is too long"),
+        ({"prompt": [["3"]]}, "prompt: ['3'] is no text"),
+        ({"prompt": 3}, "prompt: 3 is no text"),
+        ({"prompt": ["3"] * 9}, "n 9 is too many"),
+        ({"prompt": "\ud800"}, "prompt: half of a surrogate pair is no character"),
+        ({"\ud800": 1}, "unicode"),
+        ({"model": "\ud800"}, "model"),
+        ({"labels": ["\ud800"]}, "labels"),
+        ({"prompt": "<script>alert()</script>"}, "'<script>alert()</script>' names no class"),
         ({"prompt": "3", "model": "../../etc/passwd"}, "unknown model"),
     ],
 )

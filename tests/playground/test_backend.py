@@ -145,26 +145,26 @@ def test_the_page_guides_where_the_model_does_not_say_how(backend: Backend, monk
     model = backend.model("digits")
     assert model.defaults.guidance.scale == 1
     assert backend.guidance("digits") == GUIDANCE
-    request = controls.build_request(backend, "digits", [3], 1, 2)
+    request = controls.build_request(backend, "digits", [3], None, 1, 2)
     assert request.config.guidance.scale == GUIDANCE
     assert "--guidance 2.0" in backend.command("digits", request)
-    assert controls.build_request(backend, "digits", [3], 1, 2, guidance=1.0).config.guidance.scale == 1
+    assert controls.build_request(backend, "digits", [3], None, 1, 2, guidance=1.0).config.guidance.scale == 1
     assert backend.build_request(GenerationRequest(n=1)).config == model.defaults  # the API's, as the command's
     monkeypatch.setattr(model, "defaults", SampleConfig("euler", 2, GuidanceConfig(1.25)))
     assert backend.guidance("digits") == 1.25
     monkeypatch.setattr(Pipeline, "guidable", False)
     monkeypatch.setattr(model, "defaults", SampleConfig("euler", 2))
-    assert controls.build_request(backend, "digits", [3], 1, 2).config.guidance.scale == 1
+    assert controls.build_request(backend, "digits", [3], None, 1, 2).config.guidance.scale == 1
 
 
 @pytest.mark.parametrize("value", [1.5, -1, float("nan"), float("inf"), 2**53, "7", True])
 def test_seeds_that_are_not_whole_numbers_are_refused(backend: Backend, refuses: Callable, value: Any):
-    refuses(lambda: controls.build_request(backend, "digits", [3], value, 2), "seed")
+    refuses(lambda: controls.build_request(backend, "digits", [3], None, value, 2), "seed")
 
 
 def test_a_whole_number_is_a_seed_and_none_is_random(backend: Backend):
-    assert controls.build_request(backend, "digits", [3], 7.0, 2.0).seed == 7
-    assert controls.build_request(backend, "digits", [3], None, 2).seed >= 0
+    assert controls.build_request(backend, "digits", [3], None, 7.0, 2.0).seed == 7
+    assert controls.build_request(backend, "digits", [3], None, None, 2).seed >= 0
 
 
 def test_steps_end_where_the_models_schedule_ends(runs: Path):

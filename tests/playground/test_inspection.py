@@ -15,9 +15,13 @@ from torch import nn
 
 from ditlab.diffusion import DiffusionConfig
 from ditlab.encoders import Autoencoder
+from ditlab.encoders.text_tokens import WordTokens
 from ditlab.models import Condition, DiT, DiTConfig, UNetConfig, build
+from ditlab.models.condition_embedding import TextConfig
+from ditlab.models.spec import LatentSpec, NetworkSpec
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.playground.inspection import Inspection, modulation, rms
+from ditlab.playground.words import word_attention, word_figure, words_figure, words_of
 
 FLOW = DiffusionConfig(schedule="rectified-flow", target="velocity", learned_variance=False)
 
@@ -38,7 +42,7 @@ def build_pipeline(config: Any = SMALL, diffusion: DiffusionConfig = FLOW, class
 
 def inspect(model: Pipeline, label: int, seed: int) -> Inspection:
     *_, last = model.states(Condition.of_labels(torch.tensor([label])), seed, 0, model.defaults)
-    return Inspection(model, label, seed, last.x_s, model.decode(last.x_s)[0])
+    return Inspection(model, Condition.of_labels(torch.tensor([label])), seed, last.x_s, model.decode(last.x_s)[0])
 
 
 def test_the_image_is_that_of_the_seed_and_clicks_select_patches():
@@ -108,7 +112,7 @@ def test_modulation_vectors_are_those_of_the_blocks(block: str, rank: int):
         network(torch.randn(2, 1, 8, 12), t, Condition.of_labels(labels))
     for hook in hooks:
         hook.remove()
-    torch.testing.assert_close(modulation(network, t, labels), torch.stack(seen))
+    torch.testing.assert_close(modulation(network, t, Condition.of_labels(labels)), torch.stack(seen))
     np.testing.assert_allclose(rms(torch.full((1, 2, 3, 4), -2.0)), 2)
     assert inspect(model, 0, 0).modulation_figure(0.5).width > 100
 
@@ -133,3 +137,75 @@ def test_unconditional_and_latent_models(kl_run: Path):
 def replace_defaults(model: Pipeline) -> Pipeline:
     model.defaults = replace(model.defaults, steps=2)
     return model
+
+
+TEXT_BLOCKS = ("in-context", "cross-attention", "adaln-cross-attention", "adaln-in-context", "joint")
+
+
+def prompted(block: str, prompt: str) -> Inspection:
+    text = WordTokens(["red", "blue", "shape"], 8)
+    config = DiTConfig(depth=3, width=16, heads=2, block=block, positions="rotary", qk_norm=True)
+    network, generator = build(config, text_spec(text.vocabulary)), torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    autoencoder = Autoencoder(1, 1, 1)
+    model = Pipeline(
+        network.eval(), FLOW, autoencoder.eval(), (), SampleConfig("euler", 3), text=text, prompts=("red", "blue shape")
+    )
+    condition = model.condition([prompt], 1)
+    *_, last = model.states(condition, 0, 0, model.defaults)
+    return Inspection(model, condition, 0, last.x_s, model.decode(last.x_s)[0], prompt)
+
+
+def text_spec(vocabulary: int) -> NetworkSpec:
+    return NetworkSpec(LatentSpec(1, (8, 12)), (TextConfig(vocabulary=vocabulary),))
+
+
+@pytest.mark.parametrize("block", TEXT_BLOCKS)
+def test_attention_to_words_is_what_patches_attend_with(block: str):
+    inspection = prompted(block, "a RED shape, blue")
+    assert words_of(inspection) == ["red", "shape", "blue"]
+    weights = word_attention(inspection, 0.4)
+    assert weights.shape == (3, 3, 4, 6)
+    assert (weights > 0).all()
+    shares = weights.sum(axis=1)
+    if block == "adaln-cross-attention":
+        np.testing.assert_allclose(shares, 1, atol=1e-5)
+    else:  # a part goes to patches, or to the tokens of the time and the pooled text
+        assert (shares < 1).all()
+    assert words_figure(inspection, weights).width > 300
+    assert word_figure(inspection, weights, 1).width > 300
+    network: Any = inspection.model.network
+    for each in network.blocks:
+        assert not (getattr(each, "cross_attention", None) or each.attention)._forward_pre_hooks
+    entry = inspection.condition.entries["text"]
+    for word in range(3):  # without a word, no patch attends to it, and all attend to the others
+        mask = torch.arange(3)[None] != word
+        inspection.condition = Condition({"text": replace(entry, mask=mask)})
+        found = word_attention(inspection, 0.4)
+        assert (found[:, word] == 0).all()
+        assert (np.delete(found, word, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("block", ["adaln-in-context", "adaln-cross-attention"])
+def test_an_empty_prompt_attends_to_the_null(block: str):
+    inspection = prompted(block, "zebra")
+    assert words_of(inspection) == ["no prompt"]
+    weights = word_attention(inspection, 0.4)
+    assert weights.shape[:2] == (3, 1)
+    assert words_figure(inspection, weights).width > 100
+
+
+def test_models_without_attention_to_words_say_so(refuses: Callable):
+    refuses(lambda: word_attention(prompted("adaln-zero", "red"), 0.5), "adaln-zero", "attend to no word")
+    refuses(lambda: word_attention(inspect(build_pipeline(), 0, 0), 0.5), "takes no prompts")
+    inspection = prompted("joint", "red blue")
+    refuses(lambda: word_figure(inspection, word_attention(inspection, 0.5), 2), "words 0 to 1")
+
+
+@pytest.mark.parametrize("block", ["adaln-zero", "joint", "adaln-cross-attention"])
+def test_modulation_of_a_model_of_prompts(block: str):
+    heights = prompted(block, "red").modulation_figure(0.5).height
+    alone = prompted(block, "red")
+    alone.model.prompts = ()  # no other prompts to compare with
+    assert (alone.modulation_figure(0.5).height < heights) == (block != "adaln-cross-attention")

@@ -9,57 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colours import RECIPE, captioned, colour_of, run
 
 import ditlab as api
 from ditlab.data import DataConfig, Dataset
-from ditlab.data.arrays import ArraySource
-from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import AutoencoderConfig, TextEncoderConfig
+from ditlab.encoders import AutoencoderConfig
 from ditlab.errors import UserError
 from ditlab.evaluate.scenes import tasks
-from ditlab.models import DiTConfig, build
-from ditlab.pipelines import Pipeline, SampleConfig
-from ditlab.recipes import Recipe, train_recipe
+from ditlab.models import build
+from ditlab.pipelines import Pipeline
+from ditlab.recipes import train_recipe
 from ditlab.recipes.fine_tune import WORDS, fine_tuning
 from ditlab.recipes.language import caption_loss
 from ditlab.recipes.prepare import RunContext
-from ditlab.train import TrainConfig
-
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-RECIPE = Recipe(
-    name="colours",
-    text=TextEncoderConfig("tokens"),
-    model=DiTConfig(depth=1, width=32, heads=2, patch=4),
-    diffusion=DiffusionConfig("rectified-flow", "velocity", learned_variance=False),
-    train=TrainConfig(images=8000, batch=32, lr=4e-3, ema=0.98, log=4000, checkpoint=8000, samples=8000, threads=1),
-    sample=SampleConfig("euler", 4),
-    sample_images=4,
-)
-
-
-def captioned() -> ArraySource:
-    """Images of one colour, with two captions, one caption, or none."""
-    pixels = np.array([colour for colour in COLOURS.values() for _ in range(8)], np.uint8)[:, None, None]
-    source = ArraySource("colours", pixels.repeat(4, 1).repeat(4, 2), np.zeros(24, np.int64), ())
-    source.captions = [
-        [(f"a {name} image", f"all is {name}"), (name,), ()][k % 3] for name in COLOURS for k in range(8)
-    ]
-    return source
-
-
-def run(folder: Path, recipe: Recipe = RECIPE) -> Pipeline:
-    return train_recipe(recipe, RunContext(folder, torch.device("cpu"), lambda line: None, images=captioned()))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text") / "colours"
-    run(folder)
-    return folder
-
-
-def colour_of(images: np.ndarray) -> list[str]:
-    return [list(COLOURS)[k] for k in images.mean(axis=(1, 2)).argmax(axis=1)]
+def trained(colours_run: Path) -> Path:
+    return colours_run
 
 
 def test_images_follow_prompts(trained: Path) -> None:
@@ -239,3 +206,64 @@ def test_a_model_of_scenes_is_measured_on_its_tasks(tmp_path: Path, ditlab) -> N
     nothing = ditlab("evaluate", "fashion", "--network", "none", "--count", "64")
     assert nothing.code == 2
     assert "fashion is no model of prompts" in nothing.err
+
+
+def test_hostile_prompts_on_the_command_line(trained: Path, tmp_path: Path, ditlab) -> None:
+    prompts = ["", "x" * 10_000, "красный 赤 🟥", "<b>red</b>", "red\x1b[0m\n/../x", "\udcff"]  # the last: no UTF-8
+    made = ditlab("sample", trained, "--prompt", *prompts, "--count", "6", "--out", tmp_path / "x", "--no-filmstrip")
+    assert made.code == 0, made
+    assert len(list((tmp_path / "x").glob("*.png"))) == 6
+    assert "prompt '': no known word is left: the image is made without a prompt" in made.out
+    assert "prompt '<b>red</b>': words that no training caption has are skipped: '<', 'b', '>', '/'" in made.out
+    made = ditlab("sample", trained, "--prompt", "red", "green", "--count", "1", "--out", tmp_path / "one.png")
+    assert "the first 1 of 2 prompts are used" in made.out
+
+
+def test_tokens_are_those_that_are_encoded(trained: Path) -> None:
+    text = api.load(trained).text
+    assert text is not None
+    for prompt in ("A red, mauve image", "", "red " * 99):
+        found = text.tokens(prompt)
+        assert len(found) == int(text.encode([prompt]).mask.sum())
+        assert text.encode([" ".join(found)]).value.equal(text.encode([prompt]).value)
+    assert text.tokens("A red, mauve image") == ["a", "red", "image"]
+
+
+def test_an_interpolation_between_prompts(trained: Path) -> None:
+    model = api.load(trained)
+    *_, last = model.run(model.interpolation((0, "red"), (0, "blue"), 5, model.defaults), model.defaults)
+    found = model.decode(last.x_s)
+    for image, prompt in ((found[0], "red"), (found[-1], "blue")):
+        assert np.abs(image.astype(int) - model.sample(prompts=prompt, count=1)[0]).max() <= 1
+    assert colour_of(found)[0] == "red"
+    assert colour_of(found)[-1] == "blue"
+
+
+def test_prompts_name_classes_of_a_model_of_labels(digits_run: Path, tmp_path: Path, ditlab) -> None:
+    model = api.load(digits_run)
+    expected = model.sample(["7", "3"], count=4)
+    assert np.array_equal(model.sample(prompts=["a nice 7", "3"], count=4), expected)
+    made = ditlab("sample", digits_run, "--prompt", "a nice 7", "3", "--count", "4", "--out", tmp_path / "folder")
+    assert made.code == 0, made
+    assert "prompt 'a nice 7': class '7'; this model is conditioned on classes, other words have no effect" in made.out
+    assert "prompt '3'" not in made.out
+    files = sorted((tmp_path / "folder").glob("*.png"))
+    assert [file.name for file in files] == ["000000-7.png", "000001-3.png", "000002-7.png", "000003-3.png"]
+    away = model.sample([3], negative="the digit 7", guidance=2)
+    assert np.array_equal(away, model.sample([3], negative="7", guidance=2))
+    assert not np.array_equal(away, model.sample([3], guidance=2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt", "a red cat"], "prompt 'a red cat' names no class of this model; known: 0, 1, 2"),
+        (["--prompt", "3 or 4"], "names 2 classes (3, 4)"),
+        (["--prompt", "3", "--labels", "4"], "labels and prompts exclude each other"),
+        (["--negative", "3,4", "--guidance", "2"], "negative '3,4' must name one class"),
+    ],
+)
+def test_prompts_that_name_no_class_are_refused(digits_run: Path, flags: list[str], words: str, ditlab) -> None:
+    made = ditlab("sample", digits_run, *flags)
+    assert made.code == 2
+    assert words in made.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,9 +34,12 @@ def show_errors() -> Iterator[None]:
 
 
 def build_request(
-    backend: Backend, model: str, labels: Sequence[int] | None, seed: float | None, n: float, **settings: Any
-) -> Request:
+    backend: Backend, model: str, labels: Sequence[int] | None, prompts: Sequence[str] | None, seed: float | None,
+    n: float, **settings: Any,
+) -> Request:  # fmt: skip
     """A request from the values of the page's components, validated as the API validates them; guided by default.
+
+    Prompts replace the labels.
 
     Raises:
         UserError: a value has the wrong type or is out of range.
@@ -47,8 +51,9 @@ def build_request(
             f"seed {seed:.17g}: a browser rounds numbers above {MAX_SEED:,}; the command and the API do not"
         )
     indices = [label for label in labels or () if label != NO_LABEL] or None
+    given: dict[str, Any] = {"labels": indices} if prompts is None else {"prompt": list(prompts)}
     try:
-        body = GenerationRequest(model=model, labels=indices, seed=seed, n=n, **settings)  # type: ignore[arg-type]
+        body = GenerationRequest(model=model, **given, seed=seed, n=n, **settings)  # type: ignore[arg-type]
     except ValidationError as error:
         raise UserError(explain(error.errors())[0]) from None
     return backend.build_request(body)
@@ -127,6 +132,12 @@ def image_output(label: str, elem_id: str, alt_text: str, **options: Any) -> gr.
 def file_update(path: object) -> Any:
     """An update of a download button with a file."""
     return gr.update(value=str(path), interactive=True)
+
+
+def code(text: str) -> str:
+    """A text of one line as Markdown's code, which interprets nothing in it."""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{fence} {text} {fence}"
 
 
 def escape_markdown(text: object) -> str:

@@ -15,11 +15,13 @@ from PIL import Image
 from ditlab.errors import UserError
 from ditlab.pipelines import grid, png, single, strip, write_zip
 from ditlab.playground.backend import Backend, Preview
-from ditlab.playground.page import controls
+from ditlab.playground.page import controls, prompts
 from ditlab.playground.request import Cancelled, Interpolation, QueueFull, Request, TimedOut
 from ditlab.runtime import files
 
 INTERPOLATED = 8  # images of an interpolation
+HINT = "Select labels or write prompts, or leave them empty for all classes or the examples, and click Generate."
+SETTINGS = ("negative_prompt", "guidance", "guidance_low", "guidance_high", "sampler", "steps")
 
 
 def generate_tab(backend: Backend, page: gr.Blocks) -> None:
@@ -30,6 +32,9 @@ def generate_tab(backend: Backend, page: gr.Blocks) -> None:
         with gr.Column(scale=2, min_width=300):
             model = controls.model_dropdown(backend)
             labels = controls.labels_dropdown(backend, model)
+            texts = prompts.prompt_box(backend, model)
+            prompts.example_prompts(backend, model, texts)
+            negative = prompts.negative_box(backend, model)
             classes = gr.Gallery(
                 label="Classes: click to select", columns=5, height="auto", allow_preview=False, format="png",
                 object_fit="contain", buttons=[], elem_classes=["classes"], interactive=False, visible=False,
@@ -47,13 +52,15 @@ def generate_tab(backend: Backend, page: gr.Blocks) -> None:
             with gr.Accordion("Interpolate between two images", open=False):
                 end_seed = controls.seed_number(1, "Seed of the last image")
                 end_label = controls.label_dropdown(backend, model, "Label of the last image")
+                end_prompt = prompts.prompt_box(backend, model, "Prompt of the last image", 1)
                 interpolation = gr.Button("Interpolate")
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 generation = gr.Button("Generate", variant="primary")
                 stop = gr.Button("Stop", variant="stop", interactive=False)
             image = controls.image_output("Images", "images", "generated images", elem_classes=["pixels"])
-            status = gr.Markdown("Select labels, or none for all classes, and click Generate.", elem_id="status")
+            status = gr.Markdown(HINT, elem_id="status", latex_delimiters=[])
+            notes = prompts.notes_box("notes")
             with gr.Row():
                 png_file = gr.DownloadButton("Download PNG", interactive=False, size="sm")
                 zip_file = gr.DownloadButton("Download ZIP of PNGs", interactive=False, size="sm")
@@ -73,19 +80,23 @@ def generate_tab(backend: Backend, page: gr.Blocks) -> None:
             active[session].cancel()
         active[session] = request
         no_file, hidden = gr.update(value=None, interactive=False), gr.update(value=None, visible=False)
-        yield {status: "queued", image: None, film: hidden, png_file: no_file, zip_file: no_file, **buttons(True)}
+        nothing = {image: None, film: hidden, png_file: no_file, zip_file: no_file}
+        yield {status: "queued", notes: prompts.notes_update(request.notes), **nothing, **buttons(True)}
+        captions = () if isinstance(request, Interpolation) else request.captions
         try:
             for preview in backend.generate_with_previews(name, request):
                 if not preview.finished:
-                    yield {image: grid(preview.images, columns), status: f"step {preview.step} of {preview.steps}"}
+                    drawn = grid(preview.images, columns, captions=captions)
+                    yield {image: drawn, status: f"step {preview.step} of {preview.steps}"}
             assert preview is not None
             text = f"{len(preview.images)} images in {time.monotonic() - started:.1f} s, seed {request.seed}"
-            if not isinstance(request, Interpolation):
-                text += f"\n\n`{backend.command(name, request)}`"
-            frames = gr.update(value=strip(backend.model(name), preview.states), visible=True)
+            command = "" if isinstance(request, Interpolation) else backend.command(name, request)
+            text += f"\n\n{controls.code(command)}" if command else ""
+            frames = gr.update(value=strip(backend.model(name), preview.states, captions=captions[:1]), visible=True)
+            drawn = grid(preview.images, columns, captions=captions)
             with tempfile.TemporaryDirectory(prefix="ditlab-") as folder:  # gradio copies the files when it sends them
-                one, archive = _write_files(backend, name, request, preview, columns, Path(folder))
-                result = {image: grid(preview.images, columns), status: text, film: frames}
+                one, archive = _write_files(backend, name, request, preview, drawn, Path(folder))
+                result = {image: drawn, status: text, film: frames}
                 downloads = {png_file: controls.file_update(one), zip_file: controls.file_update(archive)}
                 yield {**result, **downloads, **buttons(False)}
         except Cancelled:
@@ -98,31 +109,38 @@ def generate_tab(backend: Backend, page: gr.Blocks) -> None:
             if active.get(session) is request:
                 del active[session]
 
-    def sampling(guidance: float, low: float, high: float, sampler: str, steps: float) -> dict[str, Any]:
-        return {"guidance": guidance, "guidance_low": low, "guidance_high": high, "sampler": sampler, "steps": steps}
+    def sampling(name: str, *values: Any) -> dict[str, Any]:
+        """The fields of a request from the values of ``settings``."""
+        fields: dict[str, Any] = dict(zip(SETTINGS, values, strict=True))
+        return fields if backend.model(name).text is not None else {**fields, "negative_prompt": None}
 
     def generate(
-        name: str, labels: list[int], seed: float, count: float, guidance: float, low: float, high: float,
-        sampler: str, steps: float, http: gr.Request,
+        name: str, labels: list[int], text: str, seed: float, count: float, negative: str, guidance: float,
+        low: float, high: float, sampler: str, steps: float, http: gr.Request,
     ) -> Iterator[dict]:  # fmt: skip
         with controls.show_errors():
-            settings = sampling(guidance, low, high, sampler, steps)
-            request = controls.build_request(backend, name, labels, seed, count, **settings)
+            settings = sampling(name, negative, guidance, low, high, sampler, steps)
+            chosen = prompts.chosen_prompts(backend, name, text)
+            request = controls.build_request(backend, name, labels, chosen, seed, count, **settings)
             columns = min(int(count), max(1, round(count**0.5)))
             yield from run(name, request, columns, str(http.session_hash))
 
     def interpolate(
-        name: str, labels: list[int], seed: float, end_seed: float, end_label: int, guidance: float, low: float,
-        high: float, sampler: str, steps: float, http: gr.Request,
+        name: str, labels: list[int], text: str, seed: float, end_seed: float, end_label: int, end_prompt: str,
+        negative: str, guidance: float, low: float, high: float, sampler: str, steps: float, http: gr.Request,
     ) -> Iterator[dict]:  # fmt: skip
         with controls.show_errors():
-            count, settings = min(INTERPOLATED, limits.images), sampling(guidance, low, high, sampler, steps)
-            first = controls.build_request(backend, name, labels, seed, count, **settings)
-            last = controls.build_request(backend, name, [end_label], end_seed, 1, **settings)
-            end = (last.seed, int(last.labels[0]))
-            if end == (first.seed, int(first.labels[0])):
-                raise UserError("the first and the last image are the same; select another seed or label")
-            request = Interpolation(first.labels[:1].repeat(count), first.seed, first.config, first.timeout, end=end)
+            count = min(INTERPOLATED, limits.images)
+            settings = sampling(name, negative, guidance, low, high, sampler, steps)
+            chosen = prompts.chosen_prompts(backend, name, text)
+            chosen, last_prompt = (None, None) if chosen is None else (chosen[:1], [end_prompt])
+            first = controls.build_request(backend, name, labels, chosen, seed, count, **settings)
+            last = controls.build_request(backend, name, [end_label], last_prompt, end_seed, 1, **settings)
+            if last.first == first.first:
+                raise UserError("the first and the last image are the same; select another seed, label or prompt")
+            lines = tuple(dict.fromkeys((*first.notes, *last.notes)))
+            same = first.labels[:1].repeat(count), first.seed, first.config, first.timeout, first.prompts, lines
+            request = Interpolation(*same, end=last.first)
             yield from run(name, request, 4, str(http.session_hash))
 
     async def cancel(http: gr.Request) -> None:  # async: it must not wait for one of the worker threads
@@ -140,11 +158,12 @@ def generate_tab(backend: Backend, page: gr.Blocks) -> None:
         toggled = [label for label in labels if label != index] if index in labels else [*labels, index]
         return toggled, gr.update(selected_index=None)
 
-    outputs = [image, status, png_file, zip_file, film, generation, interpolation, stop]
-    settings = [guidance, low, high, sampler, steps]
+    outputs = [image, status, notes, png_file, zip_file, film, generation, interpolation, stop]
+    settings = [negative, guidance, low, high, sampler, steps]
     once: dict[str, Any] = {"trigger_mode": "once", **controls.QUIET}
-    generation.click(generate, [model, labels, seed, count, *settings], outputs, **once)
-    interpolation.click(interpolate, [model, labels, seed, end_seed, end_label, *settings], outputs, **once)
+    generation.click(generate, [model, labels, texts, seed, count, *settings], outputs, **once)
+    ends = [seed, end_seed, end_label, end_prompt]
+    interpolation.click(interpolate, [model, labels, texts, *ends, *settings], outputs, **once)
     stop.click(cancel, None, None, queue=False, **controls.QUIET)
     model.change(update_model, model, [low, high, classes], **controls.QUIET)
     classes.select(toggle_label, labels, [labels, classes], queue=False, **controls.QUIET)
@@ -169,14 +188,16 @@ def _enlarge(image: np.ndarray) -> Image.Image:
 
 
 def _write_files(
-    backend: Backend, name: str, request: Request, preview: Preview, columns: int, folder: Path
+    backend: Backend, name: str, request: Request, preview: Preview, drawn: Image.Image, folder: Path
 ) -> tuple[Path, Path]:
     """Write the images as a grid, and as an archive of PNGs."""
     settings, labels = backend.settings(name, request), request.labels.numpy()
     if isinstance(request, Interpolation):
         labels = np.full_like(labels, controls.NO_LABEL)  # images between two classes belong to none
-        settings["to"] = {"seed": request.end[0], "label": backend.label_name(name, request.end[1])}
+        seed, end = request.end
+        last = {"prompt": end} if isinstance(end, str) else {"label": backend.label_name(name, end)}
+        settings["to"] = {"seed": seed, **last}
     one, archive = (folder / f"{Path(name).name}-seed{request.seed}{ending}" for ending in (".png", ".zip"))
-    files.write_file(one, png(grid(preview.images, columns), settings))
-    write_zip(preview.images, labels, backend.model(name).names, archive, settings)
+    files.write_file(one, png(drawn, settings))
+    write_zip(preview.images, labels, request.prompts or backend.model(name).names, archive, settings)
     return one, archive

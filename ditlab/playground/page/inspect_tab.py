@@ -11,24 +11,30 @@ from ditlab.errors import UserError
 from ditlab.models import DiT
 from ditlab.pipelines import Pipeline
 from ditlab.playground.backend import Backend
+from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.inspection import Inspection
-from ditlab.playground.page import controls
+from ditlab.playground.page import controls, prompts
+from ditlab.playground.words import word_attention, word_figure, words_figure, words_of
 
 CACHED = 16  # images whose latents are kept
 
 
 def inspect_tab(backend: Backend) -> None:
     """The image with its patches, sliders for time and block, and the figures."""
-    cache: dict[tuple[str, int, int], Inspection] = {}
+    cache: dict[tuple[str, tuple[int, int | str]], Inspection] = {}
     lock = threading.Lock()
 
-    def inspection(name: str, label: int, seed: float) -> Inspection:
-        request = controls.build_request(backend, name, [label], seed or 0, 1)
-        key = (name, int(request.labels[0]), request.seed)
+    def inspection(name: str, label: int, text: str, seed: float) -> Inspection:
+        prompted = backend.model(name).text is not None
+        request = controls.build_request(backend, name, [label], [str(text or "")] if prompted else None, seed or 0, 1)
+        key = (name, request.first)
         with lock:
             found = cache.get(key)
         if found is None:
-            found = Inspection(backend.model(name), key[1], key[2], *backend.generate_latent(name, request))
+            chosen, prompt = backend.model(name), "".join(request.captions)
+            condition = run_on_compute_thread(request.condition, chosen)
+            images = backend.generate_latent(name, request)
+            found = Inspection(chosen, condition, request.seed, *images, prompt, request.notes)
             with lock:
                 while len(cache) >= CACHED:
                     cache.pop(next(iter(cache)))
@@ -38,6 +44,7 @@ def inspect_tab(backend: Backend) -> None:
     with gr.Row():
         model = controls.model_dropdown(backend)
         label = controls.label_dropdown(backend, model)
+        text = prompts.prompt_box(backend, model, "Prompt", 1)
         seed = controls.seed_number(info="of the image")
     with gr.Row():
         t = gr.Slider(0.01, 1, value=0.5, step=0.01, label="Time t", info="0 is data, 1 is noise")
@@ -46,6 +53,7 @@ def inspect_tab(backend: Backend) -> None:
         patch = gr.Slider(0, **patch_range, step=1, label="Patch", info="or click it in the image")
     button = gr.Button("Inspect", variant="primary")
     message = gr.Markdown("", elem_id="inspect-message")
+    notes = prompts.notes_box("inspect-notes")
     with gr.Row():
         patches = controls.image_output(
             "Patches", "patches", "the image with its patch grid", buttons=[], min_width=280
@@ -53,6 +61,15 @@ def inspect_tab(backend: Backend) -> None:
         attention = controls.image_output(
             "Attention weights of the selected patch", "attention", "maps of attention weights", min_width=280
         )
+    words = controls.image_output(
+        "Attention to the words of the prompt: mean over heads and blocks", "words", "maps of attention to each word",
+        elem_classes=["wide"], visible=False,
+    )  # fmt: skip
+    word = gr.Radio([], label="Word", visible=False, elem_id="word")
+    word_blocks = controls.image_output(
+        "Attention to this word in each block: mean over heads", "word-blocks", "maps of attention to a word by block",
+        elem_classes=["wide"], visible=False,
+    )  # fmt: skip
     predictions = controls.image_output(
         "x_t at several times t, and below it the x0 predicted from it", "predictions", "noised images and predictions",
         elem_classes=["wide"],
@@ -66,37 +83,72 @@ def inspect_tab(backend: Backend) -> None:
         "size of the modulation vectors", elem_classes=["wide"],
     )  # fmt: skip
 
-    def inspect(name: str, label: int, seed: float, t: float, block: float, patch: float) -> tuple:
+    def inspect(
+        name: str, label: int, text: str, seed: float, t: float, block: float, patch: float, word: int | None
+    ) -> tuple:
         with controls.show_errors():
-            shown = inspection(name, label, seed)
+            shown = inspection(name, label, text, seed)
             rows, columns = shown.patches
             blocks, tokens, size = len(shown.network.blocks), rows * columns, shown.network.config.patch
             t, block, patch = min(max(float(t), 0.01), 1.0), min(int(block), blocks - 1), min(int(patch), tokens - 1)
-            text = f"{rows} x {columns} = {tokens} tokens, one for each patch of {size} x {size} latent pixels"
+            summary = f"{rows} x {columns} = {tokens} tokens, one for each patch of {size} x {size} latent pixels"
             try:
                 vectors = gr.update(value=shown.modulation_figure(t), visible=True)
             except UserError as error:
-                vectors, text = gr.update(value=None, visible=False), f"{text}; {error}"
+                vectors, summary = _hidden(), f"{summary}; {error}"
             figures = shown.patch_figure(patch), shown.attention_figure(t, block, patch), shown.prediction_figure(t)
-            return *figures, shown.channel_figure(t), vectors, text, block, patch
+            lines = prompts.notes_update(shown.notes)
+            return *figures, shown.channel_figure(t), vectors, summary, lines, block, patch, *attended(shown, t, word)
+
+    def attended(shown: Inspection, t: float, word: int | None) -> tuple:
+        """Updates of the figures of words, and of the choice between them; hidden for networks that attend to no word."""
+        try:
+            weights = word_attention(shown, t)
+        except UserError:
+            return _hidden(), _hidden(choices=[]), _hidden()
+        names = words_of(shown)
+        chosen = word if isinstance(word, int) and word < len(names) else 0
+        choices = gr.update(choices=[(name, k) for k, name in enumerate(names)], value=chosen, visible=True)
+        all_words, blocks = words_figure(shown, weights), word_figure(shown, weights, chosen)
+        return gr.update(value=all_words, visible=True), choices, gr.update(value=blocks, visible=True)
+
+    def select_word(name: str, label: int, text: str, seed: float, t: float, word: int) -> Any:
+        with controls.show_errors():
+            shown = inspection(name, label, text, seed)
+            return word_figure(shown, word_attention(shown, min(max(float(t), 0.01), 1.0)), int(word))
 
     def update_model(name: str) -> tuple:
         """The ranges of another model, without the figures of the one before."""
         with controls.show_errors():
             sliders = [gr.update(**each) for each in _ranges(backend.model(name))]
-            return *[None] * 4, gr.update(value=None, visible=False), "", *sliders
+            words = _hidden(), _hidden(choices=[]), _hidden()
+            return *[None] * 4, _hidden(), "", prompts.notes_update(()), *sliders, *words
 
-    def select_patch(name: str, label: int, seed: float, event: gr.SelectData) -> int:
+    def select_patch(name: str, label: int, text: str, seed: float, event: gr.SelectData) -> int:
         with controls.show_errors():
-            return inspection(name, label, seed).patch_at(*event.index)
+            return inspection(name, label, text, seed).patch_at(*event.index)
 
-    inputs = [model, label, seed, t, block, patch]
-    outputs = [patches, attention, predictions, channels, modulation, message, block, patch]
+    inputs = [model, label, text, seed, t, block, patch, word]
+    outputs = [
+        patches,
+        attention,
+        predictions,
+        channels,
+        modulation,
+        message,
+        notes,
+        block,
+        patch,
+        words,
+        word,
+        word_blocks,
+    ]
     options: dict[str, Any] = {**controls.QUIET, "show_progress": "minimal"}
     button.click(inspect, inputs, outputs, trigger_mode="always_last", **options)
     for slider in (t, block, patch):
         slider.release(inspect, inputs, outputs, trigger_mode="always_last", **options)
-    patches.select(select_patch, [model, label, seed], patch, **options).then(inspect, inputs, outputs, **options)
+    word.input(select_word, [model, label, text, seed, t, word], word_blocks, trigger_mode="always_last", **options)
+    patches.select(select_patch, [model, label, text, seed], patch, **options).then(inspect, inputs, outputs, **options)
     model.change(update_model, model, outputs, **controls.QUIET)
 
 
@@ -109,3 +161,7 @@ def _ranges(model: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
         counts = len(model.network.block_list()), rows * columns
     blocks, patches = ({"value": 0, "maximum": max(count - 1, 1), "visible": count > 1} for count in counts)
     return blocks, patches
+
+
+def _hidden(**changes: Any) -> Any:
+    return gr.update(value=None, visible=False, **changes)  # a new one each time: gradio changes it

@@ -12,7 +12,7 @@ from ditlab.pipelines import grid
 from ditlab.playground.backend import Backend
 from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.nearest import SPACES, TrainingImages
-from ditlab.playground.page import controls
+from ditlab.playground.page import controls, prompts
 from ditlab.recipes.samples import training_data
 from ditlab.runtime.console import markdown_table
 
@@ -42,6 +42,7 @@ def nearest_tab(backend: Backend) -> None:
     with gr.Row():
         model = controls.model_dropdown(backend)
         labels = controls.labels_dropdown(backend, model)
+        texts = prompts.prompt_box(backend, model)
         seed = controls.seed_number()
         count = controls.count_slider(backend, MAX_ROWS, 4)
         info = "features: EfficientNet-Lite0, slower on first use"
@@ -54,13 +55,14 @@ def nearest_tab(backend: Backend) -> None:
     text = gr.Markdown("", elem_id="nearest-text")
 
     def search(
-        name: str, labels: list[int], seed: float, count: float, space: str,
+        name: str, labels: list[int], text: str, seed: float, count: float, space: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:  # fmt: skip
         with controls.show_errors():
             if count > MAX_ROWS:
                 raise UserError(f"{count:g} images are too many; at most {MAX_ROWS}")
-            request = controls.build_request(backend, name, labels, seed, count)
+            chosen = prompts.chosen_prompts(backend, name, text)
+            request = controls.build_request(backend, name, labels, chosen, seed, count)
             generated = backend.generate(name, request)
             training = training_images(name, space, progress)
             found = run_on_compute_thread(training.search, generated, NEIGHBOURS)
@@ -84,5 +86,5 @@ def nearest_tab(backend: Backend) -> None:
             table = "\n".join([summary, "", *markdown_table(titles, cells)])
             return grid(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1], rows, columns), table
 
-    inputs = [model, labels, seed, count, space]
+    inputs = [model, labels, texts, seed, count, space]
     button.click(search, inputs, [image, text], trigger_mode="once", api_visibility="private")
