@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,26 @@ def test_truncated_weights_are_one_line(folder: Path, refuses: Callable, keep: f
     refuses(lambda: load_pretrained(str(folder)), str(folder), WEIGHTS)
 
 
-def test_pickled_weights_are_not_opened(folder: Path, refuses: Callable):
-    weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+@dataclass
+class Code:
+    """An object that touches a file when it is unpickled."""
+
+    marker: Path
+
+    def __reduce__(self) -> tuple[Callable, tuple[Path]]:
+        return Path.touch, (self.marker,)
+
+
+def test_of_pickled_weights_only_tensors_are_read(folder: Path, tmp_path: Path, refuses: Callable):
+    weights, expected = safetensors.torch.load((folder / WEIGHTS).read_bytes()), load_pretrained(str(folder))
     (folder / WEIGHTS).unlink()
-    torch.save(weights, folder / "diffusion_pytorch_model.bin")
-    refuses(lambda: load_pretrained(str(folder)), str(folder), "safetensors")
+    pickled, marker = folder / "diffusion_pytorch_model.bin", tmp_path / "marker"
+    torch.save(weights, pickled)
+    for one, other in zip(load_pretrained(str(folder)).parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+    torch.save({**weights, "extra": Code(marker)}, pickled)
+    refuses(lambda: load_pretrained(str(folder)), str(folder))
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,10 @@ def test_what_of_a_text_is_not_used_is_noted() -> None:
         "words that no training caption has are skipped: 'mauve', ','",
         "the first 3 words are used, of 4 that are known",
     ]
-    (note,) = encoder.notes(" ".join(f"word{k}" for k in range(20)) + "x" * 5000)
-    assert note.endswith("'word7' and 12 more")
-    assert len(note) < 200
+    unknown, nothing = encoder.notes(" ".join(f"word{k}" for k in range(20)) + "x" * 5000)
+    assert unknown.endswith("'word7' and 12 more")
+    assert len(unknown) < 200
+    assert nothing == "no known word is left: the image is made without a prompt"
 
 
 @pytest.mark.parametrize("captions", [[], ["", " "]])
