@@ -143,7 +143,12 @@ def test_files_have_their_format_and_their_settings(
         found = settings(picture)
         guidance = {"scale": 2.5, "low": 0, "high": 1, "channels": 0}
         wanted = {"model": "digits", "seed": 3, "image": k, "label": "717"[k], "sampler": "heun", "steps": 3}
-        assert found == wanted | {"label index": int("717"[k]), "guidance": guidance, "precision": "auto"}
+        assert found == wanted | {
+            "label index": int("717"[k]),
+            "guidance": guidance,
+            "precision": "auto",
+            "negative": "",
+        }
         error = np.abs(pixels(picture) - expected[k])
         assert error.max() <= 1 if kind == "png" or (kind, quality) == ("webp", None) else error.mean() < 60
     assert len(made.data or []) == 3
