@@ -14,7 +14,7 @@ from ditlab.playground.compute import run_on_compute_thread
 from ditlab.playground.figures import render, subplots
 from ditlab.playground.inspection import Inspection
 
-MAX_WORDS = 23  # in a figure
+MAX_WORDS, COLUMNS = 23, 6  # of a figure
 
 
 def words_of(inspection: Inspection) -> list[str]:
@@ -66,7 +66,7 @@ def word_figure(inspection: Inspection, attention: np.ndarray, word: int) -> Ima
 
 def _maps(image: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Maps (N, rows, columns) over an image, with names and means; the image alone comes first."""
-    figure, axes = subplots(len(maps) + 1, 6, 1.8)
+    figure, axes = subplots(max(len(maps) + 1, COLUMNS), COLUMNS, 1.8)  # of one width, however many maps
     height, width = image.shape[:2]
     axes[0].imshow(single(image).convert("RGB"))
     axes[0].set_title("image", fontsize=9)

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from colours import captioned
 from forked import Forked
 from PIL import Image
 from playwright.sync_api import BrowserContext, Download, Locator, Page, expect, sync_playwright
@@ -330,24 +331,13 @@ def test_nearest_training_images(visit: Visit):
     visit.keep("page-nearest")
 
 
-def test_every_tab_has_one_width_on_every_screen_in_light_and_dark(browser: BrowserContext, address: str):
-    visit = Visit(browser, address)
+def check_widths(visit: Visit, folder: str, widths: tuple[int, ...] = (390, 1280, 1920)) -> None:
+    """Show every tab at some widths, light and dark, and keep screenshots in a folder."""
     page = visit.page
-    for tab, button, place, words in (
-        ("Generate", "Generate", "status", "16 images in"),
-        ("Compare", "Compare", "comparison-status", "4 rows, 5 columns"),
-        ("Inspect", "Inspect", "inspect-message", "tokens"),
-        ("Nearest", "Find nearest training images", "nearest-text", "Searched 1,797 training images"),
-    ):
-        visit.tab(tab)
-        if SCREENSHOTS is None or tab == "Nearest":
-            visit.choose("Model", "digits")  # faster
-        visit.button(button).click()
-        visit.status(words, place)
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme, reduced_motion="reduce")
         expect(page.locator("body.dark")).to_have_count(int(theme == "dark"))
-        for width in (390, 1280, 1920):
+        for width in widths:
             page.set_viewport_size({"width": width, "height": 900})
             for tab in TABS:
                 visit.tab(tab)
@@ -360,9 +350,25 @@ def test_every_tab_has_one_width_on_every_screen_in_light_and_dark(browser: Brow
                 assert box["width"] == pytest.approx(column, abs=1), (theme, width, tab)
                 if tab == "Runs":
                     visit.status(re.compile(r"finished\s+[\d,]+ of [\d,]+ steps"), "run-facts")
-                visit.keep(f"tabs/{tab.lower()}-{width}-{theme}")
-                if (theme, width, tab) == ("light", 390, "Generate"):
+                visit.keep(f"{folder}/{tab.lower()}-{width}-{theme}")
+                if (folder, theme, width, tab) == ("tabs", "light", 390, "Generate"):
                     visit.keep("page-phone")
+
+
+def test_every_tab_has_one_width_on_every_screen_in_light_and_dark(browser: BrowserContext, address: str):
+    visit = Visit(browser, address)
+    for tab, button, place, words in (
+        ("Generate", "Generate", "status", "16 images in"),
+        ("Compare", "Compare", "comparison-status", "4 rows, 5 columns"),
+        ("Inspect", "Inspect", "inspect-message", "tokens"),
+        ("Nearest", "Find nearest training images", "nearest-text", "Searched 1,797 training images"),
+    ):
+        visit.tab(tab)
+        if SCREENSHOTS is None or tab == "Nearest":
+            visit.choose("Model", "digits")  # faster
+        visit.button(button).click()
+        visit.status(words, place)
+    check_widths(visit, "tabs")
     visit.close()
 
 
@@ -465,3 +471,162 @@ def test_the_page_of_a_server_with_a_key_has_a_login(browser: BrowserContext, fo
         started = time.monotonic()  # an open page does not delay the shutdown of the server
     assert time.monotonic() - started < 15
     page.close()
+
+
+@pytest.fixture(scope="module")
+def prompt_address(
+    tmp_path_factory: pytest.TempPathFactory, colours_run: Path, digits_run: Path, listening: Listening
+) -> Iterator[str]:
+    """A server of a model of prompts, whose training images are in a folder, and of one of labels."""
+    root = tmp_path_factory.mktemp("prompts")
+    shutil.copytree(colours_run, root / "runs" / "colours")
+    (root / "images").mkdir()
+    for k, image in enumerate(captioned().pixels):
+        Image.fromarray(image).save(root / "images" / f"{k}.png")
+    recipe = json.loads((root / "runs" / "colours" / "recipe.json").read_text())
+    recipe["data"] |= {"source": "folder", "path": str(root / "images")}
+    (root / "runs" / "colours" / "recipe.json").write_text(json.dumps(recipe))
+    models = ModelServer(
+        {"colours": Pipeline.load(root / "runs" / "colours"), "digits": Pipeline.load(digits_run)}, Limits()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        with listening(models, {"colours": "runs/colours", "digits": str(digits_run)}, Path("runs")) as found:
+            yield found
+
+
+@pytest.fixture
+def prompts(browser: BrowserContext, prompt_address: str) -> Iterator[Visit]:
+    opened = Visit(browser, prompt_address)
+    yield opened
+    opened.close()
+
+
+def write(visit: Visit, label: str, text: str) -> None:
+    box(visit, label).fill(text)
+
+
+def box(visit: Visit, label: str) -> Locator:
+    """A visible text box; the text below its label is a part of its name."""
+    return visit.page.get_by_label(re.compile(rf"^\s*{label}")).locator("visible=true")
+
+
+def test_prompts_are_written_or_clicked_and_stand_under_the_images(prompts: Visit, colours_run: Path):
+    page, model = prompts.page, Pipeline.load(colours_run)
+    expect(page.get_by_label("Labels", exact=True).locator("visible=true")).to_have_count(0)
+    prompts.number("Images", 4)
+    page.locator("#examples").get_by_role("button", name="a green image").click()
+    expect(box(prompts, "Prompts")).to_have_value("a green image")
+    prompts.button("Generate").click()
+    prompts.status("ditlab sample runs/colours --count 4 --seed 0 --prompt 'a green image' --guidance 2.0")
+    expected = model.sample(prompts="a green image", guidance=GUIDANCE, count=4)
+    drawn = np.asarray(grid(expected, 2, captions=["a green image"] * 4))
+    assert np.abs(prompts.image("images").astype(int) - drawn).max() <= 1
+    expect(page.locator("#notes")).to_be_hidden()
+    write(prompts, "Prompts", "a red image\n\n  blue and mauve \n")
+    write(prompts, "Negative prompt", "a green image")
+    prompts.button("Generate").click()
+    prompts.status("--prompt 'a red image' 'blue and mauve' --negative 'a green image'")
+    note = "prompt 'blue and mauve': words that no training caption has are skipped: 'and', 'mauve'"
+    expect(page.locator("#notes textarea")).to_have_value(note)
+    texts = ["a red image", "blue and mauve"] * 2
+    expected = model.sample(prompts=texts, negative="a green image", guidance=GUIDANCE)
+    assert np.abs(prompts.image("images").astype(int) - np.asarray(grid(expected, 2, captions=texts))).max() <= 1
+    settings = prompts.settings()
+    assert (settings["prompts"], settings["negative"], settings["notes"]) == (texts, "a green image", [note])
+    with zipfile.ZipFile(prompts.download("Download ZIP of PNGs")) as archive:
+        assert archive.namelist()[:2] == ["000000-a red image.png", "000001-blue and mauve.png"]
+    prompts.keep("page-prompts")
+    page.get_by_role("button", name="Interpolate between").click()
+    write(prompts, "Prompt of the last image", "a blue image")
+    prompts.button("Interpolate").click()
+    prompts.status("8 images in")
+    assert prompts.settings()["to"] == {"seed": 1, "prompt": "a blue image"}
+    prompts.choose("Model", "digits")
+    expect(page.get_by_label("Labels", exact=True).locator("visible=true")).to_have_count(1)
+    expect(box(prompts, "Negative prompt")).to_have_count(0)
+    prompts.button("Generate").click()
+    prompts.status("ditlab sample")
+    assert "negative" not in page.locator("#status").inner_text()
+
+
+def test_markup_in_prompts_is_shown_as_text_in_every_tab_light_and_dark(prompts: Visit):
+    evil = (
+        "red `<img src=x onerror='window.hacked=1'>` <script>window.hacked=1</script> ![x](http://x.test/y.png) $$x$$"
+    )
+    write(prompts, "Prompts", f"{evil}\n{'x' * 10_000}")
+    write(prompts, "Negative prompt", evil)
+    prompts.button("Generate").click()
+    prompts.status("16 images in")
+    expect(prompts.page.locator("#notes")).to_be_visible()
+    write(prompts, "Prompts", evil)
+    prompts.button("Generate").click()
+    prompts.status("ditlab sample")
+    prompts.status("<script>window.hacked=1</script> ![x](http://x.test/y.png) $$x$$")
+    for tab, button, place, words in (
+        ("Compare", "Compare", "comparison-status", "4 rows, 5 columns"),
+        ("Nearest", "Find nearest training images", "nearest-text", "Searched 24 training images"),
+    ):
+        prompts.tab(tab)
+        write(prompts, "Prompts", evil)
+        prompts.button(button).click()
+        prompts.status(words, place)
+    prompts.tab("Inspect")
+    write(prompts, "Prompt", evil)
+    prompts.button("Inspect").click()
+    prompts.status("2 x 2 = 4 tokens", "inspect-message")
+    assert prompts.page.locator("#status img, #nearest-text img").count() == 0
+    assert prompts.page.evaluate("window.hacked") is None
+    check_widths(prompts, "prompts", (390,) if SCREENSHOTS is None else (390, 1280, 1920))
+    prompts.tab("Inspect")
+    write(prompts, "Prompt", "r" * 10_001)
+    prompts.button("Inspect").click()
+    expect(prompts.page.get_by_text("a text of 10,001 characters is too long")).to_be_visible(timeout=WAIT)
+
+
+def test_prompts_are_compared_side_by_side(prompts: Visit, colours_run: Path):
+    prompts.tab("Compare")
+    prompts.choose("Compared setting", "prompt")
+    expect(prompts.page.get_by_label("Values")).to_have_count(0)
+    write(prompts, "Prompts", "red, a colour\nblue\nall is green")
+    prompts.number("Rows", 2)
+    prompts.button("Compare").click()
+    prompts.status("2 rows, 3 columns", "comparison-status")
+    model, texts = Pipeline.load(colours_run), ["red, a colour", "blue", "all is green"]
+    made = np.stack([model.sample(prompts=text, guidance=GUIDANCE, count=2) for text in texts], axis=1)
+    expected = np.asarray(grid(made.reshape(-1, *made.shape[2:]), 3, captions=texts * 2))
+    assert np.abs(prompts.image("comparison").astype(int) - expected).max() <= 1
+    expect(prompts.page.locator("#comparison-notes textarea")).to_have_value(re.compile("skipped: ',', 'colour'"))
+    prompts.keep("page-compare-prompts")
+    prompts.choose("Compared setting", "guidance")
+    prompts.page.get_by_label("Values").fill("1, 4")
+    prompts.button("Compare").click()
+    prompts.status("2 rows, 2 columns", "comparison-status")
+    made = np.stack([model.sample(prompts=texts[:2], guidance=scale) for scale in (1, 4)], axis=1)
+    captions = [text for text in texts[:2] for _ in range(2)]
+    expected = np.asarray(
+        grid(made.reshape(-1, *made.shape[2:]), 2, (), ["guidance 1", "guidance 4"], captions=captions)
+    )
+    assert np.abs(prompts.image("comparison").astype(int) - expected).max() <= 1
+    prompts.choose("Model", "digits")
+    prompts.choose("Compared setting", "prompt")
+    prompts.button("Compare").click()
+    expect(prompts.page.get_by_text("digits is conditioned on labels, not prompts")).to_be_visible()
+
+
+def test_a_words_attention_is_inspected(prompts: Visit):
+    page = prompts.page
+    prompts.tab("Inspect")
+    write(prompts, "Prompt", "a mauve red image")
+    prompts.button("Inspect").click()
+    prompts.status("2 x 2 = 4 tokens", "inspect-message")
+    assert page.locator("#word label").all_inner_texts() == ["a", "red", "image"]
+    expect(page.locator("#inspect-notes textarea")).to_have_value(re.compile("skipped: 'mauve'"))
+    words, before = prompts.image("words"), prompts.image("word-blocks")
+    page.locator("#word").get_by_label("red").click()
+    prompts.until(lambda: not np.array_equal(prompts.image("word-blocks"), before))
+    assert np.array_equal(prompts.image("words"), words)
+    prompts.keep("page-words")
+    prompts.choose("Model", "digits")
+    expect(page.locator("#word")).to_be_hidden()
+    expect(page.locator("#words")).to_be_hidden()

@@ -203,7 +203,7 @@ def test_models_without_attention_to_words_say_so(refuses: Callable):
     refuses(lambda: word_figure(inspection, word_attention(inspection, 0.5), 2), "words 0 to 1")
 
 
-@pytest.mark.parametrize("block", ["adaln-zero", "joint", "adaln-cross-attention"])
+@pytest.mark.parametrize("block", ["joint", "adaln-cross-attention"])
 def test_modulation_of_a_model_of_prompts(block: str):
     heights = prompted(block, "red").modulation_figure(0.5).height
     alone = prompted(block, "red")

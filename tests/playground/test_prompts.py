@@ -259,3 +259,13 @@ def test_images_follow_prompts(client: openai.OpenAI):
     names = list(COLOURS)
     made = client.images.generate(prompt=names, extra_body={"seed": 0, "guidance": 2}).to_dict()  # type: ignore[arg-type]
     assert colour_of(pixels(made)) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("\ud800", "half of a surrogate pair"), ("r" * 10_001, "a text of 10,001 characters is too long")],
+)
+def test_the_page_refuses_what_the_api_refuses(server: ModelServer, refuses: Callable, text: str, words: str):
+    backend = Backend(server, {"colours": ""}, Path())
+    refuses(lambda: controls.build_request(backend, "colours", None, [text], 0, 1), words)
+    refuses(lambda: controls.build_request(backend, "colours", None, ["red"], 0, 1, negative_prompt=text), words)

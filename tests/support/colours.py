@@ -20,7 +20,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 RECIPE = Recipe(
     name="colours",
     text=TextEncoderConfig("tokens"),
-    model=DiTConfig(depth=1, width=32, heads=2, patch=4),
+    model=DiTConfig(block="adaln-in-context", depth=2, width=32, heads=2, patch=2),
     diffusion=DiffusionConfig("rectified-flow", "velocity", learned_variance=False),
     train=TrainConfig(images=8000, batch=32, lr=4e-3, ema=0.98, log=4000, checkpoint=8000, samples=8000, threads=1),
     sample=SampleConfig("euler", 4),

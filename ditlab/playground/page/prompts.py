@@ -32,7 +32,14 @@ def prompt_box(backend: Backend, model: gr.Dropdown, title: str = "Prompts", lin
 
     info = "one a line, repeated in order; empty: the examples" if lines > 1 else None
     box = gr.Textbox(
-        **options(backend.names[0]), label=title, info=info, lines=lines, max_lines=max(lines, 8), buttons=[]
+        **options(backend.names[0]),
+        label=title,
+        info=info,
+        lines=lines,
+        max_lines=max(lines, 8),
+        buttons=[],
+        scale=2,
+        min_width=300,
     )
     model.change(controls.show_errors()(lambda name: gr.update(**options(name))), model, box, **controls.QUIET)
     return box
