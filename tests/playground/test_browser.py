@@ -538,6 +538,7 @@ def test_prompts_are_written_or_clicked_and_stand_under_the_images(prompts: Visi
         assert archive.namelist()[:2] == ["000000-a red image.png", "000001-blue and mauve.png"]
     prompts.keep("page-prompts")
     page.get_by_role("button", name="Interpolate between").click()
+    expect(box(prompts, "Prompt of the last image")).to_have_value("a red image")  # mounted: it keeps what is written
     write(prompts, "Prompt of the last image", "a blue image")
     prompts.button("Interpolate").click()
     prompts.status("8 images in")
