@@ -90,7 +90,10 @@ def measure_language(
     loss, scenes = None, None
     dataset, of = _held_out(data, log)
     if dataset is not None:
-        loss = caption_loss(model, dataset, of)
+        try:  # one process is enough: it takes a few passes of a thousand images
+            loss = processes.broadcast_from_main(lambda: caption_loss(model, dataset, of))
+        except UserError as error:
+            log(f"the loss under other captions is skipped: {error}")
     if data is not None and data.source == "scenes" and count:
 
         def generate(prompts: list[str]) -> np.ndarray:
@@ -109,21 +112,20 @@ def caption_loss(model: Pipeline, dataset: Dataset, of: str = "images") -> Capti
     The other caption is that of another image whose caption differs.
 
     Raises:
-        UserError: no two captions differ.
+        UserError: there are no two different captions.
     """
     images = dataset.load()
     captions = [each[0] if each else "" for each in images.captions or ()]
     rows = [row for row, caption in enumerate(captions) if caption.strip()][:IMAGES]
     own = [captions[row] for row in rows]
-    shown = images.pixels[rows].transpose(0, 2, 3, 1)
-    losses = [_losses(model, shown, texts) for texts in (own, _differing(own), [""] * len(own))]
-    own_mean, other, none = (float(each.mean()) for each in losses)
+    losses = _losses(model, images.pixels[rows].transpose(0, 2, 3, 1), (own, _differing(own), [""] * len(own)))
+    own_mean, other, none = losses.mean(axis=1).tolist()
     return CaptionLoss(own_mean, other, none, float((losses[0] < losses[1]).mean()), len(rows), of)
 
 
 @torch.inference_mode()
-def _losses(model: Pipeline, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """The loss of each image uint8 (N, H, W, C) under a text, with the same noise and times whatever the texts, (N,)."""
+def _losses(model: Pipeline, images: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """The loss of each image uint8 (N, H, W, C) under each of K captions, of the same noise and times, (K, N)."""
     assert model.text is not None
     loss = model.diffusion.build_loss().to(model.device)
     draws = at_fixed_times(loss, loss.draw(Positions(0, 0, len(images)), model.network.spec.latent.shape))
@@ -131,21 +133,21 @@ def _losses(model: Pipeline, images: np.ndarray, texts: Sequence[str]) -> np.nda
     for start in range(0, len(images), BATCH):
         rows = slice(start, start + BATCH)
         x0 = model.encode(images[rows])
-        condition = Condition.of_text(*model.text.encode(texts[rows])).to(model.device)
         some = {name: value[rows].to(model.device) for name, value in draws.items()}
-        found.append(loss(model.network, x0, condition, some).cpu().numpy())
-    return np.concatenate(found)
+        conditions = [Condition.of_text(*model.text.encode(texts[rows])).to(model.device) for texts in captions]
+        found.append(np.stack([loss(model.network, x0, each, some).cpu().numpy() for each in conditions]))
+    return np.concatenate(found, axis=1)
 
 
 def _differing(captions: Sequence[str]) -> list[str]:
     """For each caption one of another image that differs: the nearest after half a turn."""
-    count, other = len(captions), []
-    for row, own in enumerate(captions):
-        shift = next((k for k in range(count) if captions[(row + count // 2 + k) % count] != own), None)
-        if shift is None:
-            raise UserError("all captions are the same: there is no other caption to compare with")
-        other.append(captions[(row + count // 2 + shift) % count])
-    return other
+    if len(set(captions)) < 2:
+        raise UserError("all captions are the same: there is no other caption to compare with")
+    count = len(captions)
+    return [
+        next(other for k in range(count) if (other := captions[(row + count // 2 + k) % count]) != own)
+        for row, own in enumerate(captions)
+    ]
 
 
 def _held_out(data: DataConfig | None, log: Log) -> tuple[Dataset | None, str]:
