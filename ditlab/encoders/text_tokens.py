@@ -50,11 +50,14 @@ class WordTokens(TextEncoder):
         Raises:
             UserError: no caption has a word.
         """
-        counts = Counter(word for caption in captions for word in split_words(caption))
+        counts, longest = Counter[str](), 0
+        for caption in captions:
+            found = list(split_words(caption))
+            counts.update(found)
+            longest = max(longest, len(found))
         if not counts:
             raise UserError("the images have no captions to make a vocabulary of; give captions, or --text.kind none")
         words = sorted(counts, key=lambda word: (-counts[word], word))[: config.vocabulary]
-        longest = max(sum(1 for _ in split_words(caption)) for caption in captions)
         return cls(words, min(config.max_tokens, longest))
 
     @classmethod
