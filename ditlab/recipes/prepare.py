@@ -13,6 +13,7 @@ from rich.progress import TaskID
 
 from ditlab import encoders
 from ditlab.data import DataInfo, Dataset, Images, open_data, read_index, write_index
+from ditlab.data.captions import HINT as CAPTIONS_UNUSED
 from ditlab.data.source import Source
 from ditlab.encoders import Autoencoder, LatentCache, record
 from ditlab.errors import UserError
@@ -83,8 +84,10 @@ def open_images(recipe: Recipe | AutoencoderRecipe, context: RunContext, relist:
         if recipe.name not in DATA or (recipe.data.path and path.exists()):
             raise
         raise UserError(f"{error}; {DATA[recipe.name]}") from error
+    used = isinstance(recipe, Recipe) and recipe.text.kind != "none"
     for line in (dataset.describe(), *dataset.info.notes):
-        context.log(line)
+        if line != CAPTIONS_UNUSED or not used:
+            context.log(line)
     return dataset
 
 
