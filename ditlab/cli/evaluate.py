@@ -36,7 +36,7 @@ class EvaluateOptions(SamplingOptions):
     network: str = "efficientnet-lite0"
     """Feature network: efficientnet-lite0 (weights come with ditlab[eval]), inception (the one FID is defined with), or none,
     which measures only how well a model follows its prompts."""
-    prompts: int = 100
+    task_prompts: int = 100
     """Prompts of each of the six tasks, seen and held out, for a model of the data set scenes."""
     weights: str = ""
     """File of Inception weights; by default the reference weights are downloaded once."""
@@ -95,7 +95,7 @@ def evaluate(arguments: list[str]) -> None:
     model = samples.model
     if model is not None and model.text is not None and samples.config is not None:
         language = measure_language(
-            model, samples.data, samples.config, options.prompts, seed=options.seed, batch=options.batch,
+            model, samples.data, samples.config, options.task_prompts, seed=options.seed, batch=options.batch,
             settings=samples.settings, out=out, processes=processes, log=main_log,
         )  # fmt: skip
         main_log("\n".join([*language.lines(), f"language: {out / LANGUAGE}"]))

@@ -194,7 +194,7 @@ def test_a_model_of_scenes_is_measured_on_its_tasks(tmp_path: Path, ditlab) -> N
     assert trained.code == 0, trained
     assert "64 images of 3x16x16, no classes, captions" in trained.out
     assert "--text.kind tokens trains on them" not in trained.out  # it does already
-    measured = ditlab("evaluate", tmp_path / "run", "--network", "none", "--prompts", "2", "--guidance", "1")
+    measured = ditlab("evaluate", tmp_path / "run", "--network", "none", "--task-prompts", "2", "--guidance", "1")
     assert measured.code == 0, measured
     assert "Images that show what the prompt says" in measured.out
     found = json.loads((tmp_path / "run" / "evaluation" / "language.json").read_text())
