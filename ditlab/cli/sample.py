@@ -91,7 +91,7 @@ def sample(arguments: list[str]) -> None:
         settings |= {"labels": labels, "label_order": options.label_order}
     else:
         settings |= {"prompts": labels}
-    for note in model.notes(prompts, count, config):
+    for note in model.notes(prompts, count, config) if processes.is_main else ():
         log(note)
     if options.label_order == "random":
         labels = model.random_labels(labels, count, seed)
