@@ -4,8 +4,8 @@
     ditlab train emoji
 
 The first command gets the pictures, which are no part of ditlab. The second trains the autoencoder (64x64x3 to 16x16x4),
-encodes the images, then trains the DiT on 64 patches and the words of the captions, in one stream. It takes a night on two
-cores, an hour on a GPU.
+encodes the images, then trains the DiT on 64 patches and the words of the captions, in one stream. The time was not measured;
+the log of each part begins with an estimate.
 """
 
 from ditlab.data import DataConfig
