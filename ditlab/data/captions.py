@@ -105,7 +105,7 @@ def _of_table(metadata: Metadata, caption: str, label: str) -> Found:
 
 
 def _of_json_files(metadata: Metadata, caption: str, label: str) -> Found:
-    return _of_rows([[row] for row in metadata.beside(".json")], ".json files", caption, label)
+    return _of_rows([[row] for row in metadata.sidecars(".json")], ".json files", caption, label)
 
 
 def _of_captions_table(metadata: Metadata, caption: str, label: str) -> Found:
@@ -128,7 +128,7 @@ def _of_rows(rows: list[list[Row]], source: str, caption: str, label: str) -> Fo
 def _of_text_files(metadata: Metadata, caption: str, label: str) -> Found:
     del caption, label  # the whole file is captions
     for kind in _TEXT_FILES:
-        rows = metadata.beside(kind)
+        rows = metadata.sidecars(kind)
         texts = [row.get("text", "") for row in rows]
         found = [captions_of(text.splitlines()) if "\0" not in text else () for text in texts]
         if not any(found):
@@ -145,7 +145,7 @@ def _of_text_files(metadata: Metadata, caption: str, label: str) -> Found:
 
 def _known(metadata: Metadata) -> set[str]:
     """Columns of all tables and keys of .json files."""
-    tables = (metadata.of_images(metadata.table[0]), metadata.captions_table[0], [metadata.beside(".json")])
+    tables = (metadata.of_images(metadata.table[0]), metadata.captions_table[0], [metadata.sidecars(".json")])
     return {name for rows in tables for each in rows for row in each for name in row}
 
 

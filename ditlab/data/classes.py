@@ -166,7 +166,7 @@ def _rows(metadata: Metadata, label: str, in_folders: bool) -> tuple[list[Row], 
     if source:
         return [each[-1] if each else {} for each in metadata.of_images(rows)], source
     for kind in (".cls", ".json"):
-        if (label or not in_folders or kind == ".cls") and any(found := metadata.beside(kind)):
+        if (label or not in_folders or kind == ".cls") and any(found := metadata.sidecars(kind)):
             return found, f"{kind} files"
     return [], ""
 

@@ -32,7 +32,7 @@ class Metadata:
     def __init__(self, images: Sequence[str], names: Sequence[str], read: Read, where: str) -> None:
         self.images, self._names, self._read, self.where = images, names, read, where
         self._present = set(names)
-        self.beside = cache(self._beside)
+        self.sidecars = cache(self._sidecars)
 
     @cached_property
     def table(self) -> tuple[dict[str, list[Row]], str]:
@@ -93,7 +93,7 @@ class Metadata:
             return rows, name
         return [], ""
 
-    def _beside(self, kind: str) -> list[Row]:
+    def _sidecars(self, kind: str) -> list[Row]:
         """For each image the content of the file of the same name and another ending, empty without one.
 
         ``.cls``: the column ``label``; ``.json``: its columns; others: ``text``, and ``encoding`` unless it is UTF-8.

@@ -18,7 +18,7 @@ MAX_WORDS, COLUMNS = 23, 6  # of a figure
 
 
 def words_of(inspection: Inspection) -> list[str]:
-    """The tokens of the prompt; one for the network's null where there are none."""
+    """The tokens of the prompt; of a prompt without tokens one, the network's null."""
     text = inspection.model.text
     return (text.tokens(inspection.prompt) if text is not None else []) or ["no prompt"]
 

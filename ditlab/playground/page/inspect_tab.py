@@ -153,7 +153,7 @@ def inspect_tab(backend: Backend) -> None:
 
 
 def _ranges(model: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sliders of a model's blocks and patches; hidden where there is one or none, as in a U-Net."""
+    """The sliders of a model's blocks and patches; hidden for fewer than two, as in a U-Net."""
     counts = (1, 1)
     if model.network.supports.tokens:
         patch = cast(DiT, model.network).config.patch
