@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colours import COLOURS, captioned
 from safetensors.torch import load_file, save_file
 from text_models import KINDS, save_text_model
 
@@ -25,7 +26,6 @@ from ditlab.recipes.prepare import RunContext
 from ditlab.runtime import files
 from ditlab.train import TrainConfig
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 RECIPE = Recipe(
     name="colours",
     model=DiTConfig(depth=1, width=32, heads=2, patch=4),
@@ -49,15 +49,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_cache, "SHARD", 4)
     monkeypatch.setattr(text_cache, "ENCODED", 2)
-
-
-def captioned() -> ArraySource:
-    pixels = np.array([colour for colour in COLOURS.values() for _ in range(8)], np.uint8)[:, None, None]
-    source = ArraySource("colours", pixels.repeat(4, 1).repeat(4, 2), np.zeros(24, np.int64), ())
-    source.captions = [
-        [(f"a {name} image", f"all is {name}"), (name,), ()][k % 3] for name in COLOURS for k in range(8)
-    ]
-    return source
 
 
 def frozen(path: Path, **fields) -> Recipe:
