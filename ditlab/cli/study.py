@@ -16,9 +16,10 @@ class StudyOptions:
     """Train and measure all runs of a study that have no result yet, and write its report."""
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """scaling, conditioning, unet, sampling, ablation or autoencoder."""
-    recipe: str = "digits"
-    """Recipe that gives data and training: digits takes half an hour on two cores; fashion and cifar10 need a GPU."""
+    """scaling, conditioning, unet, sampling, ablation, autoencoder or text."""
+    recipe: str = ""
+    """Recipe that gives data and training: digits takes half an hour on two cores; fashion and cifar10 need a GPU. Empty:
+    digits, or scenes for text."""
     path: str = ""
     """Path of the recipe's images, as --data.path of `ditlab train`."""
     seeds: int = 0
@@ -40,13 +41,13 @@ class StudyOptions:
 
 
 def study(arguments: list[str]) -> None:
-    """Run an experiment of many training runs: scaling, conditioning, unet, sampling, ablation, autoencoder."""
+    """Run an experiment of many training runs: scaling, conditioning, unet, sampling, ablation, autoencoder, text."""
     options = parse(StudyOptions, arguments, "study")
     from ditlab.recipes import find_recipe
     from ditlab.runtime.console import log
     from ditlab.study import Plan, run_study
 
-    recipe, _ = find_recipe(options.recipe)
+    recipe, _ = find_recipe(options.recipe or ("scenes" if options.study == "text" else "digits"))
     if options.path:
         recipe = replace(recipe, data=replace(recipe.data, path=options.path))
     names = ("seeds", "images", "count", "network", "weights")

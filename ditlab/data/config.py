@@ -33,7 +33,7 @@ class DataConfig:
 
     caption: str = ""
     """Where captions come from: a column of a table (text, caption, ...), a key of .json files, txt (files of the images'
-    names, a caption a line) or none. Empty: the first of these that gives captions."""
+    names, a caption a line) or none; full, short or none for scenes. Empty: the first of these that gives captions."""
 
     image: str = ""
     """The column of images of a table that has several."""

@@ -54,7 +54,7 @@ def _open_scenes(config: DataConfig, once: Once) -> Source:
         raise UserError(f"scenes takes no path ({config.path!r}); for your own images give --data.source folder")
     if config.flip:
         raise UserError("scenes cannot be mirrored, their captions name left and right; give --no-data.flip")
-    return open_scenes(config.split, target_size(config))
+    return open_scenes(config.split, target_size(config), config.caption)
 
 
 def _open_path(config: DataConfig, once: Once) -> Source:

@@ -105,6 +105,19 @@ class Description:
         ]
         return said if group.count > 1 else [*said, group.phrase(number=True)]
 
+    def shortened(self, rng: random.Random) -> Description:
+        """Without each colour, size, place and the relation with probability one half; objects that differ stay different."""
+
+        def keep(word: str) -> str:
+            return word if rng.random() < 0.5 else ""
+
+        groups = tuple(
+            replace(group, colour=keep(group.colour), size=keep(group.size), place=keep(group.place))
+            for group in self.groups
+        )
+        relation = keep(self.relation)
+        return Description(groups if len(set(groups)) == len(groups) else self.groups, relation)
+
     def held_out(self) -> bool:
         """Whether it names a held-out combination."""
         pairs = [(group.colour, group.shape) for group in self.groups]

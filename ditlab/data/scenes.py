@@ -27,11 +27,12 @@ from ditlab.data.scene_captions import (
     held_out_relation,
 )  # fmt: skip
 from ditlab.data.source import Captions, Source
-from ditlab.errors import UserError
+from ditlab.errors import UserError, nearest
 
 SIZE = (32, 32)  # pixels, without --data.size
 SMALLEST = 16  # pixels of the shorter side
 COUNTS = {"train": 100_000, "test": 5_000}
+CAPTIONS = ("full", "short", "none")  # values of --data.caption; the first without it
 
 BACKGROUND = (255, 255, 255)
 RGB = {
@@ -234,15 +235,19 @@ def _any(rng: random.Random, values: Sequence[str]) -> str:
 
 
 class SceneSource(Source):
-    """Scenes of a split, rendered when they are read; each has one caption."""
+    """Scenes of a split, rendered when they are read; each has one caption, unless ``captions`` is none.
+
+    With short captions, half of the colours, sizes, places and relations are not said.
+    """
 
     threaded, names = False, ()
 
-    def __init__(self, split: str, size: tuple[int, int]) -> None:
+    def __init__(self, split: str, size: tuple[int, int], captions: str = CAPTIONS[0]) -> None:
         self.split = "train" if split == "train" else "test"
+        self.short = captions == "short"
         self.title, self.size, self.stamps = "scenes", size, {}
         self.labels = np.zeros(COUNTS[self.split], np.int64)
-        self.captions: Captions = _SceneCaptions(self)
+        self.captions: Captions | None = None if captions == "none" else _SceneCaptions(self)
 
     def scene(self, index: int) -> Scene:
         """Scene ``index``: what its picture shows."""
@@ -253,7 +258,11 @@ class SceneSource(Source):
 
     def caption(self, index: int) -> str:
         """The caption of scene ``index``."""
-        return self._caption(*self._described(index))
+        description, rng = self._described(index)
+        if self.short:
+            rng = random.Random(f"scenes short {self.split} {index}")
+            description = description.shortened(rng)
+        return self._caption(description, rng)
 
     def _described(self, index: int) -> tuple[Description, random.Random]:
         rng = random.Random(f"scenes {self.split} {index}")
@@ -298,12 +307,14 @@ class _SceneCaptions(Sequence[tuple[str, ...]]):
         return (self.source.caption(int(index)),)
 
 
-def open_scenes(split: str, size: tuple[int, int] | None) -> SceneSource:
-    """The scenes of a split, rendered at ``size`` (H, W) or SIZE; the split valid is test.
+def open_scenes(split: str, size: tuple[int, int] | None, captions: str = "") -> SceneSource:
+    """The scenes of a split, rendered at ``size`` (H, W) or SIZE, with captions of CAPTIONS; the split valid is test.
 
-    UserError: a side is too short for the shapes to be told apart.
+    UserError: a side is too short for the shapes to be told apart, or there are no such captions.
     """
+    if captions and captions not in CAPTIONS:
+        raise UserError(f"scenes have no captions {captions!r} (--data.caption); {nearest(captions, CAPTIONS)}")
     size = size or SIZE
     if min(size) < SMALLEST:
         raise UserError(f"scenes cannot be drawn at {size[0]}x{size[1]} pixels; give --data.size {SMALLEST} or more")
-    return SceneSource(split, size)
+    return SceneSource(split, size, captions or CAPTIONS[0])

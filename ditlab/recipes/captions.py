@@ -14,6 +14,7 @@ from ditlab.encoders import (
     LatentCache,
     TextCache,
     TextEncoder,
+    TextEncoderConfig,
     build_text_encoder,
     different_texts,
     encode_texts,
@@ -26,18 +27,18 @@ from ditlab.runtime.console import progress_bar
 PROMPTS = 16  # captions that a model is sampled with where no prompt is given
 
 
-def text_encoder(recipe: Recipe, dataset: Dataset) -> TextEncoder | None:
-    """The encoder that the recipe asks for, made for the captions of these images; None for a network of labels.
+def text_encoder(config: TextEncoderConfig, dataset: Dataset) -> TextEncoder | None:
+    """The encoder that a recipe asks for, made for the captions of these images; None for a network of labels.
 
     Raises:
         UserError: the images have no captions, or the encoder is not there.
     """
-    recipe.text.check()
-    if recipe.text.kind == "none":
+    config.check()
+    if config.kind == "none":
         return None
     if dataset.captions is None:
         raise UserError(f"{dataset.info.title} has no captions; give captions (docs/data.md), or --text.kind none")
-    return build_text_encoder(recipe.text, [text for each in dataset.captions for text in each])
+    return build_text_encoder(config, [text for each in dataset.captions for text in each])
 
 
 def captions_of(data: Images | LatentCache, dataset: Dataset) -> Sequence[tuple[str, ...]]:

@@ -114,7 +114,7 @@ def _subject(name: str, image: int, block: str, text: int) -> tuple[Subject, tup
             f"the images or the VAE of recipe {name!r} are not known yet; inspect a model such as DiT-XL/2, or a run"
         )
     dataset = open_data(recipe.data)
-    shape, encoder = latent_shape(recipe.autoencoder, dataset.shape), text_encoder(recipe, dataset)
+    shape, encoder = latent_shape(recipe.autoencoder, dataset.shape), text_encoder(recipe.text, dataset)
     spec = network_spec(recipe, shape, len(dataset.names), encoder)
     return Subject(recipe.model, spec, recipe.diffusion), None
 

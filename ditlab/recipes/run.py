@@ -85,7 +85,7 @@ def train_recipe(recipe: Recipe, context: RunContext) -> Pipeline:
     recipe = absolute(recipe)
     context.processes.broadcast_from_main(lambda: refuse_other(recipe, context.out))
     dataset = prepare.open_images(recipe, context)
-    text = text_encoder(recipe, dataset)
+    text = text_encoder(recipe.text, dataset)
     if text is not None:
         text.to(context.device)
     context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out, text is not None))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ditlab.models import DiTConfig
@@ -24,6 +25,7 @@ class StudyPreset:
     patch: int  # the default patch size
     count: int  # number of samples to measure
     seed: int = 0  # of the runs
+    rates: Mapping[str, float] = field(default_factory=dict)  # learning rates that a search chose, by arm
 
     def dit(self, size: str, patch: int) -> DiTConfig:
         """An adaLN-Zero DiT of a size and patch size."""
@@ -46,9 +48,10 @@ class StudyPreset:
 
 
 PRESETS: dict[str, tuple[Sizes, tuple[int, ...], str, int, int, float, int]] = {
-    # sizes, patch sizes, default size and patch size, training images, learning rate, samples
+    # sizes, patch sizes, default size and patch size, training images, learning rate, samples, or prompts of a task
     "digits": ({"S": (2, 32, 2), "M": (4, 64, 4), "L": (6, 96, 6)}, (4, 2, 1), "M", 2, 192_000, 4e-3, 1_797),
     "fashion": ({"S": (4, 96, 3), "M": (6, 192, 6), "L": (12, 384, 6)}, (7, 4, 2), "M", 4, 4_000_000, 1e-3, 10_000),
+    "scenes": ({"S": (2, 64, 2), "M": (4, 96, 3), "L": (6, 144, 6)}, (2,), "M", 2, 100_000, 2e-3, 100),
     "cifar10": (
         {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16)}, (8, 4, 2), "S", 4, 12_800_000, 4e-4, 10_000,
     ),
@@ -58,7 +61,8 @@ PRESETS: dict[str, tuple[Sizes, tuple[int, ...], str, int, int, float, int]] = {
 def preset(recipe: Recipe, images: int = 0, count: int = 0) -> StudyPreset:
     """The preset of a recipe's data set, CIFAR-10's for other data; ``images`` and ``count`` replace its numbers unless 0.
 
-    The recipe gives data, diffusion and optimiser; its network, learning rate and autoencoder are not used.
+    The recipe gives data, diffusion and optimiser; its network and learning rate are not used, and its autoencoder only
+    for images with captions.
     """
     sizes, patches, size, patch, default_images, lr, default_count = PRESETS.get(recipe.data.source, PRESETS["cifar10"])
     images, batch = images or default_images, recipe.train.batch
@@ -66,6 +70,8 @@ def preset(recipe: Recipe, images: int = 0, count: int = 0) -> StudyPreset:
     train = replace(
         recipe.train, images=images, lr=lr, log=log, checkpoint=checkpoint, samples=images, keep_checkpoints=1
     )
-    sample, autoencoder = replace(recipe.sample, sampler="heun", steps=25), replace(recipe.autoencoder, kind="pixels")
-    pixels = replace(recipe, train=train, sample=sample, autoencoder=autoencoder)
-    return StudyPreset(pixels, sizes, patches, size, patch, count or default_count)
+    sample, autoencoder = replace(recipe.sample, sampler="dpm-solver", steps=15), recipe.autoencoder
+    if recipe.text.kind == "none":
+        sample, autoencoder = replace(sample, sampler="heun", steps=25), replace(autoencoder, kind="pixels")
+    base = replace(recipe, train=train, sample=sample, autoencoder=autoencoder)
+    return StudyPreset(base, sizes, patches, size, patch, count or default_count)

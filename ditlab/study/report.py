@@ -64,14 +64,23 @@ def _setup(plan: Plan, results: Sequence[Result]) -> list[str]:
     train, sample, diffusion = preset.recipe.train, preset.recipe.sample, preset.recipe.diffusion
     seconds = {result.key["recipe"]["name"]: result.training["seconds"] for result in results}
     floor = results[0].floor.get(metric, {}).get("value")
-    rows = [
-        ("runs", f"{len(results)}, from {len(seconds)} trainings of {sum(seconds.values()) / 60:.0f} minutes in total"),
-        ("training", f"{train.images:,} images, batch {train.batch}, learning rate {train.lr:g}, EMA {train.ema:g}"),
-        ("diffusion", f"{diffusion.schedule}, {diffusion.target} prediction, {diffusion.times} t"),
+    measured = [
         ("samples", f"{preset.count:,} per run, {sample.sampler}, {sample.steps} steps, no guidance"),
         ("labels", "in proportion to the training data"),
         ("metric", f"{metric} (lower is better)"),
         ("floor", f"{'not measured' if floor is None else f'{floor:.4g}'}, real images, one half against the other"),
+    ]
+    if STUDIES[plan.study].prompts:
+        measured = [
+            ("prompts", f"{preset.count:,} of each task, seen and held out, the same in all runs"),
+            ("samples", f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance.scale:g}"),
+            ("metric", "accuracy, % of images that are what their prompt says (higher is better)"),
+        ]
+    rows = [
+        ("runs", f"{len(results)}, from {len(seconds)} trainings of {sum(seconds.values()) / 60:.0f} minutes in total"),
+        ("training", f"{train.images:,} images, batch {train.batch}, learning rate {train.lr:g}, EMA {train.ema:g}"),
+        ("diffusion", f"{diffusion.schedule}, {diffusion.target} prediction, {diffusion.times} t"),
+        *measured,
         ("real images", f"{plan.recipe.data.source}, {plan.recipe.data.split} split (the training images)"),
         ("versions", f"ditlab {ditlab.__version__}, torch {torch.__version__}"),
     ]

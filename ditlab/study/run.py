@@ -7,25 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ditlab.data import open_data
-from ditlab.encoders import autoencoder_kind
 from ditlab.errors import UserError
 from ditlab.evaluate import LEAST, feature_network, metric_names
-from ditlab.models import cost
-from ditlab.recipes import network_spec
+from ditlab.recipes import RunContext, encode_latents
 from ditlab.recipes.prepare import Log
 from ditlab.runtime import files
 from ditlab.runtime.console import progress_bar
 from ditlab.runtime.device import select_device
+from ditlab.study.distances import build_evaluator
 from ditlab.study.plan import STUDIES, Plan
 from ditlab.study.report import write_report
-from ditlab.study.study_run import Result, StudyRun, load_results
-from ditlab.study.worker import build_evaluator
+from ditlab.study.study_run import Result, StudyRun, gmacs, load_results
+from ditlab.study.worker import SHARED
 
 POLL = 0.2  # seconds
 EVERY_GPU = ("", "cuda")  # devices with which trainings take the GPUs in turn
@@ -65,21 +64,35 @@ def run_study(
     select_device(device)  # raises for one that is absent
     if jobs < 0:
         raise UserError(f"--jobs {jobs} must be 1 or more, or 0 for one per GPU or core")
+    study = STUDIES[plan.study]
     with files.locked(out, "the study"):
-        runs = plan.runs
-        results = load_results(runs, out)
-        waiting = _trainings([run for run, result in zip(runs, results, strict=True) if result is None])
-        measured = len(runs) - results.count(None)
-        title = STUDIES[plan.study].title
-        log(f"{title}: {measured} of {len(runs)} runs measured, {len(waiting)} trainings to do in {out}")
-        if waiting:
+        plan = replace(plan, rates={})
+        results = _complete(plan, out, jobs, log, worker, device)
+        if study.choose is not None:
+            plan = replace(plan, rates=study.choose(results))
+            results = _complete(plan, out, jobs, log, worker, device)
+        log(f"report: {write_report(plan, results, out)}")
+        return results
+
+
+def _complete(plan: Plan, out: Path, jobs: int, log: Log, worker: Sequence[str], device: str) -> list[Result]:
+    """Train and measure the runs of a plan that have no result; returns all results, in the plan's order."""
+    runs, study = plan.runs, STUDIES[plan.study]
+    results = load_results(runs, out)
+    waiting = _trainings([run for run, result in zip(runs, results, strict=True) if result is None])
+    measured = len(runs) - results.count(None)
+    what = "runs" if study.search is None or plan.rates else "runs that search learning rates"
+    log(f"{study.title}: {measured} of {len(runs)} {what} measured, {len(waiting)} trainings to do in {out}")
+    if waiting:
+        if study.prompts:
+            log(f"metric: accuracy of {plan.preset.count} prompts of each task")
+            encode_latents(plan.preset.recipe, RunContext(out / SHARED, select_device(device), log))
+        else:
             log(f"metric: {choose_metric(plan)}")
             build_evaluator(plan, select_device(device))  # fills the cache that all workers read
-            plan.save(out)
-            _work(waiting, out, jobs or _default_jobs(device), log, worker, device)
-        complete = [result for result in load_results(runs, out) if result is not None]
-        log(f"report: {write_report(plan, complete, out)}")
-        return complete
+        plan.save(out)
+        _work(waiting, out, jobs or _default_jobs(device), log, worker, device)
+    return [result for result in load_results(runs, out) if result is not None]
 
 
 def choose_metric(plan: Plan) -> str:
@@ -110,38 +123,30 @@ def _default_jobs(device: str) -> int:
 
 def _trainings(runs: Sequence[StudyRun]) -> dict[str, float]:
     """The GMACs of each training, largest first, so that no long one starts last."""
-    gmacs = {run.training: _training_gmacs(run) for run in runs}
-    return dict(sorted(gmacs.items(), key=lambda item: item[1], reverse=True))
+    spent = {run.training: 3 * gmacs(run.recipe) * run.recipe.train.images for run in runs}
+    return dict(sorted(spent.items(), key=lambda item: item[1], reverse=True))
 
 
-def _training_gmacs(run: StudyRun) -> float:
-    recipe, dataset = run.recipe, open_data(run.recipe.data)
-    latent_shape = autoencoder_kind(recipe.autoencoder.kind).latent_shape
-    assert latent_shape is not None  # a study trains its autoencoders
-    spec = network_spec(recipe, latent_shape(recipe.autoencoder, dataset.shape), len(dataset.names))
-    return 3 * cost(recipe.model, spec).gmacs * recipe.train.images
-
-
-def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Sequence[str], device: str) -> None:
+def _work(costs: dict[str, float], out: Path, jobs: int, log: Log, worker: Sequence[str], device: str) -> None:
     """Keep ``jobs`` workers busy until every training has been tried."""
-    jobs = min(jobs, len(gmacs))
+    jobs = min(jobs, len(costs))
     slots: list[Worker | None] = [None] * jobs
-    queue, failed = list(gmacs), []
+    queue, failed = list(costs), []
     done, spent = 0.0, 0.0  # GMACs of the finished trainings, and their seconds
     bar = progress_bar()
     bar.start()
-    progress = bar.add_task("trainings", total=len(gmacs), rate=f"{jobs} at a time")
+    progress = bar.add_task("trainings", total=len(costs), rate=f"{jobs} at a time")
     try:
         while queue or any(slots):
             for slot, active in enumerate(slots):
                 if active is not None and active.process.poll() is not None:
                     active.close()
                     slots[slot] = None
-                    done, spent = done + gmacs[active.training], spent + active.seconds
+                    done, spent = done + costs[active.training], spent + active.seconds
                     if active.process.returncode:
                         failed.append(active.training)
                     running = sum(other.seconds for other in slots if other is not None)
-                    left = max((sum(gmacs.values()) - done) * spent / done - running, 0) / jobs
+                    left = max((sum(costs.values()) - done) * spent / done - running, 0) / jobs
                     more = f"; about {left / 60:.0f} min left" if queue or any(slots) else ""
                     log(_summary(active) + more)
                     bar.advance(progress)
@@ -154,7 +159,7 @@ def _work(gmacs: dict[str, float], out: Path, jobs: int, log: Log, worker: Seque
             active.close()
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(gmacs)} trainings failed: {', '.join(failed)}; logs: {out / 'runs'}; the same command "
+            f"{len(failed)} of {len(costs)} trainings failed: {', '.join(failed)}; logs: {out / 'runs'}; the same command "
             "retries them"
         )
 

@@ -23,6 +23,11 @@ class Study:
     runs: Callable[[StudyPreset], list[StudyRun]]  # the runs of a preset, which holds the seed, in the report's order
     report: Callable[[Sequence[Result], Path], list[str]]  # writes figures into a folder; returns Markdown lines
     seeds: int = 1  # default number of seeds
+    search: Callable[[StudyPreset], list[StudyRun]] | None = None  # runs of the first seed that come before the others
+    choose: Callable[[Sequence[Result]], dict[str, float]] | None = (
+        None  # the learning rates, from the results of the search
+    )
+    prompts: bool = False  # on images with captions: measured by whether samples show what the prompt says
 
 
 def mean(values: Sequence[float]) -> float:

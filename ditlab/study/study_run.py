@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ditlab.data import DataConfig, open_data
+from ditlab.encoders import TextEncoder, TextEncoderConfig, autoencoder_kind
 from ditlab.errors import UserError
-from ditlab.pipelines import SampleConfig
-from ditlab.recipes import Recipe
+from ditlab.models import cost
+from ditlab.pipelines import Pipeline, SampleConfig
+from ditlab.recipes import Recipe, network_spec
+from ditlab.recipes.captions import text_encoder
 from ditlab.runtime import files
+from ditlab.train.meter import read_metrics
 
 RESULTS, BEFORE = "results", "cells"  # the folder of the results; its name before version 0.2
 
@@ -62,6 +70,56 @@ class Result:
     def save(self, folder: Path) -> None:
         """Write ``NAME.json``; raises UserError if the folder is not writable."""
         files.write_file(folder / f"{self.name}.json", json.dumps(asdict(self), indent=2) + "\n")
+
+
+@contextmanager
+def count_calls(pipeline: Pipeline) -> Iterator[list[int]]:
+    """A list to which every call of the network adds its rows."""
+    calls: list[int] = []
+    hook = pipeline.network.register_forward_hook(lambda *arguments: calls.append(len(arguments[-1])))  # the output
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def result_of(
+    run: StudyRun, pipeline: Pipeline, run_folder: Path, metric: str, numbers: dict[str, dict[str, float | None]],
+    floor: dict[str, dict[str, float | None]], sampling: dict[str, float], more: dict[str, float] | None = None,
+) -> Result:  # fmt: skip
+    """The result of a run whose model and folder these are; ``sampling`` lacks the GMACs."""
+    costs = cost(pipeline.network.config, pipeline.network.spec)
+    rows = [row for row in read_metrics(run_folder) if row.get("loss") is not None]
+    images, speed = rows[-1]["images"], statistics.median(row["images_per_second"] for row in rows)
+    training = {"images": images, "gmacs": 3 * costs.gmacs * images, "images_per_second": speed}
+    return Result(
+        run.name,
+        run.values,
+        run.key(),
+        metric=metric,
+        numbers=numbers,
+        floor=floor,
+        network={"gmacs": costs.gmacs, "parameters": costs.total_parameters, "tokens": costs.tokens},
+        training={**training, "seconds": images / speed, "loss": rows[-1]["loss"]},
+        sampling={**sampling, "gmacs": sampling["network_calls"] * costs.gmacs},
+        more=more or {},
+    )
+
+
+def gmacs(recipe: Recipe) -> float:
+    """Multiply-accumulates of a forward pass of the recipe's network, for its images and captions, in billions."""
+    latent_shape = autoencoder_kind(recipe.autoencoder.kind).latent_shape
+    assert latent_shape is not None  # a study trains its autoencoders
+    shape, classes, text = _inputs(recipe.data, recipe.text)
+    spec = network_spec(recipe, latent_shape(recipe.autoencoder, shape), classes, text)
+    return cost(recipe.model, spec).gmacs
+
+
+@cache
+def _inputs(data: DataConfig, text: TextEncoderConfig) -> tuple[tuple[int, int, int], int, TextEncoder | None]:
+    """Shape of the images, number of classes, and the encoder of captions: the same for most runs of a study."""
+    dataset = open_data(data)
+    return dataset.shape, len(dataset.names), text_encoder(text, dataset)
 
 
 def finished(run: StudyRun, folder: Path) -> Result | None:

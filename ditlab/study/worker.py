@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import threading
-import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from ditlab.data import open_data
 from ditlab.errors import UserError
-from ditlab.evaluate import Evaluator, FeatureNetwork, extract_features, feature_network, metric_names
-from ditlab.models import cost
-from ditlab.pipelines import Pipeline, grid, write_png
-from ditlab.recipes import RunContext, train_recipe
-from ditlab.recipes.labels import choose_labels
+from ditlab.recipes import Recipe, RunContext, train_recipe
 from ditlab.runtime.device import keep_memory, select_device
-from ditlab.study.plan import Plan
-from ditlab.study.study_run import RESULTS, Result, StudyRun, load_results
-from ditlab.train.meter import read_metrics
+from ditlab.study import accuracy, distances
+from ditlab.study.plan import STUDIES, Plan
+from ditlab.study.study_run import RESULTS, load_results
 
-BATCH = 256
-PICTURE = 20  # samples in the picture of a run
+SHARED = "shared"  # in a study's folder: shared-autoencoder and shared-latents, of images with captions
 
 
 def main() -> None:
@@ -47,64 +36,21 @@ def _exit_with_the_study() -> None:
     os._exit(4)
 
 
-def build_evaluator(plan: Plan, device: torch.device) -> tuple[FeatureNetwork, Evaluator]:
-    """The feature network of a plan, and the evaluator of its real images; raises UserError if either is missing."""
-    dataset = open_data(plan.recipe.data)
-    network = feature_network(plan.network, (dataset.shape[1], dataset.shape[2]), plan.weights, device)
-    evaluator = Evaluator.of(dataset, network)
-    assert evaluator is not None
-    return network, evaluator
-
-
 def train_and_measure(plan: Plan, training: str, folder: Path, device_name: str = "") -> None:
     """Train a network, or resume its training, and measure the runs that use it and have no result yet."""
     runs = [run for run in plan.runs if run.training == training]
     runs = [run for run, result in zip(runs, load_results(runs, folder), strict=True) if result is None]
-    device, run_folder = select_device(device_name), folder / "runs" / training
-    pipeline = train_recipe(runs[0].recipe, RunContext(run_folder, device, lambda line: print(line, flush=True)))
-    network, evaluator = build_evaluator(plan, device)
-    floor = {name: vars(number) for name, number in evaluator.floor().items()}
+    device, run_folder, prompts = select_device(device_name), folder / "runs" / training, STUDIES[plan.study].prompts
+    recipe = _with_shared_latents(runs[0].recipe, folder) if prompts else runs[0].recipe
+    pipeline = train_recipe(recipe, RunContext(run_folder, device, lambda line: print(line, flush=True)))
+    measure = accuracy.measurement(plan) if prompts else distances.measurement(plan, device)
     for run in runs:
-        result = _measure(run, pipeline, run_folder, network, evaluator, floor, folder / RESULTS)
+        result = measure(run, pipeline, run_folder, folder / RESULTS)
         result.save(folder / RESULTS)
         print(f"{run.name}: {result.metric} {result.distance:.4g}", flush=True)
 
 
-def _measure(
-    run: StudyRun, pipeline: Pipeline, run_folder: Path, network: FeatureNetwork, evaluator: Evaluator, floor: dict, out: Path
-) -> Result:  # fmt: skip
-    rows_computed = 0
-
-    def count(*arguments: Any) -> None:
-        nonlocal rows_computed
-        rows_computed += len(arguments[-1])  # the output
-
-    hook, start = pipeline.network.register_forward_hook(count), time.perf_counter()
-    class_counts = None if evaluator.real is None else np.array(evaluator.real.dataset.info.counts, np.int64)
-    labels, _ = choose_labels(pipeline, "proportional", run.count, run.recipe.seed, class_counts)
-    batches = list(pipeline.batches(labels, run.recipe.seed, run.count, run.sample, BATCH))
-    seconds = time.perf_counter() - start
-    hook.remove()
-    write_png(grid(batches[0][:PICTURE], PICTURE), out / f"{run.name}.png")
-    features = extract_features(network, batches)
-    assert features is not None
-    numbers = evaluator.measure(features)
-    metrics = metric_names(network.distance)
-    costs, calls = cost(pipeline.network.config, pipeline.network.spec), rows_computed / run.count
-    rows = [row for row in read_metrics(run_folder) if row.get("loss") is not None]
-    images, speed = rows[-1]["images"], statistics.median(row["images_per_second"] for row in rows)
-    autoencoder = read_metrics(run_folder.with_name(f"{run_folder.name}-autoencoder"))
-    psnr = [row["psnr"] for row in autoencoder if "psnr" in row]
-    training = {"images": images, "gmacs": 3 * costs.gmacs * images, "images_per_second": speed}
-    return Result(
-        run.name,
-        run.values,
-        run.key(),
-        metric=metrics["frechet"] if metrics["frechet"] in numbers else metrics["kernel"],
-        numbers={name: vars(number) for name, number in numbers.items()},
-        floor=floor,
-        network={"gmacs": costs.gmacs, "parameters": costs.total_parameters, "tokens": costs.tokens},
-        training={**training, "seconds": images / speed, "loss": rows[-1]["loss"]},
-        sampling={"seconds": seconds, "network_calls": calls, "gmacs": calls * costs.gmacs},
-        more={"psnr": psnr[-1]} if psnr else {},
-    )
+def _with_shared_latents(recipe: Recipe, folder: Path) -> Recipe:
+    shared = {name: str(folder / f"{SHARED}-{name}") for name in ("autoencoder", "latents")}
+    path = recipe.autoencoder.path or shared["autoencoder"]
+    return replace(recipe, autoencoder=replace(recipe.autoencoder, path=path), latents=shared["latents"])

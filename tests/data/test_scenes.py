@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations, permutations, product
 
@@ -184,6 +185,33 @@ def test_scenes_are_the_same_everywhere_and_at_any_size():
     )  # the version changes with it
     ink = np.stack([first.decode(index, 3) for index in range(64)]).astype(np.float64).mean()
     assert ink == pytest.approx(230.5164, abs=1e-2)
+
+
+def test_short_captions_say_half_of_the_same_scenes_and_only_what_is_true():
+    full, short = SceneSource("train", (32, 32)), SceneSource("train", (32, 32), "short")
+    rows = range(0, 100_000, 97)
+    captions = [short.caption(row) for row in rows]
+    assert captions == [short.caption(row) for row in rows]
+    for row, caption in zip(rows, captions, strict=True):
+        assert short.scene(row) == full.scene(row)
+        check_caption(caption, short.scene(row))
+
+    def said(source: SceneSource, words: Iterable[str]) -> int:
+        return sum(len(re.findall(rf"\b({'|'.join(words)})\b", source.caption(row))) for row in rows)
+
+    for words in (COLOURS, ("small", "large"), WORDS):
+        assert 0.4 < said(short, words) / said(full, words) < 0.6, words
+    assert said(short, [f"{shape}(?:e?s)?" for shape in SHAPES]) == said(full, [f"{shape}(?:e?s)?" for shape in SHAPES])
+
+
+def test_the_caption_option_chooses_the_captions():
+    read = {name: open_data(DataConfig(source="scenes", limit=20, caption=name)) for name in ("", "full", "short", "none")}
+    captions = {name: dataset.load().captions for name, dataset in read.items()}
+    assert captions[""] == captions["full"] != captions["short"]
+    assert captions["none"] is None
+    assert read["none"].describe() == "scenes: 20 images of 3x32x32, no classes"
+    with pytest.raises(UserError, match=r"no captions 'shorter' \(--data.caption\); did you mean 'short'"):
+        open_data(DataConfig(source="scenes", caption="shorter"))
 
 
 def test_the_data_set():
