@@ -24,6 +24,9 @@ class ImportOptions:
     vae: str = ""
     """The VAE that its latents come from: a folder or a hub id, or `pixels` for a network of pixels. Empty: the pipeline's
     own, else stabilityai/sd-vae-ft-ema."""
+    text: str = ""
+    """The text encoder of a network of prompts: a folder or a hub id, such as DeepFloyd/t5-v1_1-xxl. Empty: the pipeline's
+    own, else none."""
     heads: int = 0
     """Attention heads. 0: from the settings in the checkpoint, else a guess, which is printed."""
     classes: int = 0
@@ -42,7 +45,9 @@ def import_(arguments: list[str]) -> None:
     from ditlab.interop.settings import Choices
 
     choices = Choices(options.heads, options.classes, options.process)
-    folder = import_model(options.checkpoint, Path(options.out), options.vae, choices, force=options.force, log=log)
+    folder = import_model(
+        options.checkpoint, Path(options.out), options.vae, choices, text=options.text, force=options.force, log=log
+    )
     log(f"model: {folder}")
 
 

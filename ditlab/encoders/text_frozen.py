@@ -20,6 +20,7 @@ from ditlab.errors import UserError
 from ditlab.runtime.console import quiet_loading
 
 BATCH = 32  # texts in one forward pass
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # folders in one of diffusers' pipeline
 KEPT = 64  # encoded texts that are kept: the prompts of sample pictures, and prompts used again
 
 
@@ -35,12 +36,14 @@ class FrozenText(TextEncoder):
             of the model.
         max_tokens: tokens of a text that are used, special ones included.
         features: width of the model.
+        lowercase: texts are encoded in lower case, as PixArt's.
     """
 
     kind = "transformers"
 
-    def __init__(self, path: str, layers: Sequence[int], max_tokens: int, features: int):
+    def __init__(self, path: str, layers: Sequence[int], max_tokens: int, features: int, *, lowercase: bool = False):
         self.path, self.layers, self.max_tokens, self.features = path, tuple(layers), max_tokens, features
+        self.lowercase = lowercase
         self._device = torch.device("cpu")
         self._lock = threading.RLock()  # a tokenizer that truncates in two threads raises "Already borrowed"
         self._loaded_tokenizer: Any = None
@@ -90,12 +93,14 @@ class FrozenText(TextEncoder):
             raise UserError(
                 f"the model's text encoder is not at {path}; put it there, or train with another --text.path"
             )
-        return cls(path, record["layers"], int(record["max_tokens"]), int(record["features"]))
+        sizes = int(record["max_tokens"]), int(record["features"])
+        return cls(path, record["layers"], *sizes, lowercase=bool(record.get("lowercase")))
 
     def record(self) -> dict[str, Any]:
         """See ``TextEncoder.record``: where the model is, without its weights."""
         rest = {"layers": list(self.layers), "max_tokens": self.max_tokens, "features": self.features}
-        return {"kind": self.kind, "path": self.path, **rest}
+        lowercase = {"lowercase": True} if self.lowercase else {}
+        return {"kind": self.kind, "path": self.path, **rest, **lowercase}
 
     def to(self, device: torch.device | str) -> None:
         """See ``TextEncoder.to``."""
@@ -129,21 +134,41 @@ class FrozenText(TextEncoder):
     def notes(self, text: str) -> list[str]:
         """See ``TextEncoder.notes``: how many tokens are used of how many."""
         with self._lock:
-            count = len(self._tokenizer()(_valid(text), verbose=False)["input_ids"])
+            count = len(self._tokenizer()(self._written(text), verbose=False)["input_ids"])
         if count <= self.max_tokens:
             return []
         return [f"the first {self.max_tokens} tokens are used, of {count:,}"]
 
-    @torch.no_grad()
-    def _forward(self, texts: Sequence[str]) -> list[Tensor]:
-        """Features (S, features) of each text, on the CPU; S is 0 for a text without tokens but special ones."""
-        tokenizer = self._tokenizer()
-        encoded = tokenizer(
-            [_valid(text) for text in texts], truncation=True, max_length=self.max_tokens, padding=False,
+    def tokens(self, text: str) -> list[str]:
+        """See ``TextEncoder.tokens``: the pieces of words, and special tokens."""
+        with self._lock:
+            (ids,), tokenizer = self._ids([text]), self._tokenizer()
+            pieces = tokenizer.convert_ids_to_tokens(ids)
+            return [tokenizer.decode([index]).strip() or piece for index, piece in zip(ids, pieces, strict=True)]
+
+    def empty_features(self) -> Tensor:
+        """Features (S, features) of the special tokens of an empty text, which diffusers' pipelines guide away from."""
+        with self._lock:
+            return self._forward([""], keep_special=True)[0]
+
+    def _written(self, text: str) -> str:
+        valid = text.encode("utf-8", "replace").decode()  # tokenizers refuse halves of surrogate pairs
+        return valid.lower().strip() if self.lowercase else valid
+
+    def _ids(self, texts: Sequence[str], keep_special: bool = False) -> list[list[int]]:
+        """Ids of the tokens of each text; none for a text without tokens but special ones, unless those are kept."""
+        encoded = self._tokenizer()(
+            [self._written(text) for text in texts], truncation=True, max_length=self.max_tokens, padding=False,
             return_special_tokens_mask=True, verbose=False,
         )  # fmt: skip
         special = encoded["special_tokens_mask"]
-        ids = [[] if all(mask) else row for row, mask in zip(encoded["input_ids"], special, strict=True)]
+        rows = zip(encoded["input_ids"], special, strict=True)
+        return [[] if all(mask) and not keep_special else row for row, mask in rows]
+
+    @torch.no_grad()
+    def _forward(self, texts: Sequence[str], keep_special: bool = False) -> list[Tensor]:
+        """Features (S, features) of each text, on the CPU, of the tokens of ``_ids``."""
+        tokenizer, ids = self._tokenizer(), self._ids(texts, keep_special)
         lengths = torch.tensor([len(row) for row in ids if row], dtype=torch.int64, device=self._device)
         if not len(lengths):
             return [torch.zeros(0, self.features) for _ in texts]
@@ -164,8 +189,10 @@ class FrozenText(TextEncoder):
 
     def _tokenizer(self) -> Any:
         if self._loaded_tokenizer is None:
-            with _loading(self.path) as transformers:
-                self._loaded_tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+            own = Path(self.path).parent / TOKENIZER  # in a folder of diffusers' pipeline
+            path = str(own) if Path(self.path).name == TEXT_ENCODER and own.is_dir() else self.path
+            with _loading(path) as transformers:
+                self._loaded_tokenizer = transformers.AutoTokenizer.from_pretrained(path)
             self._loaded_tokenizer.truncation_side = "right"
         return self._loaded_tokenizer
 
@@ -217,10 +244,6 @@ class MiniLM(FrozenText):
         record = super().record()
         del record["path"]
         return {**record, "package": self.package}
-
-
-def _valid(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # tokenizers refuse halves of surrogate pairs
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ditlab.encoders import Autoencoder, load_pretrained
+from ditlab.encoders import Autoencoder, TextEncoder, load_pretrained
 from ditlab.errors import UserError
 from ditlab.interop.official import Imported
 from ditlab.models import Network
@@ -27,8 +27,9 @@ def load_vae(network: Network, vae: str, subfolder: str = "") -> Autoencoder:
 
 
 def assemble(
-    found: Imported, autoencoder: Autoencoder, names: Sequence[str], defaults: SampleConfig, source: str
-) -> Pipeline:
+    found: Imported, autoencoder: Autoencoder, names: Sequence[str], defaults: SampleConfig, source: str,
+    text: TextEncoder | None = None,
+) -> Pipeline:  # fmt: skip
     """A model; without ``names`` classes are named by their numbers."""
     labels = names or [str(label) for label in range(found.network.spec.classes)]
-    return Pipeline(found.network, found.diffusion, autoencoder, labels, defaults, {"imported": source})
+    return Pipeline(found.network, found.diffusion, autoencoder, labels, defaults, {"imported": source}, text=text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ditlab.encoders.text_frozen import TEXT_ENCODER
 from ditlab.errors import UserError
 from ditlab.interop import diffusers_pipeline, official, pixart
 from ditlab.interop.assemble import assemble, load_vae
 from ditlab.interop.checkpoint import DIFFUSERS, folder_weights, read_weights
 from ditlab.interop.find import find_folder
 from ditlab.interop.settings import Choices
+from ditlab.models import TextConfig
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.runtime.console import log_nothing
@@ -25,6 +27,7 @@ def import_model(
     vae: str = "",
     choices: Choices | None = None,
     *,
+    text: str = "",
     force: bool = False,
     log: Log = log_nothing,
 ) -> Path:
@@ -36,11 +39,12 @@ def import_model(
         out: the new model's folder.
         vae: a folder or hub id of a VAE, or ``pixels``; empty: the pipeline's own, else Stable Diffusion's.
         choices: what the checkpoint does not say.
+        text: a folder or hub id of the text encoder of a network of prompts; empty: the pipeline's own.
         force: replace a model in ``out``.
         log: called with what was read, chosen and guessed, line by line.
 
     Raises:
-        UserError: source or VAE cannot be read, or ``out`` contains a model and ``force`` is off.
+        UserError: source, VAE or text encoder cannot be read, or ``out`` contains a model and ``force`` is off.
     """
     if (out / "model.json").exists() and not force:
         raise UserError(f"{out} already contains a model; choose another folder or use --force")
@@ -52,7 +56,9 @@ def import_model(
         diffusers_pipeline.check_scheduler(path)
         found = _network(path / "transformer", choices)
         autoencoder = load_vae(found.network, vae) if vae else load_vae(found.network, str(path), "vae")
+        text = text or (str(path / TEXT_ENCODER) if (path / TEXT_ENCODER).is_dir() else "")
     elif whole:
+        _refuse_text(text, path)
         model = _of_pipeline(path, vae, choices)
         log(f"network: {describe(model.network.config)}")
         model.save(out)
@@ -64,8 +70,21 @@ def import_model(
         log(note)
     if not (vae or whole):
         log(f"autoencoder: {VAE}, assumed; else give --vae")
-    assemble(found, autoencoder, [], found.defaults, path.name).save(out)
+    encoder = None
+    if not any(isinstance(condition, TextConfig) for condition in found.network.spec.conditions):
+        _refuse_text(text, path)
+    elif text:
+        encoder = pixart.text_encoder(found, text)
+        log(f"text encoder: {text}")
+    else:
+        log(f"text encoder: none, so no prompts and no guidance; give --text, for PixArt-alpha {pixart.TEXT}")
+    assemble(found, autoencoder, [], found.defaults, path.name, encoder).save(out)
     return out
+
+
+def _refuse_text(text: str, path: Path) -> None:
+    if text:
+        raise UserError(f"{path} is a network of classes, which has no text encoder; omit --text")
 
 
 def _network(path: Path, choices: Choices) -> official.Imported:

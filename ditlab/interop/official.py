@@ -61,12 +61,16 @@ def renamed(name: str, table: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Imported:
-    """A network of other code: in evaluation mode, its process, notes for the user, and how it samples by default."""
+    """A network of other code: in evaluation mode, its process, notes for the user, and how it samples by default.
+
+    ``null`` is off where guidance needs the features of an empty prompt, which are not in the checkpoint.
+    """
 
     network: DiT
     diffusion: DiffusionConfig
     notes: tuple[str, ...] = ()
     defaults: SampleConfig = field(default_factory=SampleConfig)
+    null: bool = True
 
 
 def read(path: str | Path, heads: int = 0) -> DiT:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ditlab.diffusion import GuidanceConfig
+from ditlab.encoders import TextEncoderConfig
+from ditlab.encoders.text_frozen import FrozenText
 from ditlab.errors import UserError
 from ditlab.interop.checkpoint import Weights, folder_weights
 from ditlab.interop.official import POSITIONS, Imported, renamed
@@ -66,6 +68,7 @@ FIXED = {
     "norm_type": "ada_norm_single", "activation_fn": "gelu-approximate", "attention_type": "default", "attention_bias": True,
     "norm_elementwise_affine": False,
 }  # fmt: skip
+TEXT = "DeepFloyd/t5-v1_1-xxl"  # PixArt-alpha's text encoder
 LENGTH = 120  # tokens of a caption where the checkpoint does not say: PixArt-alpha's
 
 
@@ -126,11 +129,33 @@ def imported(weights: Weights, path: Path, choices: Choices) -> Imported:
     network.load_state_dict({**state, null_name: network.state_dict()[null_name]})
     if caption is not None:
         set_null(network, caption)
-    else:
-        notes.append("null: not in the checkpoint; guidance needs the features of an empty prompt")
     diffusion = diffusion_of("dit", spec.learned_variance, null=True)
     defaults = SampleConfig("dpm-solver", 20, GuidanceConfig(4.5))  # as diffusers' pipeline
-    return Imported(network.eval(), diffusion, tuple(filter(None, notes)), defaults)
+    return Imported(network.eval(), diffusion, tuple(filter(None, notes)), defaults, null=caption is not None)
+
+
+def text_encoder(found: Imported, path: str) -> FrozenText:
+    """The frozen encoder of an imported network's prompts, a folder or hub id; the network gets its null where it has none.
+
+    UserError: it cannot be read, or its features are not those that the network takes.
+    """
+    (condition,) = found.network.spec.conditions
+    assert isinstance(condition, TextConfig)
+    read = FrozenText.build(TextEncoderConfig("transformers", condition.tokens, path=path), ["an image"])
+    if read.features != condition.features:
+        raise UserError(
+            f"the text encoder {path} has {read.features} features, the network takes {condition.features}; give --text"
+        )
+    encoder = FrozenText(read.path, (), condition.tokens, condition.features, lowercase=True)
+    if not found.null:
+        features = encoder.empty_features()
+        if len(features) != condition.null_tokens:
+            raise UserError(
+                f"the text encoder {path} gives an empty prompt {len(features)} tokens, not one; give --text"
+            )
+        set_null(found.network, features)
+        encoder.release()
+    return encoder
 
 
 def set_null(network: DiT, features: Tensor) -> None:

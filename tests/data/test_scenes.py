@@ -205,7 +205,9 @@ def test_short_captions_say_half_of_the_same_scenes_and_only_what_is_true():
 
 
 def test_the_caption_option_chooses_the_captions():
-    read = {name: open_data(DataConfig(source="scenes", limit=20, caption=name)) for name in ("", "full", "short", "none")}
+    read = {
+        name: open_data(DataConfig(source="scenes", limit=20, caption=name)) for name in ("", "full", "short", "none")
+    }
     captions = {name: dataset.load().captions for name, dataset in read.items()}
     assert captions[""] == captions["full"] != captions["short"]
     assert captions["none"] is None

@@ -11,7 +11,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import transformers
 from specs import text_entry
+from text_models import WIDTH as TEXT_WIDTH
+from text_models import save_text_model
 from torch import Tensor, nn
 
 from ditlab.interop import pixart
@@ -107,7 +110,7 @@ def test_a_folder_of_diffusers_is_imported_and_gets_its_null_from_an_empty_promp
         import_model(str(tmp_path / "transformer"), tmp_path / "model", "pixels", log=log.append)
     ).network
     check_captions(network, theirs)
-    assert any("null: not in the checkpoint" in line for line in log)
+    assert any("text encoder: none, so no prompts and no guidance; give --text" in line for line in log)
     empty = torch.randn(1, FEATURES, generator=torch.Generator().manual_seed(3))
     pixart.set_null(network, empty)  # type: ignore[arg-type]
     check_null(network, theirs, empty)
@@ -136,6 +139,56 @@ def test_a_folder_of_the_pipeline_is_imported_with_its_vae_and_how_it_samples(
     diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     refuses(lambda: import_model(str(folder), tmp_path / "other"), "beta_schedule scaled_linear")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text encoder and tokenizer of a pipeline, in two folders as diffusers has them."""
+    whole = save_text_model(tmp_path_factory.mktemp("t5"), "t5")
+    folder = tmp_path_factory.mktemp("pipeline")
+    transformers.T5EncoderModel.from_pretrained(whole).save_pretrained(folder / "text_encoder")
+    transformers.AutoTokenizer.from_pretrained(whole).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def test_prompts_of_an_imported_pipeline_are_encoded_as_diffusers_encodes_them(
+    theirs: Any, t5: Path, tmp_path: Path, refuses: Refuses
+):
+    """Against encode_prompt of PixArtAlphaPipeline: features, mask, and those of the empty prompt, lower case included."""
+    config = theirs.config | {"caption_channels": TEXT_WIDTH}
+    network: Any = diffusers.PixArtTransformer2DModel.from_config(config)
+    generator = torch.Generator().manual_seed(4)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.15, generator=generator)
+    network.eval().save_pretrained(tmp_path / "transformer")
+    log = list[str]()
+    out = import_model(
+        str(tmp_path / "transformer"), tmp_path / "model", "pixels", text=str(t5 / "text_encoder"), log=log.append
+    )
+    assert any(line == f"text encoder: {t5 / 'text_encoder'}" for line in log)
+    model = Pipeline.load(out)
+    pipeline = diffusers.PixArtAlphaPipeline(
+        tokenizer=transformers.AutoTokenizer.from_pretrained(t5 / "tokenizer"),
+        text_encoder=transformers.T5EncoderModel.from_pretrained(t5 / "text_encoder"),
+        vae=diffusers.AutoencoderKL(), transformer=network, scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )  # fmt: skip
+    prompts = ["A RED circle left of a blue square", "two Green", "a"]
+    features, mask, empty, empty_mask = pipeline.encode_prompt(prompts, clean_caption=False)
+    with torch.no_grad():
+        expected = network(X, features, T, encoder_attention_mask=mask).sample
+        nothing = network(X, empty, T, encoder_attention_mask=empty_mask).sample
+        condition = model.condition(prompts, 3)
+        torch.testing.assert_close(model.network(X, T, condition), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.network(X, T, condition.null()), nothing, atol=1e-5, rtol=0)
+    assert (expected - nothing).abs().max() > 0.01
+    assert model.sample(prompts=prompts[:2], steps=2).shape == (2, SIDE, SIDE, 4)
+    assert model.text is not None
+    assert model.text.tokens("A Red circle") == ["a", "red", "circle", "</s>"]
+    theirs.save_pretrained(tmp_path / "other")
+    said = refuses(
+        lambda: import_model(str(tmp_path / "other"), tmp_path / "x", "pixels", text=str(t5 / "text_encoder"))
+    )
+    assert f"has {TEXT_WIDTH} features, the network takes {FEATURES}" in said
 
 
 @pytest.mark.parametrize(
