@@ -30,6 +30,8 @@ class TextEncoderConfig:
     """Folder or hub id of a language model, such as google/t5-v1_1-base (transformers)."""
     layers: tuple[int, ...] = ()
     """Layers whose outputs are averaged, each normalised; empty: the model's output (minilm, transformers)."""
+    lowercase: bool = False
+    """Put texts in lower case first, as PixArt does (minilm, transformers)."""
     cache: str = ""
     """Folder of the encoded captions; empty: RUN-captions (minilm, transformers)."""
 

@@ -72,7 +72,7 @@ class FrozenText(TextEncoder):
         path = cls.locate(config)
         with _loading(path) as transformers:
             text = transformers.AutoConfig.from_pretrained(path).get_text_config()
-        encoder = cls(path, config.layers, config.max_tokens, int(text.hidden_size))
+        encoder = cls(path, config.layers, config.max_tokens, int(text.hidden_size), lowercase=config.lowercase)
         depth, tokenizer = int(text.num_hidden_layers), encoder._tokenizer()
         wrong = [layer for layer in config.layers if not 1 <= layer <= depth]
         if wrong:

@@ -141,12 +141,12 @@ def text_encoder(found: Imported, path: str) -> FrozenText:
     """
     (condition,) = found.network.spec.conditions
     assert isinstance(condition, TextConfig)
-    read = FrozenText.build(TextEncoderConfig("transformers", condition.tokens, path=path), ["an image"])
-    if read.features != condition.features:
+    config = TextEncoderConfig("transformers", condition.tokens, path=path, lowercase=True)
+    encoder = FrozenText.build(config, ["an image"])
+    if encoder.features != condition.features:
         raise UserError(
-            f"the text encoder {path} has {read.features} features, the network takes {condition.features}; give --text"
+            f"the text encoder {path} has {encoder.features} features, the network takes {condition.features}; give --text"
         )
-    encoder = FrozenText(read.path, (), condition.tokens, condition.features, lowercase=True)
     if not found.null:
         features = encoder.empty_features()
         if len(features) != condition.null_tokens:

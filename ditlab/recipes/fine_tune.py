@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from ditlab.encoders import record
+from ditlab.encoders import TextEncoderConfig, record
 from ditlab.errors import UserError
 from ditlab.interop.find import find_model
+from ditlab.models import TextConfig
 from ditlab.models.network import describe
 from ditlab.pipelines import Pipeline
 from ditlab.pipelines.labels import matching_labels
@@ -24,7 +25,7 @@ LISTED = 5  # class names in a line
 
 
 def fine_tuning(recipe: Recipe, name: str, open_size: bool = False) -> Recipe:
-    """A recipe that fine-tunes the model ``name``: with its network, process, autoencoder and sampling.
+    """A recipe that fine-tunes the model ``name``: with its network, process, autoencoder, text encoder and sampling.
 
     ``open_size``: the images take the model's size where the recipe leaves theirs open. UserError: no such model.
     """
@@ -36,10 +37,22 @@ def fine_tuning(recipe: Recipe, name: str, open_size: bool = False) -> Recipe:
         init=resolved(name),
         data=data,
         autoencoder=model.autoencoder.to_config(),
+        text=_text_config(model, recipe.text),
         model=model.network.config.fine_tuned(spec),
         diffusion=model.diffusion,
         sample=model.defaults,
     )
+
+
+def _text_config(model: Pipeline, given: TextEncoderConfig) -> TextEncoderConfig:
+    """The configuration of a model's text encoder; the given one for a model of labels."""
+    if model.text is None:
+        return given
+    record = model.text.record()
+    names = {item.name for item in fields(TextEncoderConfig)}
+    known = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items() if name in names}
+    frozen = any(isinstance(each, TextConfig) and each.frozen for each in model.network.spec.conditions)
+    return TextEncoderConfig(**{**known, "frozen": frozen, "cache": given.cache})
 
 
 def resolved(name: str) -> str:
@@ -74,20 +87,19 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
     """Load the weights of the recipe's ``init`` into a new model, and log which were kept and which are new.
 
     A module keeps its weights if all of its shapes are the same; the label table keeps the rows of classes of the same name,
-    and other classes start as the null class. The table of words is kept for the same words. UserError: no block fits.
+    and other classes start as the null class. The table of words keeps the rows of the same words, others start at random.
+    UserError: no block fits.
     """
     source = find_model(recipe.init)
     theirs, ours = source.network.state_dict(), model.network.state_dict()
     fitting = _fitting(theirs, ours)
-    if _words(source) != _words(model):
-        fitting = {name for name in fitting if not name.endswith(WORDS)}
     blocks = {id(parameter) for block in model.network.block_list() for parameter in block.parameters()}
     if not any(name in fitting and id(parameter) in blocks for name, parameter in model.network.named_parameters()):
         raise UserError(
             f"--init {recipe.init} has no weights that fit: it is {describe(source.network.config)}, the recipe has "
             f"{describe(recipe.model)}"
         )
-    loaded = {name: theirs[name] for name in fitting if not name.endswith(TABLE)}
+    loaded = {name: theirs[name] for name in fitting if not name.endswith((TABLE, WORDS))}
     tables = [
         name
         for name in ours
@@ -95,8 +107,11 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
     ]
     sources, fresh = _sources(source, model)
     merged = {name: _table(theirs[name], len(ours[name]), sources, source.classes) for name in tables}
-    model.network.load_state_dict({**ours, **loaded, **merged})
     new = [f"label table ({_listed(fresh, model.classes)})"] if fresh and tables else []
+    if WORDS in ours and WORDS in theirs and ours[WORDS].shape[1] == theirs[WORDS].shape[1]:
+        (fresh, count), merged[WORDS] = _word_rows(source, model, ours[words], theirs[words])
+        new += [f"table of words ({_listed(fresh, count, 'words')})"] if fresh else []
+    model.network.load_state_dict({**ours, **loaded, **merged})
     new += _parts(model, sorted(ours.keys() - loaded.keys() - merged.keys()))
     loaded |= {} if fresh else merged
     unused = len(theirs.keys() - loaded.keys() - merged.keys())
@@ -111,9 +126,16 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
         log(f"positions: interpolated from {'x'.join(map(str, span))} to {'x'.join(map(str, grid))} patches")
 
 
-def _words(model: Pipeline) -> object:
-    """What the ids of a prompt's words depend on."""
-    return None if model.text is None else model.text.record()
+def _word_rows(source: Pipeline, model: Pipeline, ours: Tensor, theirs: Tensor) -> tuple[tuple[list[str], int], Tensor]:
+    """The words that another model does not have, of how many; and our table with its rows for the others."""
+    known, words = (list(each.text.record()["words"]) if each.text else [] for each in (source, model))
+    rows = {word: row for row, word in enumerate(known, 1)}
+    table = ours.clone()
+    table[0] = theirs[0]  # of no word
+    for row, word in enumerate(words, 1):
+        if word in rows:
+            table[row] = theirs[rows[word]]
+    return ([word for word in words if word not in rows], len(words)), table
 
 
 def _fitting(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> set[str]:
@@ -143,9 +165,9 @@ def _table(table: Tensor, rows: int, sources: Mapping[int, int], classes: int) -
     return made
 
 
-def _listed(names: Sequence[str], classes: int) -> str:
-    of = "" if len(names) == classes else f" of {classes}"
-    return f"{len(names)}{of} classes: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+def _listed(names: Sequence[str], count: int, what: str = "classes") -> str:
+    of = "" if len(names) == count else f" of {count}"
+    return f"{len(names)}{of} {what}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
 
 
 def _parts(model: Pipeline, names: Sequence[str]) -> list[str]:

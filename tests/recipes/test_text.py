@@ -18,7 +18,7 @@ from ditlab.errors import UserError
 from ditlab.evaluate.scenes import tasks
 from ditlab.models import build
 from ditlab.pipelines import Pipeline
-from ditlab.recipes import train_recipe
+from ditlab.recipes import Recipe, train_recipe
 from ditlab.recipes.fine_tune import WORDS, fine_tuning
 from ditlab.recipes.language import caption_loss
 from ditlab.recipes.prepare import RunContext
@@ -85,19 +85,28 @@ def test_a_run_resumes_and_refuses_other_captions(trained: Path, tmp_path: Path)
         )
 
 
-def test_a_fine_tuned_model_keeps_the_words_of_the_same_captions_only(trained: Path, tmp_path: Path) -> None:
-    recipe = fine_tuning(replace(RECIPE, train=replace(RECIPE.train, images=32, lr=1e-9)), str(trained))
-    table = Pipeline.load(trained).network.state_dict()[WORDS]
+def test_a_fine_tuned_model_keeps_the_rows_of_the_same_words(trained: Path, tmp_path: Path) -> None:
+    recipe = fine_tuning(Recipe(train=replace(RECIPE.train, images=32, lr=1e-9), sample_images=2), str(trained))
+    model = Pipeline.load(trained)
+    assert model.text is not None
+    assert recipe.text == replace(RECIPE.text, max_tokens=model.text.max_tokens)
+    table, before = model.network.state_dict()[WORDS], model.text.record()["words"]
     for word, kept in (("red", True), ("zebra", False)):
         lines, source = list[str](), captioned()
         assert source.captions is not None
         source.captions = [tuple(text.replace("red", word) for text in each) for each in source.captions]
         context = RunContext(tmp_path / word, torch.device("cpu"), lines.append, images=source)
-        found = train_recipe(recipe, context).network.state_dict()[WORDS]
-        assert found.shape == table.shape
-        assert torch.allclose(found, table, atol=1e-5) == kept
+        found = train_recipe(recipe, context)
+        assert found.text is not None
+        for row, each in enumerate(found.text.record()["words"], 1):
+            now = found.network.state_dict()[WORDS][row]
+            if each in before:
+                torch.testing.assert_close(now, table[1 + before.index(each)], atol=1e-5, rtol=0)
+            else:
+                assert each == "zebra"
         (line,) = [line for line in lines if "kept" in line]
-        assert ("new: text embedding" in line) != kept
+        assert ("; new: table of words (1 of 7 words: zebra)" in line) != kept
+        assert ("new" in line) != kept
 
 
 def test_frozen_embeddings_keep_their_random_values(tmp_path: Path) -> None:
