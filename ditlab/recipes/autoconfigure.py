@@ -79,6 +79,8 @@ def fit_to_machine(
     nothing is timed.
     """
     config, resumes = recipe.train, bool(existing(out / "checkpoints"))
+    if (used := config.precision_on(device)) != config.precision != "auto":
+        log(f"precision {used}: this CPU has no instructions for {config.precision}")
     if device.type != "cpu" or (resumes and config.images):
         return replace(recipe, train=replace(config, images=config.images or MOST)), FIRST_PICTURE
     seconds = processes.broadcast_from_main(lambda: time_images(task, config, processes))

@@ -109,7 +109,7 @@ def load_weights(recipe: Recipe, model: Pipeline, log: Log) -> None:
     merged = {name: _table(theirs[name], len(ours[name]), sources, source.classes) for name in tables}
     new = [f"label table ({_listed(fresh, model.classes)})"] if fresh and tables else []
     if WORDS in ours and WORDS in theirs and ours[WORDS].shape[1] == theirs[WORDS].shape[1]:
-        (fresh, count), merged[WORDS] = _word_rows(source, model, ours[words], theirs[words])
+        (fresh, count), merged[WORDS] = _word_rows(source, model, ours[WORDS], theirs[WORDS])
         new += [f"table of words ({_listed(fresh, count, 'words')})"] if fresh else []
     model.network.load_state_dict({**ours, **loaded, **merged})
     new += _parts(model, sorted(ours.keys() - loaded.keys() - merged.keys()))

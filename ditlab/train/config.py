@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ditlab.errors import UserError
-from ditlab.runtime.device import matmul_precision
+from ditlab.runtime.device import cpu_has_bf16, matmul_precision
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class TrainConfig:
     ema_warmup: bool = True
     """Average with decay (1 + step) / (10 + step) while that is less than --train.ema; False is the paper's constant."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    """bf16 computes matrix products in bfloat16 over float32 weights, tf32 in TensorFloat-32; auto is bf16 on GPUs."""
+    """bf16 computes matrix products in bfloat16 over float32 weights, tf32 in TensorFloat-32; auto is bf16 on GPUs. On a CPU
+    without instructions for bfloat16, bf16 is fp32."""
     max_grad_norm: float = 0.0
     """Clip the gradient to this norm; 0 does not clip."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -124,8 +125,9 @@ class TrainConfig:
 
     def precision_on(self, device: torch.device) -> str:
         """The precision of matrix products on a device: fp32, tf32 or bf16."""
-        auto = "bf16" if device.type == "cuda" else "fp32"
-        return auto if self.precision == "auto" else self.precision
+        if self.precision == "auto":
+            return "bf16" if device.type == "cuda" else "fp32"
+        return "fp32" if self.precision == "bf16" and device.type == "cpu" and not cpu_has_bf16() else self.precision
 
     def compiles_on(self, device: torch.device) -> bool:
         """Whether blocks are compiled on a device."""

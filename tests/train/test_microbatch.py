@@ -22,7 +22,7 @@ def test_a_stored_choice_is_used_by_the_same_settings_only():
     assert stored_microbatch(state, FREE, ALONE, CPU) == 8
     assert stored_microbatch(state, replace(FREE, microbatch=4), ALONE, CPU) == 4
     assert stored_microbatch(None, FREE, ALONE, CPU) == stored_microbatch({}, FREE, ALONE, CPU) == 0
-    for other in ({"precision": "bf16"}, {"activation_checkpointing": True}, {"compile": "on"}, {"parallel": "fsdp"}):
+    for other in ({"precision": "tf32"}, {"activation_checkpointing": True}, {"compile": "on"}, {"parallel": "fsdp"}):
         assert stored_microbatch(state, replace(FREE, **other), ALONE, CPU) == 0, other  # type: ignore[arg-type]
     assert stored_microbatch(state, FREE, Processes(0, 2), CPU) == 0
 

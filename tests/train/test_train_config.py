@@ -73,7 +73,11 @@ def test_values_that_make_no_sense_are_named_with_their_flag(change: dict, words
         replace(TrainConfig(), **change).check("autoencoder-train")
 
 
-def test_precision_is_the_machines_or_as_told():
+def test_precision_is_the_machines_or_as_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ditlab.train.config.cpu_has_bf16", lambda: False)
+    assert TrainConfig(precision="bf16").precision_on(CPU) == "fp32"
+    assert TrainConfig(precision="bf16").precision_on(GPU) == "bf16"
+    monkeypatch.setattr("ditlab.train.config.cpu_has_bf16", lambda: True)
     assert TrainConfig().precision_on(CPU) == "fp32"
     assert TrainConfig().precision_on(GPU) == "bf16"
     assert TrainConfig(precision="fp32").precision_on(GPU) == "fp32"

@@ -84,7 +84,8 @@ def test_where_there_is_no_compiler_one_line_says_so(tmp_path: Path, monkeypatch
         losses(tmp_path / "run", make_task(), compile="on")
 
 
-def test_bfloat16_training_follows_float32_closely(tmp_path: Path):
+def test_bfloat16_training_follows_float32_closely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ditlab.train.config.cpu_has_bf16", lambda: True)
     exact = losses(tmp_path / "fp32", make_task())
     made = make_task()
     rounded = losses(tmp_path / "bf16", made, precision="bf16")
@@ -109,7 +110,8 @@ def test_recompute_keeps_less_for_the_backward_pass():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # torch's own, which it hides
-def test_compiled_parts_keep_less_and_are_not_compiled_afterwards():
+def test_compiled_parts_keep_less_and_are_not_compiled_afterwards(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ditlab.train.config.cpu_has_bf16", lambda: True)
     made, config = make_task(tokens=8), replace(CONFIG, compile="on", precision="bf16")
     eager = saved_bytes(made, replace(config, compile="off"), CPU, 8)
     assert 0.5 * eager < saved_bytes(made, config, CPU, 8) < 0.9 * eager
