@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,16 +34,25 @@ def _check_size(recipe: Recipe, factor: int, height: int, width: int) -> None:
 
 
 def encode_latents(recipe: Recipe, context: RunContext) -> Path:
-    """Encode what is missing of the recipe's images; raises UserError for pixels or a cache of other images or latents."""
+    """Encode what is missing of the recipe's images, and of their captions where the text encoder is frozen.
+
+    Raises UserError for pixels or a cache of other images or latents.
+    """
     if not autoencoder_kind(recipe.autoencoder.kind).latents:
         raise UserError(f"recipe {recipe.name!r} works on pixels: there is nothing to encode")
     recipe.check()
     recipe = absolute(recipe)
     dataset = prepare.open_images(recipe, context, relist=True)
+    text = text_encoder(recipe.text, dataset)
     autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
     _check_size(recipe, autoencoder.factor, *dataset.shape[1:])
-    prepare.encode_dataset(recipe, context, dataset, autoencoder)
-    return cache_folder(recipe, context)
+    data, folder = prepare.encode_dataset(recipe, context, dataset, autoencoder), cache_folder(recipe, context)
+    if text is not None:
+        text.to(context.device)
+        held_out, _ = held_out_data(recipe, data, folder, context.processes.broadcast_from_main)
+        captions, held_out_captions = _captions(data, held_out, dataset)
+        encode_captions(recipe, context, [*captions, *held_out_captions], (), text)
+    return folder
 
 
 def build_model(
@@ -107,6 +117,14 @@ def _readable_classes(dataset: Dataset, labels: np.ndarray, log: prepare.Log) ->
     return counts
 
 
+def _captions(
+    data: Images | LatentCache, held_out: Images | LatentCache, dataset: Dataset
+) -> tuple[Sequence[tuple[str, ...]], Sequence[tuple[str, ...]]]:
+    """The captions of the images, and of those that are held out."""
+    captions = captions_of(data, dataset)
+    return captions, captions if isinstance(held_out, LatentCache) else held_out.captions or ()
+
+
 def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEncoder | None) -> None:
     data: Images | LatentCache
     if autoencoder_kind(recipe.autoencoder.kind).latents:
@@ -130,8 +148,7 @@ def _train(recipe: Recipe, context: RunContext, dataset: Dataset, text: TextEnco
     held_out, what = held_out_data(recipe, data, cache_folder(recipe, context), context.processes.broadcast_from_main)
     captions, held_out_captions, cache = (), (), None
     if text is not None:
-        captions = captions_of(data, dataset)
-        held_out_captions = captions if isinstance(held_out, LatentCache) else held_out.captions or ()
+        captions, held_out_captions = _captions(data, held_out, dataset)
         model.prompts = tuple(example_prompts(held_out_captions))
         cache = encode_captions(recipe, context, [*captions, *held_out_captions], model.prompts, text)
     task = DiffusionTask(model.network, loss, autoencoder, data, encoded(captions, text, cache))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +12,26 @@ import numpy as np
 import pytest
 import torch
 from colours import COLOURS, captioned
+from forked import Forked
 from safetensors.torch import load_file, save_file
 from text_models import KINDS, save_text_model
 
 import ditlab as api
 from ditlab.data.arrays import ArraySource
 from ditlab.diffusion import DiffusionConfig
-from ditlab.encoders import EncodedCaptions, TextEncoderConfig, build_text_encoder, encode_texts, text_cache
+from ditlab.encoders import (
+    AutoencoderConfig,
+    EncodedCaptions,
+    TextEncoderConfig,
+    build_text_encoder,
+    encode_texts,
+    text_cache,
+)
 from ditlab.errors import UserError
 from ditlab.models import DiTConfig
 from ditlab.pipelines import Pipeline, SampleConfig
-from ditlab.recipes import Recipe, train_recipe
+from ditlab.recipes import Recipe, encode_latents, train_recipe
 from ditlab.recipes.prepare import RunContext
-from ditlab.runtime import files
 from ditlab.train import TrainConfig
 
 RECIPE = Recipe(
@@ -155,29 +163,38 @@ def test_a_cache_refuses_other_captions_and_encoders(models: Path, tmp_path: Pat
     assert {path.name: path.stat().st_mtime_ns for path in cache.glob("*.npy")} == before
 
 
-def test_an_interrupted_encoding_resumes(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ditlab.encoders import TextEncoderConfig, build_text_encoder, encode_texts, text_cache
+from ditlab.runtime import files
+
+text_cache.SHARD, text_cache.ENCODED = 4, 2
+write = files.write_file
+
+def write_or_die(path, content):
+    if path.name == "00002.rows.npy":  # the features of the shard are written
+        (path.parent / ".00002.rows.npy.part").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+
+files.write_file = write_or_die
+model, folder, *texts = sys.argv[1:]
+encode_texts(texts, build_text_encoder(TextEncoderConfig("transformers", path=model), texts), Path(folder))
+"""
+
+
+def test_a_killed_encoding_resumes(models: Path, tmp_path: Path) -> None:
     encoder = build_text_encoder(frozen(models / "bert").text, TEXTS)
     assert encoder is not None
-    folder, write = tmp_path / "cache", files.write_file
-    seen = []
-
-    def interrupted(path: Path, content: bytes | str) -> None:
-        if path.name == "00002.rows.npy":  # the features of the shard are written
-            (path.parent / ".00002.rows.npy.part").write_bytes(b"half")
-            raise KeyboardInterrupt
-        write(path, content)
-
-    monkeypatch.setattr(files, "write_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        encode_texts(TEXTS, encoder, folder, progress=lambda done, total: seen.append((done, total)))
-    monkeypatch.setattr(files, "write_file", write)
-    assert seen == [(done, 10) for done in (2, 4, 4, 6, 8, 8, 10)]
+    folder, seen = tmp_path / "cache", []
+    killed = Forked(models / "bert", folder, *TEXTS, script=KILLED).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not json.loads((folder / "manifest.json").read_text())["complete"]
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("0000[01].*.npy")}
     assert len(kept) == 4
     with pytest.raises(UserError, match="other captions"):
         encode_texts(TEXTS[1:], encoder, folder)
-    seen.clear()
     cache = encode_texts(TEXTS, encoder, folder, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 10), (8, 10), (10, 10), (10, 10)]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -185,6 +202,21 @@ def test_an_interrupted_encoding_resumes(models: Path, tmp_path: Path, monkeypat
     value, mask = encoder.encode(TEXTS)
     read = torch.from_numpy(cache.read(np.arange(len(TEXTS)))).float()
     torch.testing.assert_close(read[mask], value[mask], atol=1e-3, rtol=1e-3)
+
+
+def test_encoding_ahead_of_training_includes_the_captions(models: Path, tmp_path: Path) -> None:
+    recipe = replace(
+        frozen(models / "bert"), model=replace(RECIPE.model, patch=1), autoencoder_train=replace(RECIPE.train, lr=1e-3),
+        autoencoder=AutoencoderConfig(kind="kl", latent_channels=2, widths=(8, 8), layers=1),
+    )  # fmt: skip
+    lines: list[str] = []
+    encode_latents(recipe, RunContext(tmp_path / "run", torch.device("cpu"), lines.append, images=captioned()))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run-captions").glob("*.npy")}
+    assert len(before) == 6
+    _, later = run(tmp_path / "run", recipe)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run-captions").glob("*.npy")} == before
+    said = [line for line in lines if line.startswith("captions: 9")]
+    assert [line for line in later if line.startswith("captions: 9")] == said != []
 
 
 def test_features_beyond_float16_are_refused(models: Path, tmp_path: Path) -> None:
