@@ -22,24 +22,27 @@ from ditlab.errors import check_divisible
 class AutoencoderConfig:
     """Which latents the diffusion model is trained on."""
 
-    kind: Literal["pixels", "kl", "pretrained"] = "pixels"
-    """pixels: no autoencoder. kl: a convolutional autoencoder, trained here. pretrained: a VAE loaded from path."""
+    kind: Literal["pixels", "kl", "causal", "pretrained"] = "pixels"
+    """pixels: no autoencoder. kl: a convolutional autoencoder, trained here. causal: one of images and clips, trained here.
+    pretrained: a VAE loaded from path."""
     path: str = ""
-    """Folder of a trained autoencoder (kl; empty: RUN-autoencoder), or folder or hub id of a pretrained VAE."""
+    """Folder of a trained autoencoder (kl, causal; empty: RUN-autoencoder), or folder or hub id of a pretrained VAE."""
     subfolder: str = ""
     """Folder of the VAE in a pretrained pipeline, usually vae."""
     latent_channels: int = 4
-    """Channels of the latent (kl)."""
+    """Channels of the latent (kl, causal)."""
     widths: tuple[int, ...] = (32, 64, 64)
-    """Channels of each level; each level after the first halves the image size (kl)."""
+    """Channels of each level; each level after the first halves the image size (kl, causal)."""
     layers: int = 1
-    """Residual blocks per level (kl)."""
+    """Residual blocks per level (kl, causal)."""
+    time_factor: int = 4
+    """Frames of a clip, after the first, for each latent frame (causal)."""
     kl_weight: float = 1e-4
-    """Weight of the KL divergence, which is summed over the latent and divided by the number of pixels (kl)."""
+    """Weight of the KL divergence, which is summed over the latent and divided by the number of pixels (kl, causal)."""
 
     @property
     def factor(self) -> int:
-        """Image size divided by latent size (kl)."""
+        """Image size divided by latent size (kl, causal)."""
         return 2 ** (len(self.widths) - 1)
 
 
@@ -59,7 +62,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(latent_channels, 1, 1))
         self.register_buffer("std", torch.ones(latent_channels, 1, 1))
 
-    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+    def latent_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Shape (c, h, w) of the latent of an image of ``size`` (H, W); a UserError if the factor does not divide it."""
         check_divisible("images", size, self.factor, f"the autoencoder's factor {self.factor}")
         return self.latent_channels, size[0] // self.factor, size[1] // self.factor
@@ -94,6 +97,10 @@ class Autoencoder(nn.Module):
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """Minimum and maximum of each latent channel, (c, 1, 1) each, for pixels; None for learned latents."""
         return (-1 - self.mean) / self.std, (1 - self.mean) / self.std
+
+    def trained_parts(self) -> list[nn.Module]:
+        """Encoder and decoder; none of the identity."""
+        return []
 
     def record(self) -> dict[str, object]:
         """What ``restore`` needs, apart from the weights, to build this autoencoder."""

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 
 from ditlab.encoders.autoencoder import Autoencoder, AutoencoderConfig
+from ditlab.encoders.causal import CausalAutoencoder, causal_latent_shape, new_causal
 from ditlab.encoders.vae import build_kl, load_pretrained, new_kl
 from ditlab.errors import UserError, nearest
 from ditlab.runtime import files
@@ -28,8 +29,8 @@ class AutoencoderKind:
     restore: Callable[[dict[str, Any]], Autoencoder]  # of a record; weights stored with a model are still to be loaded
     trained: bool  # whether a recipe trains it
     latents: bool  # whether its latents are cached on disk, since encoding takes time
-    # (c, h, w) for images (C, H, W), without building it; None if only the loaded autoencoder knows
-    latent_shape: Callable[[AutoencoderConfig, tuple[int, int, int]], tuple[int, int, int]] | None = None
+    # shape of the latents of images (C, H, W) or clips (C, F, H, W), without building it; None if only the loaded one knows
+    latent_shape: Callable[[AutoencoderConfig, tuple[int, ...]], tuple[int, ...]] | None = None
 
 
 AUTOENCODERS = {
@@ -46,6 +47,13 @@ AUTOENCODERS = {
         trained=True,
         latents=True,
         latent_shape=lambda config, chw: (config.latent_channels, chw[1] // config.factor, chw[2] // config.factor),
+    ),
+    "causal": AutoencoderKind(
+        build=new_causal,
+        restore=lambda record: CausalAutoencoder(**record["config"]),
+        trained=True,
+        latents=True,
+        latent_shape=causal_latent_shape,
     ),
     "pretrained": AutoencoderKind(
         build=lambda config, channels, seed: load_pretrained(config.path, config.subfolder),

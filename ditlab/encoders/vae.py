@@ -61,6 +61,10 @@ class DiffusersAutoencoder(Autoencoder):
         """Whether it was trained here."""
         return self.origin is None
 
+    def trained_parts(self) -> list[nn.Module]:
+        """See ``Autoencoder.trained_parts``."""
+        return [self.vae.encoder, self.vae.decoder]
+
     def record(self) -> dict[str, object]:
         """The VAE's configuration, or the path or hub id of a pretrained one."""
         if self.origin is not None:

@@ -279,7 +279,7 @@ class Pipeline(Model):
             return chosen, len(chosen) or 16 if count is None else count, None
         start = torch.as_tensor(noise).float()
         shape = self.latent_shape(size)
-        if start.dim() != 4 or start.shape[1:] != shape or not len(start) or count not in (None, len(start)):
+        if start.shape[1:] != shape or not len(start) or count not in (None, len(start)):
             expected = ", ".join(map(str, (count or "N", *shape)))
             raise UserError(f"noise of shape {tuple(start.shape)}; this model starts from ({expected})")
         if not start.isfinite().all():
@@ -309,8 +309,9 @@ class Pipeline(Model):
     def decode(self, latents: np.ndarray | Tensor) -> ImageArray:
         """Latents (N, c, h, w) as images uint8 (N, H, W, C); UserError for another shape."""
         z = torch.as_tensor(latents, device=self.device)
-        if z.dim() != 4 or z.shape[1] != self.autoencoder.latent_channels:
-            expected = f"(N, {self.autoencoder.latent_channels}, h, w)"
+        axes = self.network.spec.latent.size
+        if z.dim() != 2 + len(axes) or z.shape[1] != self.autoencoder.latent_channels:
+            expected = f"(N, {self.autoencoder.latent_channels}, {', '.join(('f', 'h', 'w')[-len(axes) :])})"
             raise UserError(f"latents of shape {tuple(z.shape)}; this model's are {expected}")
         images = float_to_uint8(self.autoencoder.decode(z.float())).permute(0, 2, 3, 1).cpu().numpy()
         return images.view(ImageArray)

@@ -143,7 +143,9 @@ def save_settings(recipe: Recipe | AutoencoderRecipe, dataset: Dataset, folder: 
 def _train_autoencoder(recipe: AutoencoderRecipe, context: RunContext) -> None:
     dataset = open_images(recipe, context)
     context.processes.broadcast_from_main(lambda: refuse_other_data(dataset.info, context.out))
-    autoencoder = encoders.new_kl(recipe.autoencoder, dataset.shape[0], recipe.seed)
+    autoencoder = encoders.autoencoder_kind(recipe.autoencoder.kind).build(
+        recipe.autoencoder, dataset.shape[0], recipe.seed
+    )
     latent = autoencoder.latent_shape(dataset.shape[1:])
     from_to = f"{'x'.join(map(str, dataset.shape))} to {'x'.join(map(str, latent))}"
     parameters = f"{sum(parameter.numel() for parameter in autoencoder.parameters()):,}"

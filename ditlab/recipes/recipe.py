@@ -146,13 +146,13 @@ class Recipe:
 
 
 def network_spec(
-    recipe: Recipe, shape: tuple[int, int, int], class_count: int, text: TextEncoder | None = None
+    recipe: Recipe, shape: tuple[int, ...], class_count: int, text: TextEncoder | None = None
 ) -> NetworkSpec:
     """The inputs and outputs of a recipe's network.
 
     Args:
         recipe: of the network.
-        shape: of latents, (C, H, W).
+        shape: of latents, (C, *size).
         class_count: classes of the labels.
         text: the encoder of captions, which replace labels.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.data import Images
-from ditlab.encoders import ChannelStatistics, DiffusersAutoencoder, float_to_uint8, record, uint8_to_float
+from ditlab.encoders import Autoencoder, ChannelStatistics, float_to_uint8, record, uint8_to_float
 from ditlab.encoders.plane import plane_figure
 from ditlab.models import Network
 from ditlab.pipelines import Pipeline, grid, sample_grid, write_png
@@ -125,7 +125,7 @@ class AutoencoderFile(Callback):
         average = event.ema.copy_to(event.device)
         if not event.processes.is_main:
             return None
-        assert isinstance(average, DiffusersAutoencoder)
+        assert isinstance(average, Autoencoder)
         statistics, generator = ChannelStatistics(average.latent_channels), torch.Generator().manual_seed(0)
         with torch.no_grad():
             for _, moments, mean in _encoded(average, self.data, STATISTICS_IMAGES, event.device):
@@ -146,7 +146,7 @@ class Reconstructions(Callback):
         average = event.average
         if not event.processes.is_main:
             return {}
-        assert isinstance(average, DiffusersAutoencoder)
+        assert isinstance(average, Autoencoder)
         squares, shown, means = 0.0, np.empty(0), []
         with torch.no_grad():
             for pixels, _, mean in _encoded(average, self.held_out, len(self.held_out), event.device):
@@ -172,7 +172,7 @@ def _around(network: Network, model: Pipeline) -> Pipeline:
 
 
 def _encoded(
-    autoencoder: DiffusersAutoencoder, images: Images, limit: int, device: torch.device
+    autoencoder: Autoencoder, images: Images, limit: int, device: torch.device
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """The first ``limit`` images in batches: uint8 pixels (N, C, H, W), moments of the posterior, and its mean."""
     count = min(len(images), limit)

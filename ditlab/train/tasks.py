@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ditlab.data import Images
 from ditlab.diffusion import Loss, Positions
-from ditlab.encoders import Autoencoder, DiffusersAutoencoder, EncodedCaptions, LatentCache, uint8_to_float
+from ditlab.encoders import Autoencoder, EncodedCaptions, LatentCache, uint8_to_float
 from ditlab.errors import UserError
 from ditlab.models import Condition, Network, cost
 from ditlab.train.task import Batch, Task
@@ -105,7 +105,7 @@ class AutoencoderTask(Task):
     summed over the latent and divided by the number of pixel values.
     """
 
-    def __init__(self, autoencoder: DiffusersAutoencoder, data: Images, kl_weight: float):
+    def __init__(self, autoencoder: Autoencoder, data: Images, kl_weight: float):
         self.module, self.data, self.kl_weight = autoencoder, data, kl_weight
         self.count, self.fingerprint = len(data), data.fingerprint
         self.latent = autoencoder.latent_shape(data.shape[1:])
@@ -120,7 +120,7 @@ class AutoencoderTask(Task):
 
     def loss(self, module: nn.Module, batch: Batch, draws: Batch) -> Tensor:
         """Squared error and divergence."""
-        assert isinstance(module, DiffusersAutoencoder)
+        assert isinstance(module, Autoencoder)
         pixels = uint8_to_float(batch["pixels"])
         moments = module.encode(pixels).float()
         mean, log_variance = moments.chunk(2, dim=1)
@@ -132,5 +132,5 @@ class AutoencoderTask(Task):
 
     def parts(self, module: nn.Module) -> list[nn.Module]:
         """Encoder and decoder."""
-        assert isinstance(module, DiffusersAutoencoder)
-        return [module.vae.encoder, module.vae.decoder]
+        assert isinstance(module, Autoencoder)
+        return module.trained_parts()
