@@ -9,6 +9,8 @@ from ditlab.cli.flags import parse
 from ditlab.runtime.console import log
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ditlab.data import Dataset
 
 ROWS, COLUMNS = 8, 8  # of the picture
@@ -47,11 +49,27 @@ def _examples(dataset: Dataset) -> list[str]:
     return present[::step][:EXAMPLES]
 
 
+def _frames(dataset: Dataset) -> Image.Image:
+    """Clips evenly spaced over the set, a row of frames each, with the caption."""
+    import numpy as np
+
+    from ditlab.pipelines import grid
+
+    pixels, rows = dataset.read(np.unique(np.linspace(0, len(dataset) - 1, ROWS).astype(int)))
+    shown = np.unique(np.linspace(0, pixels.shape[2] - 1, COLUMNS).astype(int))
+    images = pixels[:, :, shown].transpose(0, 2, 3, 4, 1).reshape(-1, *pixels.shape[3:], pixels.shape[1])
+    names = [] if dataset.captions is None else [dataset.captions[row][0] for row in rows.tolist()]
+    return grid(images, len(shown), names, [f"frame {frame + 1}" for frame in shown])
+
+
 def _draw(dataset: Dataset, out: Path) -> None:
     import numpy as np
 
     from ditlab.pipelines import grid, write_png
 
+    if len(dataset.shape) == 4:
+        write_png(_frames(dataset), out)
+        return
     labels, names = dataset.labels, dataset.names
     present = [label for label in range(len(names)) if (labels == label).any()]
     chosen = np.unique(np.linspace(0, max(len(present) - 1, 0), ROWS).astype(int))

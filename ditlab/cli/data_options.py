@@ -15,7 +15,8 @@ class DataOptions:
     """Print what a data set contains, and draw some of its images; nothing is trained."""
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
-    """A folder, archive, table or URL, see --data.path of `ditlab train`; or digits, scenes, fashion, mnist or emoji."""
+    """A folder, archive, table or URL, see --data.path of `ditlab train`; or digits, scenes, bouncing, fashion, mnist or
+    emoji."""
     data: DataConfig = field(default_factory=lambda: DataConfig(source="folder"))
     """How the images are read, as when training; without --data.size they are drawn at 64x64."""
     out: str = "data.png"

@@ -17,7 +17,7 @@ class DataConfig:
     """Which images, and their size. Checked when the data is opened."""
 
     source: str = "digits"
-    """Where the images come from: digits, scenes, fashion, mnist, emoji, folder, archive or parquet."""
+    """Where the images come from: digits, scenes, fashion, mnist, emoji, folder, archive or parquet; or clips: bouncing."""
 
     path: str = ""
     """The folder of images, the archive (.tar, .tar.gz, .tar.zst, .zip, ...), the table (.parquet, .arrow, or a folder of
@@ -41,6 +41,9 @@ class DataConfig:
     size: tuple[int, ...] = ()
     """Image size in pixels: empty keeps images as they are, one number is a square, two numbers are H W."""
 
+    frames: int = 0
+    """Frames of a clip: 0 are the data set's, 17 of bouncing."""
+
     fit: Literal["crop", "pad"] = "crop"
     """How an image is brought to the size: crop scales it to cover the size and cuts the centre; pad centres it on black."""
 
@@ -63,6 +66,8 @@ def check_config(config: DataConfig) -> None:
     if config.channels not in CHANNELS:
         known = nearest(str(config.channels), CHANNELS.values())
         raise UserError(f"data channels {config.channels} is not possible; {known}")
+    if config.frames < 0:
+        raise UserError(f"data frames {config.frames} is negative; give a number of frames, or 0 for the data set's")
     if config.limit < 0:
         raise UserError(f"data limit {config.limit} is negative; give a number of images, or 0 for all")
     target_size(config)

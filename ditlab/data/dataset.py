@@ -1,4 +1,4 @@
-"""Images of one shape: read some of them, or load all into memory."""
+"""Images or clips of one shape: read some of them, or load all into memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DataInfo:
 
     title: str  # name for messages
     count: int  # images, unreadable ones included
-    shape: tuple[int, int, int]  # (C, H, W) of every image
+    shape: tuple[int, ...]  # (C, H, W) of every image, or (C, F, H, W) of every clip
     names: tuple[str, ...]  # classes in label order, () without classes
     fingerprint: str  # hex; equal for equal images and preprocessing, without mirroring, which is drawn later
     counts: tuple[int, ...] = ()  # images of each class, in label order
@@ -42,14 +42,15 @@ class DataInfo:
         shape = "x".join(str(side) for side in self.shape)
         classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "no classes"
         captions = ", captions" if self.captions else ""
-        return f"{self.title}: {self.count:,} image{'s' * (self.count != 1)} of {shape}, {classes}{captions}"
+        what = f"{'clip' if len(self.shape) == 4 else 'image'}{'s' * (self.count != 1)}"
+        return f"{self.title}: {self.count:,} {what} of {shape}, {classes}{captions}"
 
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images in memory; names and fingerprint are those of their data set."""
+    """Decoded images or clips in memory; names and fingerprint are those of their data set."""
 
-    pixels: np.ndarray  # uint8 (N, C, H, W)
+    pixels: np.ndarray  # uint8 (N, C, H, W), or (N, C, F, H, W)
     labels: np.ndarray  # int64 (N,)
     names: tuple[str, ...]
     fingerprint: str
@@ -60,12 +61,12 @@ class Images:
         return len(self.pixels)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.pixels.shape[1:]  # type: ignore[return-value]
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W), or (C, F, H, W)."""
+        return self.pixels.shape[1:]
 
     def read(self, indices: np.ndarray, flips: np.ndarray | None = None) -> np.ndarray:
-        """A copy, uint8 (M, C, H, W), of images ``indices`` (M,), mirrored left to right where ``flips`` (M,) is True."""
+        """A copy, uint8 (M, *shape), of images ``indices`` (M,), mirrored left to right where ``flips`` (M,) is True."""
         chosen = self.pixels[indices]
         if flips is not None and flips.any():
             chosen[flips] = chosen[flips][..., ::-1]
@@ -73,7 +74,7 @@ class Images:
 
 
 class Dataset:
-    """Images of a source, or of a function that opens it, brought to one shape.
+    """Images or clips of a source, or of a function that opens it, brought to one shape.
 
     With ``info``, the description of the data set, the source is opened only when images or labels are used. ``skipped``
     maps the index of each image read so far that could not be decoded to ``name: reason``. Raises a UserError if no image
@@ -84,7 +85,7 @@ class Dataset:
         self.config, self._open = config, source
         self.skipped: dict[int, str] = {}
         self._target = target_size(config)
-        self._shape: tuple[int, int, int] | None = info and info.shape
+        self._shape: tuple[int, ...] | None = info and info.shape
         self._channels = info.shape[0] if info else config.channels
         if info is None:
             fingerprint, source = self._fingerprint(self.source), self.source
@@ -145,7 +146,7 @@ class Dataset:
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode images ``indices`` (K,); those that cannot be decoded are recorded in ``skipped``.
 
-        Returns uint8 (M, C, H, W) and the indices of these images, int64 (M,); M is K minus the unreadable ones. Raises a
+        Returns uint8 (M, *shape) and the indices of these images, int64 (M,); M is K minus the unreadable ones. Raises a
         UserError if an image has another shape and no size was given, or is too large to be padded.
         """
         wanted = np.asarray(indices, np.int64).reshape(-1)
@@ -184,14 +185,14 @@ class Dataset:
         return Images(pixels, self.labels[readable], self.names, self.fingerprint, skipped, captions)
 
     def _fill(self, pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Write image ``indices[i]`` to ``pixels[i]``, uint8 (C, H, W); returns which could be decoded, bool (M,)."""
+        """Write image ``indices[i]`` to ``pixels[i]``, uint8 of the set's shape; returns which could be decoded, bool (M,)."""
         readable = np.zeros(len(indices), np.bool_)
 
         def prepare(start: int) -> None:
             for row in range(start, min(start + _PER_TASK, len(indices))):
                 image = self._prepare(int(indices[row]))
                 if image is not None:
-                    pixels[row] = image.transpose(2, 0, 1)
+                    pixels[row] = np.moveaxis(image, -1, 0)
                     readable[row] = True
 
         starts = range(0, len(indices), _PER_TASK)
@@ -204,7 +205,7 @@ class Dataset:
         return readable
 
     def _prepare(self, index: int) -> np.ndarray | None:
-        """One image as uint8 (H, W, C), None if it cannot be decoded."""
+        """One image as uint8 (H, W, C), or clip (F, H, W, C); None if it cannot be decoded."""
         if index in self.skipped:
             return None
         row = int(self._chosen[index])
@@ -213,7 +214,9 @@ class Dataset:
         except DecodeError as error:
             self.skipped[index] = f"{self.source.name(row)}: {error}"
             return None
-        size = image.shape[:2]
+        size = image.shape[-3:-1]
+        if image.ndim == 4:  # a source of clips renders them at the size
+            return image
         if self._target is not None:
             if self.config.fit == "crop":
                 return centre_crop(image, self._target)
@@ -230,11 +233,11 @@ class Dataset:
             )
         return image
 
-    def _first_shape(self) -> tuple[int, int, int]:
+    def _first_shape(self) -> tuple[int, ...]:
         for index in range(len(self._chosen)):
             image = self._prepare(index)
             if image is not None:
-                return image.shape[2], image.shape[0], image.shape[1]
+                return image.shape[-1], *image.shape[:-1]
         raise self._nothing_readable()
 
     def _nothing_readable(self) -> UserError:

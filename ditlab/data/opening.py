@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ditlab.data.archive import ARCHIVE_SUFFIXES, open_archive
 from ditlab.data.arrays import open_digits
+from ditlab.data.bouncing import open_bouncing
 from ditlab.data.config import DataConfig, check_config, target_size
 from ditlab.data.dataset import DataInfo, Dataset
 from ditlab.data.emoji import open_emoji
@@ -57,6 +58,15 @@ def _open_scenes(config: DataConfig, once: Once) -> Source:
     return open_scenes(config.split, target_size(config), config.caption)
 
 
+def _open_bouncing(config: DataConfig, once: Once) -> Source:
+    del once  # nothing is listed
+    if config.path:
+        raise UserError(f"bouncing takes no path ({config.path!r}); it renders its clips")
+    if config.flip:
+        raise UserError("bouncing cannot be mirrored, its captions name left and right; give --no-data.flip")
+    return open_bouncing(config.split, target_size(config), config.frames)
+
+
 def _open_path(config: DataConfig, once: Once) -> Source:
     """A folder, an archive or a table: what the path is decides, whichever of the names of a source was given."""
     if not config.path:
@@ -99,6 +109,7 @@ def _open_given(config: DataConfig, once: Once) -> Source:
 SOURCES: dict[str, Callable[[DataConfig, Once], Source]] = {
     "digits": _open_digits,
     "scenes": _open_scenes,
+    "bouncing": _open_bouncing,
     **dict.fromkeys(KNOWN, _open_known),
     "emoji": open_emoji,
     **dict.fromkeys(("folder", "archive", "parquet"), _open_path),
