@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ditlab.models import Condition, DiT, DiTConfig, LatentSpec, NetworkSpec
 from ditlab.models.condition_embedding import TextConfig
+from ditlab.runtime.device import cpu_has_bf16
 
 FEATURES, TOKENS = 384, 32  # of MiniLM; tokens of a caption
 LATENT = LatentSpec(4, (32, 32))  # 256 tokens of patch 2
@@ -87,7 +88,8 @@ def main() -> None:
     gpu = device.type == "cuda"
     batch = given.batch or (64 if gpu else 16)
     rounds, repeats = (2, 1) if given.quick else (5, 10 if gpu else 1)
-    precisions = ("bf16",) if given.quick or gpu else ("bf16", "fp32")
+    precisions = ("bf16",) if gpu else ("bf16", "fp32") if cpu_has_bf16() else ("fp32",)
+    precisions = precisions[:1] if given.quick else precisions
     size = {"depth": 12, "width": 384, "heads": 6}  # DiT-S
     spec = NetworkSpec(LATENT, (TextConfig(features=FEATURES),))
 
@@ -100,10 +102,10 @@ def main() -> None:
                 name = f"DiT-S/2 {block}, {TOKENS} text tokens, forward and backward, batch {batch}"
                 yield compare(name, f"diffusers PixArt {precision}", device, precision, "images/s", batch, *times)
         config = DiTConfig(block="adaln-in-context", patch=2, **size)  # type: ignore[arg-type]
-        cached, encoded = (Step(DiT(config, spec), batch, device, "bf16", each) for each in (None, text_encoder()))
+        cached, encoded = (Step(DiT(config, spec), batch, device, precisions[0], each) for each in (None, text_encoder()))
         times = in_turn(cached, encoded, device, rounds, repeats)
         name = f"DiT-S/2 adaln-in-context, features cached, batch {batch}"
-        yield compare(name, "MiniLM's shape in the step", device, "bf16", "images/s", batch, *times)
+        yield compare(name, "MiniLM's shape in the step", device, precisions[0], "images/s", batch, *times)
 
     show("Text: 32x32x4 latents", measured(), given.json)
 

@@ -39,8 +39,11 @@ class SampleOptions(SamplingOptions):
     label_order: Literal["turn", "random"] = "turn"
     """turn: every class equally often; random: each label drawn with the seed, as DiT's and ADM's scripts do."""
     out: str = "samples.png"
-    """A .png is written as one grid, an .npz as an archive in ADM's layout, anything else as a folder of PNGs. Archives and
-    folders are written batch by batch; the same command resumes an interrupted one."""
+    """A .png is written as one grid, of clips as strips of frames; clips play in a .webp, .gif or .apng; an .npz is an archive
+    in ADM's layout, anything else a folder of PNGs. Archives and folders are written batch by batch; the same command resumes
+    an interrupted one."""
+    fps: float = 8.0
+    """Frames a second of a clip that plays."""
     filmstrip: bool = True
     """Also draw the sampling steps of the first images, from noise to image, as NAME-filmstrip.png next to OUT."""
 
@@ -75,12 +78,23 @@ def sample(arguments: list[str]) -> None:
     from ditlab.runtime.distributed import join
 
     out, seed, count = Path(options.out), options.seed, options.count
-    if out.suffix not in (".png", ".npz", ""):
+    if out.suffix not in (".png", ".npz", "", *pipelines.ANIMATED):
         raise UserError(
-            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder"
+            f"cannot write samples as {out.suffix!r}: --out takes a .png (grid), an .npz (archive) or a folder, of clips also "
+            f"{', '.join(pipelines.ANIMATED)}"
         )
+    if not options.fps > 0:
+        raise UserError(f"--fps {options.fps:g} must be above 0")
     processes = join()
     model = find_model(options.run).to(select_device(options.device, processes))
+    if model.clips and out.suffix not in (".png", *pipelines.ANIMATED):
+        raise UserError(
+            f"clips are written as .png (strips of frames) or {', '.join(pipelines.ANIMATED)}, not {out.suffix!r}"
+        )
+    if not model.clips and out.suffix in pipelines.ANIMATED:
+        raise UserError(
+            f"this model makes images, which do not play: --out takes a .png, an .npz or a folder, not {out}"
+        )
     config = replace(options.config(model), negative=options.negative)
     model.prepare(config, options.compile)
     prompts = _prompts(options)
@@ -116,13 +130,15 @@ def sample(arguments: list[str]) -> None:
             if found and processes.is_main:
                 log(f"resumed: {found:,} of {count:,} images are already on disk")
 
-        if out.suffix == ".png":
+        if out.suffix == ".png" or model.clips:
             images = pipelines.gather(make(), processes)
             if processes.is_main:
                 columns = min(count, max(1, round(count**0.5)))
-                pipelines.write_png(
-                    pipelines.grid(images, columns, captions=model.captions(labels, count)), out, settings
-                )
+                captions = model.captions(labels, count)
+                if out.suffix == ".png":
+                    pipelines.write_png(pipelines.grid(images, columns, captions=captions), out, settings)
+                else:
+                    pipelines.write_animation(images, columns, out, settings, captions, options.fps)
         else:
             pipelines.write_samples(
                 out, make, (count, *model.size, model.pixels[0]), options.batch, indices.numpy(), names,
@@ -130,8 +146,8 @@ def sample(arguments: list[str]) -> None:
             )  # fmt: skip
     if not processes.is_main:
         return
-    log(f"{count} image{'s' * (count != 1)}: {out}")
-    if options.filmstrip:
+    log(f"{count} {'clip' if model.clips else 'image'}{'s' * (count != 1)}: {out}")
+    if options.filmstrip and not model.clips:
         strip = out.with_name(f"{out.stem}-filmstrip.png")
         pipelines.write_png(pipelines.filmstrip(model, labels, seed, min(count, 4), config), strip, settings)
         log(f"filmstrip: {strip}")

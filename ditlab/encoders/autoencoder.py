@@ -49,7 +49,7 @@ class AutoencoderConfig:
 class Autoencoder(nn.Module):
     """Maps pixels (N, C, H, W) in [-1, 1] to latents (N, c, H / factor, W / factor) and back.
 
-    This class is the identity: the latents are the normalised pixels.
+    This class is the identity: the latents are the normalised pixels, also of clips (N, C, F, H, W).
     """
 
     mean: Tensor  # of each raw latent channel over the training data, (c, 1, 1)
@@ -63,9 +63,9 @@ class Autoencoder(nn.Module):
         self.register_buffer("std", torch.ones(latent_channels, 1, 1))
 
     def latent_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape (c, h, w) of the latent of an image of ``size`` (H, W); a UserError if the factor does not divide it."""
-        check_divisible("images", size, self.factor, f"the autoencoder's factor {self.factor}")
-        return self.latent_channels, size[0] // self.factor, size[1] // self.factor
+        """Shape (c, *size) of the latent of an image of ``size`` (H, W); a UserError if the factor does not divide it."""
+        check_divisible("images", size[-2:], self.factor, f"the autoencoder's factor {self.factor}")
+        return self.latent_channels, *size[:-2], size[-2] // self.factor, size[-1] // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Moments of images (N, C, H, W)."""
@@ -82,11 +82,17 @@ class Autoencoder(nn.Module):
 
     def latent(self, moments: Tensor, noise: Tensor) -> Tensor:
         """A latent (N, c, h, w) sampled from moments: (raw - mean) / std."""
-        return (self.raw_latent(moments, noise) - self.mean) / self.std
+        raw = self.raw_latent(moments, noise)
+        return (raw - self.per_channel(self.mean, raw)) / self.per_channel(self.std, raw)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (N, C, H, W), roughly in [-1, 1], of latents (N, c, h, w)."""
-        return self.decode_raw(latent * self.std + self.mean)
+        return self.decode_raw(latent * self.per_channel(self.std, latent) + self.per_channel(self.mean, latent))
+
+    @staticmethod
+    def per_channel(values: Tensor, like: Tensor) -> Tensor:
+        """A value a channel, (c, 1, 1), in the axes of latents (N, c, *size)."""
+        return values.view(-1, *[1] * (like.ndim - 2))
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Set per-channel mean and standard deviation (c,) of raw latents."""

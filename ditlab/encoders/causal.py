@@ -139,7 +139,6 @@ class CausalAutoencoder(Autoencoder):
     def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int, time_factor: int):
         super().__init__(channels, latent_channels, 2 ** (len(widths) - 1))
         self.widths, self.layers, self.time_factor = tuple(widths), layers, time_factor
-        self.mean, self.std = torch.zeros(latent_channels, 1, 1, 1), torch.ones(latent_channels, 1, 1, 1)
         strides = temporal_strides(len(widths), time_factor)
         encoder: list[nn.Module] = [CausalConv3d(channels, widths[0])]
         decoder: list[nn.Module] = [CausalConv3d(latent_channels, widths[-1])]
@@ -180,11 +179,6 @@ class CausalAutoencoder(Autoencoder):
         """Sample the posterior: mean + exp(log variance / 2) noise."""
         mean, log_variance = moments.chunk(2, dim=1)
         return mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """See ``Autoencoder.set_statistics``."""
-        self.mean.copy_(mean.view(-1, 1, 1, 1))
-        self.std.copy_(std.view(-1, 1, 1, 1).clamp(min=1e-6))
 
     @property
     def bounds(self) -> None:

@@ -16,13 +16,13 @@ SHOWN = 64  # images of a notebook's picture, at most
 
 
 class ImageArray(np.ndarray):
-    """A NumPy array of images uint8 (N, H, W, C) that notebooks show as a grid."""
+    """A NumPy array of images uint8 (N, H, W, C), or clips (N, F, H, W, C), that notebooks show as a grid."""
 
     def _repr_png_(self) -> bytes | None:
-        """A PNG of one image (H, W, C) or of the first 64 (N, H, W, C); None for any other array."""
-        if self.dtype != np.uint8 or self.ndim not in (3, 4) or not self.size or self.shape[-1] > 4:
+        """A PNG of one image (H, W, C) or of the first 64; None for any other array."""
+        if self.dtype != np.uint8 or self.ndim not in (3, 4, 5) or not self.size or self.shape[-1] > 4:
             return None
-        images = np.asarray(self if self.ndim == 4 else self[None])[:SHOWN]
+        images = np.asarray(self if self.ndim > 3 else self[None])[:SHOWN]
         return png(grid(images, max(1, round(len(images) ** 0.5))))
 
 

@@ -78,6 +78,12 @@ class Model:
         return self.autoencoder.channels, *self.size
 
     @property
+    def clips(self) -> bool:
+        """Whether it makes clips of several frames, not images."""
+        size = self.network.spec.latent.size
+        return len(size) == 3 and size[0] > 1
+
+    @property
     def classes(self) -> int:
         """Number of classes; 0 if the network is unconditional."""
         return self.network.spec.classes
@@ -216,7 +222,11 @@ class Model:
         self.check(config)
         negative = self.condition(self.check_negative(config), 1).to(self.device) if config.negative else None
         guidance: Guidance = ClassifierFreeGuidance(config.guidance, negative)
-        return guidance if self.autoencoder.bounds is None else ClampedX0(guidance, *self.autoencoder.bounds)
+        if self.autoencoder.bounds is None:
+            return guidance
+        axes = [1] * len(self.network.spec.latent.size)
+        low, high = (bound.view(-1, *axes) for bound in self.autoencoder.bounds)
+        return ClampedX0(guidance, low, high)
 
     def time_grid(self, config: SampleConfig, shape: tuple[int, ...]) -> TimeGrid | None:
         """The times of sampling latents of ``shape`` (c, h, w), shifted as in training; None for those of the sampler.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the pipeline imports this module
 BACKGROUND, TEXT = 255, 40
 TILE = 64  # pixels a side, at least, of an image in a grid
 CAPTION, CAPTION_LINES = 12, 4  # pixels of a letter under an image
+STRIP = 6  # frames of a clip in a grid, at most
 NAME_BYTES = 200  # of a class in the name of a file
 
 
@@ -34,7 +35,9 @@ def grid(
     images: np.ndarray, columns: int, row_names: Sequence[str] = (), column_names: Sequence[str] = (),
     captions: Sequence[str] = (),
 ) -> Image.Image:  # fmt: skip
-    """A grid of images uint8 (N, H, W, C), row by row with gaps; small ones are enlarged by an integer factor.
+    """A grid of images uint8 (N, H, W, C), or of ``strips`` of clips (N, F, H, W, C), row by row with gaps.
+
+    Small images are enlarged by an integer factor.
 
     Args:
         images: C is 1, 3 or 4; of another number the first channel is drawn.
@@ -43,6 +46,8 @@ def grid(
         column_names: written above the columns, truncated to their width.
         captions: of the first images, written under them in up to ``CAPTION_LINES`` lines; small images are then drawn larger.
     """
+    if images.ndim == 5:  # of clips some frames, one after another
+        images, columns = strips(images), max(1, columns // STRIP)
     count, *sides, channels = images.shape
     if channels not in (1, 3, 4):
         images, channels = images[..., :1], 1
@@ -117,6 +122,15 @@ def _truncated(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
         return name
     length = next((k for k in range(len(name) - 1, 0, -1) if font.getlength(f"{name[:k].rstrip()}...") <= width), 1)
     return f"{name[:length].rstrip()}..."
+
+
+def strips(clips: np.ndarray) -> np.ndarray:
+    """Up to ``STRIP`` frames of each clip uint8 (N, F, H, W, C) side by side, (N, H, W', C)."""
+    count, frames, height, _, channels = clips.shape
+    line = np.full((count, height, 1, channels), 200, np.uint8)
+    shown = np.unique(np.linspace(0, frames - 1, STRIP).round().astype(int))
+    parts = [part for frame in shown for part in (line, clips[:, frame])]
+    return np.concatenate(parts[1:], axis=2)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -307,11 +307,11 @@ class Pipeline(Model):
 
     @torch.inference_mode()
     def decode(self, latents: np.ndarray | Tensor) -> ImageArray:
-        """Latents (N, c, h, w) as images uint8 (N, H, W, C); UserError for another shape."""
+        """Latents (N, c, *size) as images uint8 (N, H, W, C) or clips (N, F, H, W, C); UserError for another shape."""
         z = torch.as_tensor(latents, device=self.device)
         axes = self.network.spec.latent.size
         if z.dim() != 2 + len(axes) or z.shape[1] != self.autoencoder.latent_channels:
             expected = f"(N, {self.autoencoder.latent_channels}, {', '.join(('f', 'h', 'w')[-len(axes) :])})"
             raise UserError(f"latents of shape {tuple(z.shape)}; this model's are {expected}")
-        images = float_to_uint8(self.autoencoder.decode(z.float())).permute(0, 2, 3, 1).cpu().numpy()
+        images = float_to_uint8(self.autoencoder.decode(z.float())).movedim(1, -1).cpu().numpy()
         return images.view(ImageArray)

@@ -69,7 +69,7 @@ def serve(
         cors: origins whose pages may call the API from a browser; ``*`` is any.
 
     Raises:
-        UserError: a model cannot be loaded, the address is not available, or it needs an API key.
+        UserError: a model cannot be loaded or makes clips, the address is not available, or it needs an API key.
     """
     named = name_models(sources)
     key = os.environ.get(KEY_VARIABLE, "")
@@ -81,6 +81,9 @@ def serve(
         name: run_on_compute_thread(lambda source=source: find_model(source).to(device))
         for name, source in named.items()
     }
+    for name, model in pipelines.items():
+        if model.clips:
+            raise UserError(f"{name} makes clips, and the page shows images")
     listener = bind(host, port)
     models = ModelServer(pipelines, limits, max_images, key=key)
     try:

@@ -45,7 +45,7 @@ def encode_latents(recipe: Recipe, context: RunContext) -> Path:
     dataset = prepare.open_images(recipe, context, relist=True)
     text = text_encoder(recipe.text, dataset)
     autoencoder = prepare.prepare_autoencoder(recipe, context, dataset.shape[0])
-    _check_size(recipe, autoencoder.factor, *dataset.shape[1:])
+    _check_size(recipe, autoencoder.factor, *dataset.shape[-2:])
     data, folder = prepare.encode_dataset(recipe, context, dataset, autoencoder), cache_folder(recipe, context)
     if text is not None:
         text.to(context.device)
@@ -56,15 +56,15 @@ def encode_latents(recipe: Recipe, context: RunContext) -> Path:
 
 
 def build_model(
-    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, int, int], names: tuple[str, ...],
+    recipe: Recipe, autoencoder: Autoencoder, pixels: tuple[int, ...], names: tuple[str, ...],
     text: TextEncoder | None = None,
 ) -> Pipeline:  # fmt: skip
-    """The recipe's model with random weights, for images of shape ``pixels`` (C, H, W) and classes ``names``, or captions.
+    """The recipe's model with random weights, for images or clips ``pixels`` (C, *size) and classes ``names``, or captions.
 
     Raises UserError for sizes that do not divide or settings that are incompatible.
     """
     recipe.check()
-    _check_size(recipe, autoencoder.factor, *pixels[1:])
+    _check_size(recipe, autoencoder.factor, *pixels[-2:])
     spec = network_spec(recipe, autoencoder.latent_shape(pixels[1:]), len(names), text)
     network = build(recipe.model, spec).initialise(torch.Generator().manual_seed(recipe.seed))
     names = names if text is None else ()

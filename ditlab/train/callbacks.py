@@ -158,7 +158,7 @@ class Reconstructions(Callback):
         if means[0].shape[1] == 2:  # two numbers an image: its place on a plane
             figure = plane_figure(average, torch.cat(means).numpy(), self.held_out.labels, self.held_out.names)
             files.write_file(event.picture.with_name("plane.png"), figure)
-        write_png(grid(shown.transpose(0, 2, 3, 1), len(shown) // 2, ("image", "decoded")), event.picture)
+        write_png(grid(np.moveaxis(shown, 1, -1), len(shown) // 2, ("image", "decoded")), event.picture)
         error = squares / (len(self.held_out) * np.prod(self.held_out.shape))
         return {"psnr": float(10 * np.log10(255**2 / max(error, 1e-12)))}
 
