@@ -93,6 +93,11 @@ def evaluate(arguments: list[str]) -> None:
     )
     out = Path(options.out) if options.out else samples.folder
     model = samples.model
+    if model is not None and model.clips and options.network != "none":
+        raise UserError(
+            f"{options.samples} makes clips, and the features are of images; give --network none to measure how prompts are "
+            "followed"
+        )
     if model is not None and model.text is not None and samples.config is not None:
         language = measure_language(
             model, samples.data, samples.config, options.task_prompts, seed=options.seed, batch=options.batch,

@@ -55,7 +55,7 @@ def _parse(images: np.ndarray, factor: int) -> list[list[Item]]:
     unit = min(images.shape[1:3]) / factor
     cut = images[:, : height * factor, : width * factor].astype(np.float32)
     pixels = cut.reshape(count, height, factor, width, factor, 3).mean((2, 4)) if factor > 1 else cut
-    colours, shares = _unmix(pixels)
+    colours, shares = unmix(pixels)
     labels = _components(np.where(shares > 0.5, colours + 1, 0))
     areas = np.bincount(_with_border(labels).ravel(), shares.ravel())
     kept = np.flatnonzero(areas > _SPECK * unit**2)
@@ -77,7 +77,7 @@ def _parse(images: np.ndarray, factor: int) -> list[list[Item]]:
     return parsed
 
 
-def _unmix(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unmix(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each pixel the colour, of COLOURS, on whose line from white it is nearest, and its share, in [0, 1]."""
     lines = np.array([RGB[colour] for colour in COLOURS], np.float32) - _WHITE
     lengths = (lines**2).sum(1)
@@ -200,6 +200,11 @@ class TaskScore:
         half = z * math.sqrt(self.share * (1 - self.share) * self.count + z**2 / 4) / (self.count + z**2)
         return max(centre - half, 0), min(centre + half, 1)
 
+    def cell(self) -> str:
+        """Percent, with the interval."""
+        low, high = self.interval
+        return f"{100 * self.share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
 
 @dataclass(frozen=True)
 class SceneScores:
@@ -220,11 +225,7 @@ class SceneScores:
     def table(self) -> list[str]:
         """Lines of a Markdown table: percent of each task with its interval."""
 
-        def cell(score: TaskScore) -> str:
-            low, high = score.interval
-            return f"{100 * score.share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-        rows = [(task, cell(self.get(task)), cell(self.get(task, True))) for task in tasks()]
+        rows = [(task, self.get(task).cell(), self.get(task, True).cell()) for task in tasks()]
         rows.append(("mean", f"{100 * self.mean():.1f}", f"{100 * self.mean(True):.1f}"))
         return markdown_table(("task", "seen, %", "held out, %"), rows)
 

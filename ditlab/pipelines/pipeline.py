@@ -291,17 +291,19 @@ class Pipeline(Model):
         """Latents (N, c, h, w), on the model's device, of images: the posterior's mean, normalised as in training.
 
         Args:
-            images: uint8 or floats from 0 to 1, (N, H, W) or (N, H, W, C); or a list of Pillow images.
+            images: uint8 or floats from 0 to 1, (N, H, W) or (N, H, W, C); a list of Pillow images; or clips uint8
+                (N, F, H, W, C).
 
         Raises:
             UserError: other images, another number of channels, or a size that the autoencoder does not divide.
         """
-        pixels = to_uint8(images)
-        if pixels.shape[3] != self.autoencoder.channels:
-            raise UserError(f"images of {pixels.shape[3]} channels; this model has {self.autoencoder.channels}")
-        shape, latents = self.autoencoder.latent_shape(pixels.shape[1:3]), []
+        clips = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 5
+        pixels = images if clips else to_uint8(images)
+        if pixels.shape[-1] != self.autoencoder.channels:
+            raise UserError(f"images of {pixels.shape[-1]} channels; this model has {self.autoencoder.channels}")
+        shape, latents = self.autoencoder.latent_shape(pixels.shape[1:-1]), []
         for start in range(0, len(pixels), ENCODED):
-            x = uint8_to_float(pixels[start : start + ENCODED].transpose(0, 3, 1, 2), self.device)
+            x = uint8_to_float(np.moveaxis(pixels[start : start + ENCODED], -1, 1), self.device)
             latents.append(self.autoencoder.latent(self.autoencoder.encode(x), x.new_zeros(len(x), *shape)))
         return torch.cat(latents)
 

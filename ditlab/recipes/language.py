@@ -1,4 +1,4 @@
-"""How well a model follows its prompts: the loss of true against other captions, and the tasks of rendered scenes."""
+"""How well a model follows its prompts: the loss of true against other captions, and the tasks of rendered scenes and clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.diffusion import Positions
 from ditlab.errors import UserError
-from ditlab.evaluate.scenes import SceneScores, measure
+from ditlab.evaluate import bouncing, scenes
+from ditlab.evaluate.bouncing import ClipScores
+from ditlab.evaluate.scenes import SceneScores
 from ditlab.models import Condition
 from ditlab.pipelines import Pipeline, SampleConfig, gather
 from ditlab.recipes.prepare import Log
@@ -25,6 +27,7 @@ from ditlab.train.tasks import at_fixed_times
 LANGUAGE = "language.json"  # in the folder of an evaluation
 IMAGES = 1024  # whose captions' loss is measured, at most
 BATCH = 64
+JUDGES = {"scenes": scenes.measure, "bouncing": bouncing.measure}  # by the data that a model was trained on
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Language:
     """What was measured; None where it does not apply."""
 
     loss: CaptionLoss | None
-    scenes: SceneScores | None
+    tasks: SceneScores | ClipScores | None
     settings: dict[str, str]
 
     def lines(self) -> list[str]:
@@ -59,14 +62,14 @@ class Language:
         loss = (
             [] if self.loss is None else [f"Loss of {self.loss.images:,} {self.loss.of}:", "", *self.loss.table(), ""]
         )
-        scenes = [] if self.scenes is None else ["Images that show what the prompt says:", "", *self.scenes.table(), ""]
-        return [*loss, *scenes]
+        tasks = [] if self.tasks is None else ["Samples that show what the prompt says:", "", *self.tasks.table(), ""]
+        return [*loss, *tasks]
 
     def to_json(self) -> str:
         """As one JSON value."""
-        scenes = None if self.scenes is None else json.loads(self.scenes.to_json())
+        tasks = None if self.tasks is None else json.loads(self.tasks.to_json())
         loss = None if self.loss is None else asdict(self.loss)
-        return json.dumps({"settings": self.settings, "loss": loss, "scenes": scenes}, indent=2) + "\n"
+        return json.dumps({"settings": self.settings, "loss": loss, "tasks": tasks}, indent=2) + "\n"
 
 
 def measure_language(
@@ -87,20 +90,20 @@ def measure_language(
         processes: that share the work.
         log: gets lines for the user.
     """
-    loss, scenes = None, None
+    loss, tasks = None, None
     dataset, of = _held_out(data, log)
     if dataset is not None:
         try:  # one process is enough: it takes a few passes of a thousand images
             loss = processes.broadcast_from_main(lambda: caption_loss(model, dataset, of))
         except UserError as error:
             log(f"the loss under other captions is skipped: {error}")
-    if data is not None and data.source == "scenes" and count:
+    if data is not None and data.source in JUDGES and count:
 
         def generate(prompts: list[str]) -> np.ndarray:
             return _everywhere(model, prompts, seed, config, batch, processes)
 
-        scenes = measure(generate, count, seed)
-    language = Language(loss, scenes, settings)
+        tasks = JUDGES[data.source](generate, count, seed)
+    language = Language(loss, tasks, settings)
     if processes.is_main:
         files.write_file(out / LANGUAGE, language.to_json())
     return language
@@ -118,14 +121,17 @@ def caption_loss(model: Pipeline, dataset: Dataset, of: str = "images") -> Capti
     captions = [each[0] if each else "" for each in images.captions or ()]
     rows = [row for row, caption in enumerate(captions) if caption.strip()][:IMAGES]
     own = [captions[row] for row in rows]
-    losses = _losses(model, images.pixels[rows].transpose(0, 2, 3, 1), (own, _differing(own), [""] * len(own)))
+    losses = _losses(model, np.moveaxis(images.pixels[rows], 1, -1), (own, _differing(own), [""] * len(own)))
     own_mean, other, none = losses.mean(axis=1).tolist()
     return CaptionLoss(own_mean, other, none, float((losses[0] < losses[1]).mean()), len(rows), of)
 
 
 @torch.inference_mode()
 def _losses(model: Pipeline, images: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:
-    """The loss of each image uint8 (N, H, W, C) under each of K captions, of the same noise and times, (K, N)."""
+    """The loss of each image uint8 (N, H, W, C), or clip (N, F, H, W, C), under each of K captions, (K, N).
+
+    Noise and times are the same under all.
+    """
     assert model.text is not None
     loss = model.diffusion.build_loss().to(model.device)
     draws = at_fixed_times(loss, loss.draw(Positions(0, 0, len(images)), model.network.spec.latent.shape))

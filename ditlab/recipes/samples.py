@@ -96,8 +96,6 @@ def open_samples(
     if Path(source).suffix != ".safetensors" and not locate(source).is_dir():
         raise UserError(f"no samples at {Path(source)}; expected {SOURCES} ({', '.join(SHIPPED)})")
     count, model = count or COUNT, find_model(source).to(device or default_device(processes))
-    if model.clips:
-        raise UserError(f"{source} makes clips, and these measures are of images")
     config = sampling(model)
     model.check(config)
     samplers.check(config.sampler, model.denoiser.schedule, config.steps)

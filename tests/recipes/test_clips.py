@@ -15,6 +15,7 @@ from PIL import Image
 import ditlab as api
 from ditlab.data import DataConfig, open_data
 from ditlab.encoders import AutoencoderConfig, TextEncoderConfig
+from ditlab.evaluate.bouncing import TASKS
 from ditlab.models import DiTConfig
 from ditlab.pipelines import Pipeline, SampleConfig
 from ditlab.recipes import Recipe, find_recipe, train_recipe
@@ -81,7 +82,11 @@ def test_what_does_not_play_and_what_is_no_clip_is_refused(
     refused(["sample", clips_run, "--out", tmp_path / "x.npz"], "clips are written as .png", "'.npz'")
     refused(["sample", clips_run, "--fps", 0, "--out", tmp_path / "x.gif"], "--fps 0 must be above 0")
     refused(["sample", digits_run, "--out", tmp_path / "x.gif"], "makes images, which do not play")
-    refused(["evaluate", clips_run, "--out", tmp_path / "x"], "makes clips, and these measures are of images")
+    refused(
+        ["evaluate", clips_run, "--out", tmp_path / "x"],
+        "makes clips, and the features are of images",
+        "--network none",
+    )
     refused(["play", clips_run], "makes clips, and the page shows images")
     assert not list(tmp_path.iterdir())
 
@@ -98,6 +103,18 @@ def test_clips_are_trained_in_latents_of_the_causal_autoencoder(tmp_path: Path) 
     np.testing.assert_array_equal(again.sample(prompts=["a blue 4 moves up"], count=2), made)
     rows = [json.loads(line) for line in (tmp_path / "run-autoencoder" / "metrics.jsonl").read_text().splitlines()]
     assert any("psnr" in row for row in rows)
+
+
+def test_clips_are_judged_by_their_prompts(ditlab: Callable, clips_run: Path, tmp_path: Path) -> None:
+    ended = ditlab("evaluate", clips_run, "--network", "none", "--task-prompts", 2, "--out", tmp_path / "x")
+    assert ended.code == 0, ended
+    assert "| direction | " in ended.out
+    found = json.loads((tmp_path / "x" / "language.json").read_text())
+    assert {each["task"] for each in found["tasks"]["scores"]} == set(TASKS)
+    assert found["loss"]["own"] > 0
+    model = api.load(clips_run)
+    clips = np.moveaxis(open_data(RECIPE.data).load().pixels[:2], 1, -1)
+    np.testing.assert_array_equal(model.decode(model.encode(clips)), clips)  # pixels
 
 
 def test_a_data_set_of_clips_is_shown_as_rows_of_frames(ditlab: Callable, tmp_path: Path) -> None:

@@ -205,12 +205,12 @@ def test_a_model_of_scenes_is_measured_on_its_tasks(tmp_path: Path, ditlab) -> N
     assert "--text.kind tokens trains on them" not in trained.out  # it does already
     measured = ditlab("evaluate", tmp_path / "run", "--network", "none", "--task-prompts", "2", "--guidance", "1")
     assert measured.code == 0, measured
-    assert "Images that show what the prompt says" in measured.out
+    assert "Samples that show what the prompt says" in measured.out
     found = json.loads((tmp_path / "run" / "evaluation" / "language.json").read_text())
-    assert {(each["task"], each["held_out"]) for each in found["scenes"]["scores"]} == {
+    assert {(each["task"], each["held_out"]) for each in found["tasks"]["scores"]} == {
         (task, held_out) for task in tasks() for held_out in (False, True)
     }
-    assert all(each["count"] == 2 for each in found["scenes"]["scores"])
+    assert all(each["count"] == 2 for each in found["tasks"]["scores"])
     assert found["loss"]["of"] == "images of the test split"
     assert "captions of 64 images of the test split" in found["settings"]["labels"]
     nothing = ditlab("evaluate", "fashion", "--network", "none", "--count", "64")
