@@ -102,7 +102,9 @@ def main() -> None:
                 name = f"DiT-S/2 {block}, {TOKENS} text tokens, forward and backward, batch {batch}"
                 yield compare(name, f"diffusers PixArt {precision}", device, precision, "images/s", batch, *times)
         config = DiTConfig(block="adaln-in-context", patch=2, **size)  # type: ignore[arg-type]
-        cached, encoded = (Step(DiT(config, spec), batch, device, precisions[0], each) for each in (None, text_encoder()))
+        cached, encoded = (
+            Step(DiT(config, spec), batch, device, precisions[0], each) for each in (None, text_encoder())
+        )
         times = in_turn(cached, encoded, device, rounds, repeats)
         name = f"DiT-S/2 adaln-in-context, features cached, batch {batch}"
         yield compare(name, "MiniLM's shape in the step", device, precisions[0], "images/s", batch, *times)

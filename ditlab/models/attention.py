@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -48,6 +50,18 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
+class Windows(NamedTuple):
+    """Tokens that attend to each other only, in windows of one size, which become rows of their own.
+
+    Attributes:
+        tokens: int64 (W, T'), the tokens of each window.
+        order: int64 (T,), where each token is in them.
+    """
+
+    tokens: Tensor
+    order: Tensor
+
+
 class SelfAttention(nn.Module):
     """Self-attention, (N, T, D) -> (N, T, D), with biases.
 
@@ -65,10 +79,19 @@ class SelfAttention(nn.Module):
         self.norm_k = nn.RMSNorm(width // heads, EPSILON) if qk_norm else None
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Attend within x (N, T, D); ``rope`` rotates queries and keys, ``mask`` is ``attend``'s."""
-        x = attend(*self.project(x, rope), mask)  # (N, heads, T, D / heads)
-        return self.projection(rearrange(x, "n h t d -> n t (h d)"))
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None, windows: Windows | None = None
+    ) -> Tensor:
+        """Attend within x (N, T, D), or within each of its windows.
+
+        ``rope`` rotates queries and keys, ``mask`` is ``attend``'s.
+        """
+        projected = self.project(x, rope)  # each (N, heads, T, D / heads)
+        if windows is None:
+            return self.projection(rearrange(attend(*projected, mask), "n h t d -> n t (h d)"))
+        q, k, v = (rearrange(each[:, :, windows.tokens], "n h w t d -> (n w) h t d") for each in projected)
+        x = rearrange(attend(q, k, v), "(n w) h t d -> n (w t) (h d)", n=len(x))
+        return self.projection(x[:, windows.order])
 
     def weights(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The attention weights of ``forward``, (N, heads, T, T)."""

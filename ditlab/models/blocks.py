@@ -54,6 +54,11 @@ class BlockConfig:
     """The paper's layer norm, or root-mean-square norm."""
     positions: Literal["sincos", "rotary"] = "sincos"
     """The paper's sine-cosine positions added to the tokens; rotary adds rotary positions in every attention."""
+    attention: Literal["full", "windows", "axes"] = "full"
+    """Tokens that a token of a clip attends to. windows: of its frame, and in every second block of a window of ``window``
+    patches over all frames (W.A.L.T). axes: of its frame, and in every second block of its place in all frames (Latte)."""
+    window: tuple[int, ...] = ()
+    """Rows and columns of patches of a window over all frames; empty: half of the rows and of the columns (windows)."""
     qk_norm: bool = False
     """Normalise queries and keys, which keeps attention from saturating."""
     modulation_rank: int = 0
@@ -176,7 +181,9 @@ class AdaLNZeroBlock(Block):
         """See ``Block.forward``."""
         assert c is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation_vectors(c, layout, shared)  # each (N, G, D)
-        x = gated(x, gate1, self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask))
+        x = gated(
+            x, gate1, self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask, layout.windows)
+        )
         return gated(x, gate2, self.mlp(modulate(self.norm(x), shift2, scale2))), context
 
 
@@ -189,7 +196,7 @@ class AdaLNBlock(AdaLNZeroBlock):
         """See ``Block.forward``."""
         assert c is not None
         shift1, scale1, shift2, scale2 = self.modulation_vectors(c, layout, shared)
-        x = x + self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask)
+        x = x + self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, layout.mask, layout.windows)
         return x + self.mlp(modulate(self.norm(x), shift2, scale2)), context
 
 
@@ -227,7 +234,7 @@ class CrossAttentionBlock(Block):
     def forward(self, x: Tensor, context: Context | None, c: Maybe, layout: Layout, shared: Maybe = None) -> Output:
         """See ``Block.forward``."""
         assert context is not None
-        x = x + self.attention(self.norm1(x), layout.rope, layout.mask)
+        x = x + self.attention(self.norm1(x), layout.rope, layout.mask, layout.windows)
         x = x + self.cross_attention(self.norm_cross(x), context.tokens, context.mask)
         return x + self.mlp(self.norm2(x)), context
 

@@ -97,6 +97,13 @@ class DiTConfig(BlockConfig):
             raise UserError(
                 "block embeddings are for the blocks adaln-zero and adaln, without a modulation rank or shared modulation"
             )
+        if self.attention != "full" and (design.appends or (design.text and self.block != "adaln-cross-attention")):
+            raise UserError(
+                f"attention within {self.attention} is for blocks whose text or labels are no part of the sequence, such as "
+                f"adaln-zero and adaln-cross-attention, not {self.block!r}"
+            )
+        if self.window and (len(self.window) != 2 or min(self.window) < 1 or self.attention != "windows"):
+            raise UserError(f"window {self.window} must be rows and columns of patches, for --model.attention windows")
         if self.modulation_rank < 0 or self.modulation_rank > self.width:
             raise UserError(f"modulation rank {self.modulation_rank} must be from 0, off, to the width {self.width}")
         if self.modulation_rank and self.shared_modulation:
@@ -124,14 +131,15 @@ class DiT(Network):
             others = ", ".join(name for name, other in BLOCKS.items() if not other.text)
             raise UserError(f"block {config.block!r} needs a text condition, which this network lacks; choose {others}")
         frame_times = clips and design.adaptive and design.frame_times
-        # A pack's text tokens would have to be packed too.
-        packs = design.adaptive and not design.text
+        # A pack's text tokens would have to be packed too, and its windows would be of several sizes.
+        packs = design.adaptive and not design.text and config.attention == "full"
         self.supports = Supports(clips=clips, frame_times=frame_times, packs=packs, tokens=True)
         self.patching = Patching(config.patch)
         *_, rows, columns = self.patching.grid(spec.latent.size)  # raises where the patch does not divide it
         span = config.position_grid or (rows, columns)
         head_width = config.width // config.heads if config.positions == "rotary" else 0
-        self.layouts = Layouts(config.width, head_width, (span[0] / rows, span[1] / columns))
+        scale = span[0] / rows, span[1] / columns
+        self.layouts = Layouts(config.width, head_width, scale, config.attention, config.window)
         width, area = config.width, config.patch**2
         self.patch_embedding = nn.Linear(spec.channels_in * area, width)
         self.timestep_embedding = TimestepEmbedding(width)
@@ -214,8 +222,13 @@ class DiT(Network):
             self.design.prepare(embedding.timestep_embedding(t), each)[1]  # type: ignore[operator]
             for embedding, each in zip(self.block_embeddings, conditioning.blocks, strict=True)
         ]
-        for block, each in zip(self.blocks, [c, *own] if own else [c] * len(self.blocks), strict=True):
-            x, context = self.run_block(block, x, context, each, layout, shared)  # (R, L, D), (N, S, D)
+        windows = [layout._replace(windows=each) for each in self.layouts.windows(tokens)]
+        for index, (block, each) in enumerate(
+            zip(self.blocks, [c, *own] if own else [c] * len(self.blocks), strict=True)
+        ):
+            x, context = self.run_block(
+                block, x, context, each, windows[index % len(windows)], shared
+            )  # (R, L, D), (N, S, D)
         return replace(tokens, x=self.final_layer(x, c, layout))  # (R, L, patch * patch * out)
 
     @property

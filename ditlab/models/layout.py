@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from ditlab.errors import UserError
+from ditlab.models.attention import Windows
 from ditlab.models.tokens import Size, Tokens
 
 Scale = tuple[
@@ -78,12 +81,42 @@ class Layout(NamedTuple):
         rope: cosines and sines (2, L', d / 2), or (2, R, 1, L', d / 2) of a pack; L' counts context tokens too.
         mask: of a pack, bool (R, 1, L, L): attention stays within a sample.
         sample: of a pack, int64 (R, L): the sample whose condition modulates each token.
+        windows: tokens that attend to each other only; None where all do.
     """
 
     positions: Tensor
     rope: Tensor | None = None
     mask: Tensor | None = None
     sample: Tensor | None = None
+    windows: Windows | None = None
+
+
+def frame_windows(grid: Size) -> Tensor:
+    """The tokens of each frame of a grid (frames, rows, columns), int64 (frames, rows x columns)."""
+    return _indices(grid).flatten(1)
+
+
+def time_windows(grid: Size, window: Size) -> Tensor:
+    """Windows of ``window`` rows and columns over all frames of a grid, int64 (windows, tokens) (W.A.L.T, section 3.2).
+
+    Of one frame, an image, each token is a window of its own, which W.A.L.T's identity mask for images amounts to.
+
+    Raises:
+        UserError: the windows do not divide the grid.
+    """
+    if grid[0] == 1:
+        return _indices(grid).view(-1, 1)
+    rows, columns = window
+    if grid[1] % rows or grid[2] % columns:
+        shape = "x".join(map(str, grid[1:]))
+        raise UserError(
+            f"windows of {rows}x{columns} patches do not divide frames of {shape}; give another --model.window"
+        )
+    return rearrange(_indices(grid), "f (a h) (b w) -> (a b) (f h w)", h=rows, w=columns)
+
+
+def _indices(grid: Size) -> Tensor:
+    return torch.arange(_count(grid)).view(grid)
 
 
 class Layouts:
@@ -93,11 +126,17 @@ class Layouts:
         width: of a token.
         head_width: of an attention head that rotary positions rotate; 0 for none.
         scale: distance of neighbouring rows and columns.
+        attention: full, windows or axes, as ``BlockConfig.attention``.
+        window: rows and columns of a window; empty for half of those of the grid.
     """
 
-    def __init__(self, width: int, head_width: int, scale: Scale = (1.0, 1.0)):
+    def __init__(
+        self, width: int, head_width: int, scale: Scale = (1.0, 1.0), attention: str = "full", window: Size = ()
+    ):
         self.width, self.head_width, self.scale = width, head_width, scale
+        self.attention, self.window = attention, window
         self._kept: dict[object, Layout] = {}
+        self._windows: dict[object, tuple[Windows | None, ...]] = {}
 
     def __call__(self, tokens: Tokens, context: int) -> Layout:
         """The layout of tokens, with ``context`` tokens that have no place appended to each row."""
@@ -109,9 +148,30 @@ class Layouts:
                 self._kept[key] = self._build(tokens, context)
         return self._kept[key]
 
+    def windows(self, tokens: Tokens) -> tuple[Windows | None, ...]:
+        """The windows that blocks attend within, in turn.
+
+        Raises:
+            UserError: the windows do not divide the grid.
+        """
+        if self.attention == "full":
+            return (None,)
+        key = (tokens.grids, tokens.x.device)
+        if key not in self._windows:
+            if len(self._windows) >= MOST_KEPT:
+                self._windows.clear()
+            grid = tokens.grids[0] if len(tokens.grids[0]) == 3 else (1, *tokens.grids[0])
+            window = self.window or (max(grid[1] // 2, 1), max(grid[2] // 2, 1))
+            with torch.inference_mode(False), torch.device("cpu"):
+                of_time = time_windows(grid, (1, 1) if self.attention == "axes" else window)
+                both = [(each, each.flatten().argsort()) for each in (frame_windows(grid), of_time)]
+            self._windows[key] = tuple(Windows(*(part.to(tokens.x.device) for part in each)) for each in both)
+        return self._windows[key]
+
     def tensors(self) -> list[Tensor]:
         """Every tensor that is kept."""
-        return [tensor for layout in self._kept.values() for tensor in layout if tensor is not None]
+        layouts = [tensor for layout in self._kept.values() for tensor in layout if isinstance(tensor, Tensor)]
+        return layouts + [tensor for both in self._windows.values() for each in both if each for tensor in each]
 
     def _build(self, tokens: Tokens, context: int) -> Layout:
         device, length = tokens.x.device, tokens.x.shape[1]

@@ -49,7 +49,7 @@ class AdaLNCrossAttentionBlock(TextBlock):
         assert c is not None
         assert context is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation_vectors(c, layout, shared)  # each (N, G, D)
-        x = gated(x, gate1, self.attention(modulate(self.norm(x), shift1, scale1), layout.rope))
+        x = gated(x, gate1, self.attention(modulate(self.norm(x), shift1, scale1), layout.rope, windows=layout.windows))
         x = x + self.cross_attention(x, context.tokens, context.mask)
         return gated(x, gate2, self.mlp(modulate(self.norm(x), shift2, scale2))), context
 
