@@ -30,6 +30,8 @@ class DiffusionConfig:
 
     schedule: Literal["linear-beta", "rectified-flow"] = "linear-beta"
     """DDPM's 1000 linear betas, or straight lines."""
+    zero_snr: bool = False
+    """Rescale the betas so that the last time is pure noise (Lin et al. 2023), as W.A.L.T (linear-beta with target v or x0)."""
     target: Literal["epsilon", "x0", "v", "velocity"] = "epsilon"
     """What the network predicts: noise, data, v, or rectified flow's velocity."""
     learned_variance: bool = True
@@ -54,6 +56,8 @@ class DiffusionConfig:
             raise UserError(f"unknown target {self.target!r}; {nearest(self.target, TARGETS)}")
         if self.schedule == "rectified-flow" and self.target == "epsilon":
             raise UserError("target 'epsilon' does not determine the data at t = 1 of rectified flow; use 'velocity'")
+        if self.zero_snr and (self.schedule != "linear-beta" or self.target not in ("v", "x0")):
+            raise UserError("zero SNR goes with schedule 'linear-beta' and target 'v' or 'x0'")
         if self.learned_variance and (self.schedule != "linear-beta" or self.target != "epsilon"):
             raise UserError("learned variance goes with schedule 'linear-beta' and target 'epsilon' only")
         if self.times == "logit-normal" and self.schedule != "rectified-flow":
@@ -69,8 +73,9 @@ class DiffusionConfig:
 
     def build_schedule(self) -> Schedule:
         """The schedule."""
-        schedule = SCHEDULES[self.schedule]
-        return schedule(self.time_scale) if schedule is RectifiedFlow else schedule()
+        if self.schedule == "rectified-flow":
+            return RectifiedFlow(self.time_scale)
+        return LinearBeta(zero_snr=self.zero_snr)
 
     def build_loss(self) -> Loss:
         """The loss, with its schedule inside.

@@ -13,6 +13,8 @@ class Schedule(nn.Module, ABC):
 
     steps: int
     """Length of the table of a discrete schedule; 0 for a continuous one."""
+    zero_snr: bool = False
+    """Whether the last row of the table is pure noise."""
 
     @abstractmethod
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,15 +29,26 @@ class LinearBeta(Schedule):
     """DDPM's table: 1000 betas linear from 1e-4 to 2e-2 (Ho et al. 2020, section 4), variance preserving.
 
     Time t is the table's row t * (steps - 1), rounded to the nearest.
+
+    Args:
+        steps: of the table.
+        first: beta.
+        last: beta.
+        zero_snr: shift and scale sqrt(alpha_bar) so that the last is exactly 0, pure noise, and the first stays (Lin et al.
+            2023, algorithm 1).
     """
 
     alpha_bar: Tensor
 
-    def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 2e-2):
+    def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 2e-2, *, zero_snr: bool = False):
         super().__init__()
-        self.steps = steps
+        self.steps, self.zero_snr = steps, zero_snr
         betas = torch.linspace(first, last, steps, dtype=torch.float64)
-        self.register_buffer("alpha_bar", torch.cumprod(1 - betas, dim=0), persistent=False)
+        alpha_bar = torch.cumprod(1 - betas, dim=0)
+        if zero_snr:
+            alpha = alpha_bar.sqrt()
+            alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def index(self, t: Tensor) -> Tensor:
         """The rows, int64, of times t."""

@@ -24,7 +24,8 @@ class TimeGrid:
     Attributes:
         spacing: on the table of a discrete schedule: ``even`` from the noisiest row, 0 excluded, to the nearest row;
             ``linspace`` from the last row to the first, both included (DDPM; Nichol and Dhariwal 2021, section 4);
-            ``leading`` from row 0 upwards, rounded down (DDIM's public code). On a continuous schedule: even from 1.
+            ``leading`` from row 0 upwards, rounded down (DDIM's public code), which is ``even`` where the last row is pure
+            noise, since sampling then starts at it. On a continuous schedule: even from 1.
         shift: of a continuous schedule, see ``shifted``; 1 is none.
     """
 
@@ -37,7 +38,7 @@ class TimeGrid:
         if rows < 0:
             even = (1 - k / steps for k in range(steps))
             return [shifted(t, self.shift) for t in even]
-        if self.spacing == "leading":
+        if self.spacing == "leading" and not schedule.zero_snr:
             return [k * schedule.steps // steps / rows for k in reversed(range(steps))]
         if self.spacing == "linspace":
             stride = rows / max(steps - 1, 1)

@@ -231,6 +231,8 @@ def test_the_asked_share_of_labels_is_dropped(share: float) -> None:
         ({"target": "epsilom"}, ["'epsilom'", "did you mean 'epsilon'"]),
         ({"schedule": "rectified-flow", "learned_variance": False}, ["'epsilon'", "'velocity'"]),
         ({"target": "v"}, ["learned variance", "'epsilon'"]),
+        ({"zero_snr": True}, ["zero SNR", "'v' or 'x0'"]),
+        ({"zero_snr": True, "schedule": "rectified-flow", "target": "velocity"}, ["zero SNR", "'linear-beta'"]),
         ({"schedule": "rectified-flow", "target": "velocity"}, ["learned variance", "'linear-beta'"]),
         ({"times": "logit-normal"}, ["logit-normal", "'rectified-flow'"]),
         ({"condition_dropout": 1.0}, ["condition dropout 1.0"]),

@@ -312,3 +312,29 @@ def test_unknown_samplers_and_impossible_steps_are_refused_in_one_line(
     x = torch.randn(1, 1, 2, 2)
     with pytest.raises(UserError):
         Trajectory(sampler, schedule, steps, Guidance(), zeros(1), x, lambda: x)
+
+
+class PerfectV(Perfect):
+    """The exact v for N(mean, std^2) on the table that ends in pure noise."""
+
+    schedule = LinearBeta(zero_snr=True)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, r: Tensor | None = None) -> Tensor:
+        alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule(t / 999))
+        whitened = (x - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2)
+        x0 = self.mean + alpha * self.std**2 * whitened
+        return (alpha * sigma * whitened - sigma * x0).to(x.dtype)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_from_pure_noise_starts_at_the_last_row_and_has_the_datas_brightness(sampler: str) -> None:
+    schedule = PerfectV.schedule
+    x = torch.randn(512, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+    for std in (STD, 0.0):
+        states = run(Denoiser(PerfectV(False, std=std), schedule, "v", learned_variance=False), sampler, 150, x)
+        assert states[0].t.t == 1
+        assert states[0].t.alpha == 0
+        made = states[-1].x_s
+        assert made.isfinite().all()
+        assert made.mean() == pytest.approx(MEAN, abs=0.02)
+        assert made.std() == pytest.approx(std, abs=0.04)

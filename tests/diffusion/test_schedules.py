@@ -25,6 +25,20 @@ def test_the_table_is_the_product_of_one_minus_beta() -> None:
     assert product == pytest.approx(4.0358e-5, rel=1e-3)  # the known end of DDPM's table
 
 
+def test_zero_snr_ends_in_pure_noise_and_is_that_of_diffusers() -> None:
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    plain, schedule = LinearBeta(), LinearBeta(zero_snr=True)
+    assert schedule.alpha_bar[-1] == 0
+    assert schedule.alpha_bar[0] == pytest.approx(plain.alpha_bar[0].item(), rel=1e-15)
+    betas = rescale_zero_terminal_snr(torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64))
+    torch.testing.assert_close(schedule.alpha_bar, torch.cumprod(1 - betas, dim=0), atol=1e-15, rtol=0)
+    x0, epsilon = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    noised = corrupt(schedule, x0, epsilon, torch.ones(2))
+    assert torch.equal(noised.x_t, epsilon)
+    torch.testing.assert_close(noised.target("v"), -x0)
+
+
 def test_each_row_has_its_time_and_is_the_network_time() -> None:
     schedule = LinearBeta()
     for dtype in (torch.float32, torch.float64):

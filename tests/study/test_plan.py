@@ -101,7 +101,7 @@ def test_each_ablation_step_changes_one_setting(plan: MakePlan) -> None:
     before = runs["together", BASELINE]
     assert before["diffusion"] == {
         "schedule": "linear-beta", "target": "epsilon", "learned_variance": True, "times": "uniform",
-        "condition_dropout": 0.1, "direction": False, "time_scale": 1000.0, "shift": 1.0,
+        "condition_dropout": 0.1, "direction": False, "zero_snr": False, "time_scale": 1000.0, "shift": 1.0,
     }  # fmt: skip
     assert before["train"]["beta2"] == 0.999
 
