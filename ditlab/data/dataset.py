@@ -139,6 +139,11 @@ class Dataset:
     def __len__(self) -> int:
         return self.info.count
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.shape[-2], self.shape[-1]
+
     def describe(self) -> str:
         """One line for the log: ``digits: 1,797 images of 1x8x8, 10 classes``."""
         return self.info.describe()

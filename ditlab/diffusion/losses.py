@@ -30,8 +30,6 @@ class DiffusionConfig:
 
     schedule: Literal["linear-beta", "rectified-flow"] = "linear-beta"
     """DDPM's 1000 linear betas, or straight lines."""
-    zero_snr: bool = False
-    """Rescale the betas so that the last time is pure noise (Lin et al. 2023), as W.A.L.T (linear-beta with target v or x0)."""
     target: Literal["epsilon", "x0", "v", "velocity"] = "epsilon"
     """What the network predicts: noise, data, v, or rectified flow's velocity."""
     learned_variance: bool = True
@@ -47,6 +45,8 @@ class DiffusionConfig:
     shift: float = 1.0
     """More noise, in training and sampling, for a value above 1 (rectified-flow only): 3 at 1024 pixels in SD3. Sampling at
     another size multiplies it by the square root of the ratio of token counts."""
+    zero_snr: bool = False
+    """Rescale the betas so that the last time is pure noise (Lin et al. 2023), as W.A.L.T (linear-beta with target v or x0)."""
 
     def check(self) -> None:
         """Raise UserError where a value is unknown, or values do not go together."""

@@ -48,12 +48,16 @@ class CausalConv3d(nn.Module):
         return out
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelNorm(nn.Module):
     """Layer norm over the channels of each place, which keeps frames apart."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, F, H, W) to the same shape."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):

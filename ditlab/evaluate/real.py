@@ -170,7 +170,7 @@ def _reference(half: _Half, dataset: Dataset, network: FeatureNetwork) -> Refere
         )
     spatial = (None, None) if half.spatial is None else (half.spatial.mean, half.spatial.covariance)
     mean, covariance, count = half.pooled.mean, half.pooled.covariance, half.pooled.count
-    return Reference(mean, covariance, *spatial, count, network.distance, dataset.shape[1:], dataset.describe())
+    return Reference(mean, covariance, *spatial, count, network.distance, dataset.size, dataset.describe())
 
 
 def _cache_folder(dataset: Dataset, network: FeatureNetwork) -> Path:

@@ -53,7 +53,7 @@ class TrainingImages:
         self.dataset, self.space = dataset, space
         self._network = None
         if space == "features":
-            self._network = feature_network("efficientnet-lite0", dataset.shape[1:])
+            self._network = feature_network("efficientnet-lite0", dataset.size)
             real = real_features(dataset, self._network, progress=lambda done: progress(done / len(dataset)))
             assert real is not None
             self.rows, self.indices = real.pooled, real.indices

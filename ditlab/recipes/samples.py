@@ -187,7 +187,7 @@ def _from_files(path: Path, count: int, processes: Processes, size: tuple[int, .
         if (path / "recipe.json").exists():
             raise UserError(f"{path} contains a run without a finished model; finish `ditlab train {path}` first")
         dataset = open_images(path, size)
-        read, total, target = partial(_read, dataset, path), len(dataset), dataset.shape[1:]
+        read, total, target = partial(_read, dataset, path), len(dataset), dataset.size
         name = f"{path.resolve().name}/" if path.is_dir() else path.name
     else:
         return None

@@ -116,7 +116,7 @@ def gmacs(recipe: Recipe) -> float:
 
 
 @cache
-def _inputs(data: DataConfig, text: TextEncoderConfig) -> tuple[tuple[int, int, int], int, TextEncoder | None]:
+def _inputs(data: DataConfig, text: TextEncoderConfig) -> tuple[tuple[int, ...], int, TextEncoder | None]:
     """Shape of the images, number of classes, and the encoder of captions: the same for most runs of a study."""
     dataset = open_data(data)
     return dataset.shape, len(dataset.names), text_encoder(text, dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_token_of_an_image_attends_to_itself_in_windows_over_time():
     windows = network.layouts.windows(network.patching.to_tokens(sample(1)))
     assert windows[1] is not None
     assert windows[1].tokens.shape == (ROWS * COLUMNS, 1)
-    attention = network.blocks[0].attention
+    attention: Any = network.blocks[0].attention
     x = torch.randn(1, ROWS * COLUMNS, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     value = attention.project(x)[2].transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x, windows=windows[1]), attention.projection(value), atol=1e-12, rtol=0)
