@@ -93,9 +93,14 @@ class SelfAttention(nn.Module):
         x = rearrange(attend(q, k, v), "(n w) h t d -> n (w t) (h d)", n=len(x))
         return self.projection(x[:, windows.order])
 
-    def weights(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The attention weights of ``forward``, (N, heads, T, T)."""
+    def weights(
+        self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None, windows: Windows | None = None
+    ) -> Tensor:
+        """The attention weights of ``forward``, (N, heads, T, T); 0 between windows."""
         q, k, _ = self.project(x, rope)
+        if windows is not None:
+            window = windows.order // windows.tokens.shape[1]
+            mask = window[:, None] == window
         return attention_weights(q, k, mask)
 
     def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,10 @@ from ditlab.models.unet import UNETS, UNetConfig
 NetworkConfig = DiTConfig | UNetConfig
 
 NETWORKS: dict[str, type[NetworkConfig]] = {config.kind: config for config in (DiTConfig, UNetConfig)}
-DESCRIBED = ("depth", "width", "patch", "block", "multipliers", "blocks", "attention")  # fields that are always listed
+DESCRIBED = {  # fields that are always listed
+    DiTConfig: ("depth", "width", "patch", "block"),
+    UNetConfig: ("width", "multipliers", "blocks", "attention"),
+}
 
 # Names of weights before version 0.2, by today's.
 RENAMED_WEIGHTS = {"label_embedding.": "condition_embedding.labels.", "modulation.": "shared_modulation."}
@@ -89,7 +92,7 @@ def describe(config: NetworkConfig) -> str:
     described, default = [], type(config)()
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in DESCRIBED or value != getattr(default, field.name):
+        if field.name in DESCRIBED[type(config)] or value != getattr(default, field.name):
             shown = " ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value
             described.append(f"{field.name.replace('_', ' ')} {shown}")
     return f"{config.kind}: {', '.join(described)}"

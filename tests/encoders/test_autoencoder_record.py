@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -42,7 +43,8 @@ def test_the_pixel_identity_is_saved_too(tmp_path: Path):
 def test_every_kind_of_the_registry_is_built_and_restored_from_its_record(kind: str, folder: Path, kl: Callable):
     (folder / "vae").mkdir()
     kl(channels=3).vae.save_pretrained(folder / "vae")
-    config = AutoencoderConfig(kind=kind, path=str(folder / "vae"), latent_channels=2, widths=(8, 16))  # pyright: ignore
+    sizes: dict[str, Any] = {"latent_channels": 2, "widths": (8, 16), "time_factor": 2}
+    config = AutoencoderConfig(kind=kind, path=str(folder / "vae"), **sizes)  # pyright: ignore
     built = AUTOENCODERS[kind].build(config, 3, 0)
     again = record.restore(json.loads(json.dumps(built.record())))
     assert (again.channels, again.factor, again.architecture()) == (3, built.factor, built.architecture())

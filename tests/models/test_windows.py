@@ -53,6 +53,8 @@ def test_windows_equal_masked_full_attention(kind: str):
     within = attention(x, rope, windows=Windows(tokens, tokens.flatten().argsort()))
     torch.testing.assert_close(within, attention(x, rope, mask), atol=1e-10, rtol=0)
     assert (within - attention(x, rope)).abs().max() > 1e-3
+    windows = Windows(tokens, tokens.flatten().argsort())
+    torch.testing.assert_close(attention.weights(x, rope, None, windows), attention.weights(x, rope, mask))
 
 
 def test_windows_are_those_of_the_paper():

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ditlab.errors import UserError
 from ditlab.evaluate import FeatureNetwork
 from ditlab.pipelines import Pipeline
-from ditlab.study import Plan, worker
+from ditlab.study import Plan, distances, worker
 from ditlab.study import run as study_run
 from ditlab.study.run import WORKER, choose_metric
 from ditlab.study.study_run import load_results
@@ -119,7 +119,7 @@ class Patches(FeatureNetwork):
 def test_a_worker_compares_by_frechet_distance_if_the_images_are_enough(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "feature_network", lambda *arguments: Patches())
+    monkeypatch.setattr(distances, "feature_network", lambda *arguments: Patches())
     out, run, sampled = tmp_path / "study", plan.runs[0], []
     batches = Pipeline.batches
 
