@@ -15,6 +15,7 @@ RESULTS = {  # file: the command that writes it
     "evaluating-cpu": "python benchmarks/evaluating.py --json benchmarks/results/evaluating-cpu.json",
     "versions-cpu": "python benchmarks/versions.py OTHER --quick --json benchmarks/results/versions-cpu.json",
     "memory-cpu": "python benchmarks/memory.py --json benchmarks/results/memory-cpu.json",
+    "text-cpu": "python benchmarks/text.py --json benchmarks/results/text-cpu.json",
     "training-gpu-XL": "bash benchmarks/gpu.sh benchmarks/results",
     "training-gpu-L": "bash benchmarks/gpu.sh benchmarks/results",
     "training-gpu-B": "bash benchmarks/gpu.sh benchmarks/results",
