@@ -18,7 +18,7 @@ import numpy as np
 from ditlab.data.decode import array_to_channels
 from ditlab.data.scene_captions import COLOURS, HELD_OUT_PAIRS, SHAPES
 from ditlab.data.scenes import BACKGROUND, RGB, coverage
-from ditlab.data.source import Captions, Source
+from ditlab.data.source import Captions, Source, WrittenCaptions
 from ditlab.errors import UserError
 
 SIZE, FRAMES = (32, 32), 17  # pixels and frames, unless the config says otherwise
@@ -196,7 +196,7 @@ class BouncingSource(Source):
         self.split = "train" if split == "train" else "test"
         self.title, self.size, self.frames, self.stamps = "bouncing", size, frames, {}
         self.labels = np.zeros(COUNTS[self.split], np.int64)
-        self.captions: Captions = _ClipCaptions(self)
+        self.captions: Captions = WrittenCaptions(len(self), self.caption)
 
     def clip(self, index: int) -> Clip:
         """Clip ``index``: what it shows."""
@@ -230,21 +230,6 @@ class BouncingSource(Source):
     def identity(self) -> Iterator[bytes]:
         """The version of the clips, split, size and length determine them."""
         yield f"bouncing 1 {self.split} {self.size} {self.frames}".encode()
-
-
-class _ClipCaptions(Sequence[tuple[str, ...]]):
-    """The captions of a source, written when they are read."""
-
-    def __init__(self, source: BouncingSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return (self.source.caption(int(index)),)
 
 
 def open_bouncing(split: str, size: tuple[int, int] | None, frames: int) -> BouncingSource:

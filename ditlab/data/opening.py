@@ -49,21 +49,24 @@ def _open_known(config: DataConfig, once: Once) -> Source:
     return open_known(config.source, config.path, config.split)
 
 
+def _refuse_for_rendered(config: DataConfig) -> None:
+    if config.path:
+        raise UserError(
+            f"{config.source} takes no path ({config.path!r}); for your own images give --data.source folder"
+        )
+    if config.flip:
+        raise UserError(f"{config.source} cannot be mirrored, its captions name left and right; give --no-data.flip")
+
+
 def _open_scenes(config: DataConfig, once: Once) -> Source:
     del once  # nothing is listed
-    if config.path:
-        raise UserError(f"scenes takes no path ({config.path!r}); for your own images give --data.source folder")
-    if config.flip:
-        raise UserError("scenes cannot be mirrored, their captions name left and right; give --no-data.flip")
+    _refuse_for_rendered(config)
     return open_scenes(config.split, target_size(config), config.caption)
 
 
 def _open_bouncing(config: DataConfig, once: Once) -> Source:
     del once  # nothing is listed
-    if config.path:
-        raise UserError(f"bouncing takes no path ({config.path!r}); it renders its clips")
-    if config.flip:
-        raise UserError("bouncing cannot be mirrored, its captions name left and right; give --no-data.flip")
+    _refuse_for_rendered(config)
     return open_bouncing(config.split, target_size(config), config.frames)
 
 

@@ -26,7 +26,7 @@ from ditlab.data.scene_captions import (
     describe,
     held_out_relation,
 )  # fmt: skip
-from ditlab.data.source import Captions, Source
+from ditlab.data.source import Captions, Source, WrittenCaptions
 from ditlab.errors import UserError, nearest
 
 SIZE = (32, 32)  # pixels, without --data.size
@@ -247,7 +247,7 @@ class SceneSource(Source):
         self.short = captions == "short"
         self.title, self.size, self.stamps = "scenes", size, {}
         self.labels = np.zeros(COUNTS[self.split], np.int64)
-        self.captions: Captions | None = None if captions == "none" else _SceneCaptions(self)
+        self.captions: Captions | None = None if captions == "none" else WrittenCaptions(len(self), self.caption)
 
     def scene(self, index: int) -> Scene:
         """Scene ``index``: what its picture shows."""
@@ -290,21 +290,6 @@ class SceneSource(Source):
     def identity(self) -> Iterator[bytes]:
         """The version of the pictures, split and size determine them."""
         yield f"scenes {_VERSION} {self.split} {self.size}".encode()
-
-
-class _SceneCaptions(Sequence[tuple[str, ...]]):
-    """The captions of a source, written when they are read: a limit reads few of them."""
-
-    def __init__(self, source: SceneSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return (self.source.caption(int(index)),)
 
 
 def open_scenes(split: str, size: tuple[int, int] | None, captions: str = "") -> SceneSource:

@@ -90,6 +90,21 @@ class Source(ABC):
         """Bytes to hash that differ for different images or labels."""
 
 
+class WrittenCaptions(Sequence[tuple[str, ...]]):
+    """One caption for each of ``count`` images, written by ``caption`` when it is read: a limit reads few of them."""
+
+    def __init__(self, count: int, caption: Callable[[int], str]) -> None:
+        self.count, self.caption = count, caption
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        return (self.caption(int(index)),)
+
+
 class EncodedSource(Source):
     """A source of files in image formats; a subclass provides the bytes of each.
 
