@@ -7,19 +7,17 @@ law of motion: a constant velocity, reflected by the sides. ``measure_judge`` me
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from ditlab.data.bouncing import DIGITS, DIRECTIONS, FRAMES, RADIUS, SPEEDS, Motion, Thing, covered, describe, draw
 from ditlab.data.scene_captions import COLOURS, SHAPES
-from ditlab.evaluate.scenes import TaskScore, unmix
-from ditlab.runtime.console import markdown_table
+from ditlab.evaluate.scenes import TaskScore, TaskScores, unmix
 
 TASKS = ("identity", "direction", "speed", "bounces", "law", "all")
 SPEED_TOLERANCE = 0.2  # of the ends of the range that the caption means
@@ -101,30 +99,7 @@ def score(clip: np.ndarray, prompt: ClipPrompt) -> dict[str, bool]:
     return {**right, "all": all(right.values())}
 
 
-@dataclass(frozen=True)
-class ClipScores:
-    """The scores of all tasks, seen and held out."""
-
-    scores: tuple[TaskScore, ...]
-    seed: int  # of the prompts
-
-    def get(self, task: str, held_out: bool = False) -> TaskScore:
-        """The score of one task."""
-        return next(score for score in self.scores if (score.task, score.held_out) == (task, held_out))
-
-    def table(self) -> list[str]:
-        """Lines of a Markdown table: percent of each task with its interval."""
-        cells = {(score.task, score.held_out): score.cell() for score in self.scores}
-        rows = [(task, cells[task, False], cells[task, True]) for task in TASKS]
-        return markdown_table(("task", "seen, %", "held out, %"), rows)
-
-    def to_json(self) -> str:
-        """One line: the seed, and of each task passed, count, share and interval."""
-        scores = [{**asdict(score), "share": score.share, "interval": score.interval} for score in self.scores]
-        return json.dumps({"seed": self.seed, "scores": scores})
-
-
-def measure(generate: Callable[[list[str]], np.ndarray], count: int = 200, seed: int = 0) -> ClipScores:
+def measure(generate: Callable[[list[str]], np.ndarray], count: int = 200, seed: int = 0) -> TaskScores:
     """Score a model on ``count`` prompts, seen and held out apart.
 
     ``generate`` makes of prompts, twice ``count`` of them, clips uint8 (N, F, H, W, 3) in their order.
@@ -134,7 +109,7 @@ def measure(generate: Callable[[list[str]], np.ndarray], count: int = 200, seed:
 
 def measure_judge(
     size: tuple[int, int] = (32, 32), frames: int = FRAMES, count: int = 200, seed: int = 0, noise: float = 8
-) -> ClipScores:
+) -> TaskScores:
     """Score real clips with Gaussian noise of a standard deviation of ``noise`` of 255: one less a share is the error."""
     generator, rng = np.random.default_rng(seed), random.Random(f"real {seed}")
     height, width = (side / min(size) for side in size)
@@ -147,13 +122,13 @@ def measure_judge(
     return _measure(real, count, seed)
 
 
-def _measure(generate: Callable[[list[ClipPrompt]], np.ndarray], count: int, seed: int) -> ClipScores:
+def _measure(generate: Callable[[list[ClipPrompt]], np.ndarray], count: int, seed: int) -> TaskScores:
     scores = []
     for held_out in (False, True):
         drawn = prompts(count, seed, held_out)
         verdicts = [score(clip, prompt) for clip, prompt in zip(generate(drawn), drawn, strict=True)]
         scores += [TaskScore(task, held_out, sum(each[task] for each in verdicts), count) for task in TASKS]
-    return ClipScores(tuple(scores), seed)
+    return TaskScores(tuple(scores), seed)
 
 
 def _object(frame: np.ndarray) -> tuple[tuple[str, str], tuple[float, float]]:

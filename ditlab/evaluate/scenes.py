@@ -207,7 +207,7 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class SceneScores:
+class TaskScores:
     """The scores of all tasks, seen and held out."""
 
     scores: tuple[TaskScore, ...]
@@ -217,22 +217,32 @@ class SceneScores:
         """The score of one task."""
         return next(score for score in self.scores if (score.task, score.held_out) == (task, held_out))
 
-    def mean(self, held_out: bool = False) -> float:
-        """The mean share of the six tasks, GenEval's overall score."""
-        shares = [score.share for score in self.scores if score.held_out == held_out]
-        return sum(shares) / len(shares)
+    def rows(self) -> list[tuple[str, ...]]:
+        """Of each task its name, and percent with the interval, seen and held out."""
+        names = dict.fromkeys(score.task for score in self.scores)
+        return [(task, self.get(task).cell(), self.get(task, True).cell()) for task in names]
 
     def table(self) -> list[str]:
         """Lines of a Markdown table: percent of each task with its interval."""
-
-        rows = [(task, self.get(task).cell(), self.get(task, True).cell()) for task in tasks()]
-        rows.append(("mean", f"{100 * self.mean():.1f}", f"{100 * self.mean(True):.1f}"))
-        return markdown_table(("task", "seen, %", "held out, %"), rows)
+        return markdown_table(("task", "seen, %", "held out, %"), self.rows())
 
     def to_json(self) -> str:
         """One line: the seed, and of each task passed, count, share and interval."""
         scores = [{**asdict(score), "share": score.share, "interval": score.interval} for score in self.scores]
         return json.dumps({"seed": self.seed, "scores": scores})
+
+
+class SceneScores(TaskScores):
+    """The scores of GenEval's tasks."""
+
+    def mean(self, held_out: bool = False) -> float:
+        """The mean share of the six tasks, GenEval's overall score."""
+        shares = [score.share for score in self.scores if score.held_out == held_out]
+        return sum(shares) / len(shares)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """See ``TaskScores.rows``; the last is the mean."""
+        return [*super().rows(), ("mean", f"{100 * self.mean():.1f}", f"{100 * self.mean(True):.1f}")]
 
 
 class ScenesJudge:

@@ -14,8 +14,7 @@ from ditlab.data import DataConfig, Dataset, open_data
 from ditlab.diffusion import Positions
 from ditlab.errors import UserError
 from ditlab.evaluate import bouncing, scenes
-from ditlab.evaluate.bouncing import ClipScores
-from ditlab.evaluate.scenes import SceneScores
+from ditlab.evaluate.scenes import TaskScores
 from ditlab.models import Condition
 from ditlab.pipelines import Pipeline, SampleConfig, gather
 from ditlab.recipes.prepare import Log
@@ -54,7 +53,7 @@ class Language:
     """What was measured; None where it does not apply."""
 
     loss: CaptionLoss | None
-    tasks: SceneScores | ClipScores | None
+    tasks: TaskScores | None
     settings: dict[str, str]
 
     def lines(self) -> list[str]:
