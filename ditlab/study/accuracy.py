@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -24,8 +25,7 @@ HELD_OUT = 1024  # images of the test split for the loss
 
 def measurement(plan: Plan) -> Measurement:
     """What measures the runs of a plan."""
-    config = plan.recipe.data
-    test = open_data(type(config)(source=config.source, size=config.size, split="test", limit=HELD_OUT))
+    test = open_data(replace(plan.recipe.data, split="test", limit=HELD_OUT))
 
     def measured(run: StudyRun, pipeline: Pipeline, run_folder: Path, out: Path) -> Result:
         made: list[np.ndarray] = []

@@ -70,7 +70,8 @@ def _of_first_seed(part: str, name: str, spec: str) -> Column:
     return lambda seeds: format(getattr(seeds[0], part)[name], spec)
 
 
-def _over_seeds(name: str) -> Column:
+def over_seeds(name: str) -> Column:
+    """Mean and standard deviation of a number of the results."""
     return lambda seeds: mean_and_std([result.number(name) for result in seeds])
 
 
@@ -80,12 +81,12 @@ COLUMNS = {
     "GMACs": _of_first_seed("network", "gmacs", ".3g"),
     "training GMACs": _of_first_seed("training", "gmacs", ".3g"),
     "images/s": _of_first_seed("training", "images_per_second", ",.0f"),
-    "precision ↑": _over_seeds("precision"),
-    "recall ↑": _over_seeds("recall"),
+    "precision ↑": over_seeds("precision"),
+    "recall ↑": over_seeds("recall"),
 }
 
 
 def columns(metric: str, *names: str) -> dict[str, Column]:
     """``COLUMNS`` of these names, then the metric, precision and recall over seeds."""
-    known = {**COLUMNS, f"{metric} ↓": _over_seeds(metric)}
+    known = {**COLUMNS, f"{metric} ↓": over_seeds(metric)}
     return {name: known[name] for name in (*names, f"{metric} ↓", "precision ↑", "recall ↑")}

@@ -181,17 +181,13 @@ def _ranking(settings: dict[str, list[Result]]) -> str:
     return ", ".join(f"{name} {study.mean_distance(settings[name]):.1f}" for name in by_accuracy)
 
 
-def _over_seeds(name: str) -> study.Column:
-    return lambda seeds: study.mean_and_std([result.number(name) for result in seeds])
-
-
 _MEASURES: dict[str, study.Column] = {
-    "accuracy, % ↑": _over_seeds("accuracy"),
-    "held out, % ↑": _over_seeds("held out"),
-    "attribution, % ↑": _over_seeds("colour attribution"),
-    "position, % ↑": _over_seeds("position"),
-    "held-out loss ↓": _over_seeds("held-out loss"),
-    "other caption ↑": _over_seeds("other caption"),
+    "accuracy, % ↑": study.over_seeds("accuracy"),
+    "held out, % ↑": study.over_seeds("held out"),
+    "attribution, % ↑": study.over_seeds("colour attribution"),
+    "position, % ↑": study.over_seeds("position"),
+    "held-out loss ↓": study.over_seeds("held-out loss"),
+    "other caption ↑": study.over_seeds("other caption"),
 }
 
 
@@ -225,7 +221,7 @@ def _compute(sizes: dict[str, list[Result]], path: Path) -> list[str]:
 
 def _guidance(scales: dict[str, list[Result]], path: Path) -> list[str]:
     """Accuracy and variety, a table and a figure."""
-    columns = {**_MEASURES, "variety ↑": _over_seeds("variety")}
+    columns = {**_MEASURES, "variety ↑": study.over_seeds("variety")}
     series = [
         Series(
             label, [(float(s), factor * study.mean([r.number(name) for r in seeds]), "") for s, seeds in scales.items()]
