@@ -77,13 +77,7 @@ def test_the_first_block_sees_a_frame_and_the_second_all_frames(attention: str):
         network = network_of(replace(CONFIG, depth=depth, attention=attention, window=window))
         moved = (network(x, T, LABELS) - network(y, T, LABELS)).abs().sum(dim=(0, 1)) > 1e-9
         assert moved[2].all()
-        assert moved[:2].any() == (depth == 2)
-    rows, columns = (slice(2, 4), slice(3, 6)) if attention == "windows" else (slice(3, 4), slice(5, 6))
-    expected = torch.zeros(ROWS, COLUMNS, dtype=torch.bool)
-    expected[rows, columns] = True
-    # The second block mixes over time within windows that hold a token that moved: all of the last frame has moved.
-    assert moved[0].all() == (attention == "windows" or moved[2].all())
-    assert (moved[0] & expected).any()
+        assert moved[:2].all() if depth == 2 else not moved[:2].any()
 
 
 @torch.no_grad()
