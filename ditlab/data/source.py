@@ -91,13 +91,13 @@ class Source(ABC):
 
 
 class WrittenCaptions(Sequence[tuple[str, ...]]):
-    """One caption for each of ``count`` images, written by ``caption`` when it is read: a limit reads few of them."""
+    """One caption for each of ``images`` images, written by ``caption`` when it is read: a limit reads few of them."""
 
-    def __init__(self, count: int, caption: Callable[[int], str]) -> None:
-        self.count, self.caption = count, caption
+    def __init__(self, images: int, caption: Callable[[int], str]) -> None:
+        self.images, self.caption = images, caption
 
     def __len__(self) -> int:
-        return self.count
+        return self.images
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
